@@ -1,0 +1,138 @@
+"""When a mounted engine commits: at its interval, at its limits, on fsync, on a snapshot; and its background work.
+
+One commit runs at a time.  It flushes payload in a worker thread while requests go on being served, until what was
+written meanwhile is small; the rest happens on the main thread without yielding.  Callers that arrive while a commit
+waits to begin share it: what they want durable was answered before it began.
+
+A commit that fails fails the engine; `failed` is called once with the reason, and every later request answers EIO.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from tzfs import limits
+from tzfs.engine.engine import Engine
+from tzfs.errors import TzfsError
+from tzfs.format.records import Snapshot
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FLUSH_ROUNDS_MAX = 8  # a writer faster than the disk must not keep a commit from ending
+BACKGROUND_PAUSE_S = 0.005  # between batches of background work: requests come first
+
+
+class Committer:
+    """The one that commits `engine`, on the trio thread."""
+
+    def __init__(self, engine: Engine, failed: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._failed = failed
+        self._lock = trio.Lock()
+        self._asked = 0  # commits asked for, and up to which of them they are durable
+        self._done = 0
+        self._kick = trio.Event()
+        self._timed = False  # `run` will wake by itself
+        self.last_commit_ms = 0.0
+        self.slowest_commit_ms = 0.0
+
+    def changed(self) -> None:
+        """Something has become dirty.  Wakes `run` if it sleeps without a time, or if the commit cannot wait for it."""
+        if not self._timed or (self._engine.commit_due and not self._kick.is_set()):
+            self._timed = True
+            self._kick.set()
+
+    async def commit(self) -> None:
+        """Everything answered so far is durable when it returns."""
+        self._asked += 1
+        ticket = self._asked
+        async with self._lock:
+            if self._done >= ticket:
+                return
+            await trio.lowlevel.checkpoint()  # what already waits for an answer joins in
+            await self._flush()
+            self._finish(self._engine.commit)
+
+    async def snapshot(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
+        """A snapshot of everything answered so far."""
+        async with self._lock:
+            await self._flush()
+            return self._finish(lambda: self._engine.snapshot(name, properties))
+
+    def _finish(self, commit: Callable[[], T]) -> T:
+        upto = self._asked
+        began = time.perf_counter()
+        try:
+            answer = commit()
+        finally:
+            self._report_failure()
+        self._done = upto
+        self.last_commit_ms = (time.perf_counter() - began) * 1e3
+        self.slowest_commit_ms = max(self.slowest_commit_ms, self.last_commit_ms)
+        return answer
+
+    async def _flush(self) -> None:
+        engine = self._engine
+        for _ in range(FLUSH_ROUNDS_MAX):
+            if engine.dirty_bytes <= limits.FLUSH_REMAINDER_BYTES_MAX:
+                return
+            job = engine.begin_flush()
+            if job is None:
+                return
+            await trio.to_thread.run_sync(job.run, abandon_on_cancel=False)
+            try:
+                engine.end_flush()
+            finally:
+                self._report_failure()
+
+    async def make_room(self) -> None:
+        """Waits while writers are ahead of the disk: the brake of a write."""
+        async with self._lock:
+            if self._engine.dirty_bytes >= self._engine.settings.dirty_bytes_max:
+                await self._flush()
+
+    def _report_failure(self) -> None:
+        if self._engine.failed is not None:
+            self._failed(self._engine.failed)
+
+    async def run(self) -> None:
+        """Commits in time and does the background work, until cancelled."""
+        engine = self._engine
+        while engine.failed is None:
+            wait_s = self._wait_s()
+            self._kick = trio.Event()
+            self._timed = wait_s is not None
+            if wait_s is None:
+                await self._kick.wait()
+                continue
+            with trio.move_on_after(wait_s):
+                await self._kick.wait()
+            due = engine.commit_due_at_ns()
+            try:
+                if due is not None and (engine.commit_due or time.time_ns() >= due):
+                    await self.commit()
+                if engine.background_pending:
+                    await self._background()
+            except (TzfsError, OSError) as error:
+                log.error("commit: %s", error)
+
+    def _wait_s(self) -> float | None:
+        """How long there is nothing to do; None for until something changes."""
+        engine = self._engine
+        if engine.commit_due or engine.background_pending:
+            return 0.0
+        due = engine.commit_due_at_ns()
+        return None if due is None else max(0.0, (due - time.time_ns()) / 1e9)
+
+    async def _background(self) -> None:
+        """One batch; a large backlog is worked off over many turns of `run`."""
+        async with self._lock:
+            if self._engine.failed is None:
+                self._engine.background_step()
+        await trio.sleep(BACKGROUND_PAUSE_S)

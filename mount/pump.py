@@ -1,0 +1,335 @@
+"""The request pump: takes FUSE requests without a detour through trio while they come fast.
+
+Stock pyfuse3 passes trio's scheduler twice for each request, once for an uncontended `trio.Lock` and once for
+`wait_readable`; two thirds of a request's time go there, and between requests the processor falls asleep.  pyfuse3
+looks its event library up at run time as `pyfuse3.trio`, so `install` puts a shim there that is trio in everything but
+three names:
+
+* `Lock`: entering it does not yield while nobody holds it.  It does not hand itself over on release: the worker that
+  comes back from its request takes it again, and a second one gets it when the first is suspended inside a handler.
+* `lowlevel.wait_readable`: polls the descriptor; if nothing is there, polls and yields the processor for up to
+  `spin_ns`, in C and without the GIL; only then waits in trio.
+* `lowlevel.notify_closing`: also reaches a worker that is in the pump and not in trio's own wait.
+
+States of a wait, and what ends it:
+
+    POLL --a request--> done                         POLL --nothing, and spins have lately been in vain--> TRIO
+    POLL --nothing--> SPIN --a request--> done       SPIN --spin_ns passed--> TRIO --a request--> done
+    POLL, SPIN --trio has not run for TURN_MAX_NS, a timer is due, what trio waits for has come--> TURN --> POLL
+
+Invariants:
+
+* Trio runs at least every TURN_MAX_NS, whatever the load, and at once when a thread job, a signal or a message from a
+  socket waits for it: its epoll descriptor is polled beside the FUSE descriptor.
+* An idle process does not wake: at most one spin follows the last request, then the wait is trio's.  Spins in vain make
+  spinning rarer, down to one wait in 16, so that slow traffic costs no processor time either.
+* A request may be withdrawn (its client was killed) between poll and read.  A blocking read would then hold the
+  whole process, with the GIL, until the next request.  The descriptor is therefore made non-blocking, and since
+  pyfuse3 takes EAGAIN for the end of the world, its call to libfuse is led through a function in C that says EINTR
+  instead, upon which pyfuse3 waits again.  Where that call cannot be redirected the descriptor is left as it was.
+* `Cancelled` and `ClosedResourceError` come out of a wait as they would from trio's own, TURN_MAX_NS later at most.
+
+The pump knows nothing of requests, handlers or the engine.  `TZFS_PUMP=off` in the environment makes `install` decline.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+import types
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol, Self, cast
+
+import pyfuse3
+import trio
+
+from tzfs.native import _native
+
+log = logging.getLogger(__name__)
+
+SPIN_NS_DEFAULT: Final = 50_000  # what waking a virtual processor costs: sleeping sooner than that cannot win
+TURN_MAX_NS: Final = 2_000_000  # a turn of trio costs 10-20 us: 1 % at full load, and a ping waits 2 ms
+NO_DEADLINE: Final = (1 << 63) - 1
+
+_READY: Final = 1
+_IDLE: Final = 2
+_TURN: Final = 3
+_WOKEN: Final = 4
+
+# Rounds of trio's loop until what became due has run.  A timer's task runs in the round that finds it, but perhaps
+# after us; a thread's completion first wakes trio's queue of callbacks, which wakes the task in the round after.
+_ROUNDS_OF_TURN: Final = 2
+_ROUNDS_OF_WAKE: Final = 3
+
+
+class _State(Protocol):
+    """`struct tzfs_pump` (native/src/pump.h)."""
+
+    spin_ns: int
+    turn_max_ns: int
+    turn_ns: int
+    deadline_ns: int
+    ready: int
+    spun: int
+    vain: int
+    idle: int
+    turns: int
+    wakes: int
+    yields: int
+    spin_sum_ns: int
+
+
+class _Library(Protocol):
+    def tzfs_pump_now_ns(self) -> int: ...
+    def tzfs_pump_wait(self, pump: _State, fuse_fd: int, wake_fd: int, /) -> int: ...
+    def tzfs_pump_guard(self, path: bytes, /) -> int: ...
+    def tzfs_pump_unguard(self) -> int: ...
+    def tzfs_pump_received(self) -> int: ...
+    def tzfs_pump_withdrawn(self) -> int: ...
+
+
+_lib: Final = cast(_Library, _native.lib)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the pump has done since it was installed."""
+
+    ready: int  # requests that were there at once
+    spun: int  # requests that came within a spin
+    waited: int  # waits left to trio
+    vain: int  # spins that ended with nothing
+    turns: int  # times trio was let run because it had not for TURN_MAX_NS, or because of a timer
+    wakes: int  # times trio was let run because something it waits for had come
+    yields: int  # sched_yield calls
+    spin_ns: int  # time spent spinning
+    withdrawn: int  # requests that were gone when they were to be read
+    guarded: bool  # withdrawn requests cannot stop the loop
+
+
+class _Done:
+    """An awaitable that does not suspend: half the cost of a coroutine."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        return cast("Generator[None, None, None]", _nothing())
+
+
+def _nothing() -> Iterator[None]:
+    return iter(())
+
+
+_DONE: Final = _Done()
+
+
+class _Lock:
+    """Mutual exclusion for pyfuse3's workers.  A woken one competes again; all are alike, so none can starve."""
+
+    __slots__ = ("_held", "_waiting")
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def __aenter__(self) -> Awaitable[None]:
+        if self._held:
+            return self._acquire()
+        self._held = True
+        return _DONE
+
+    async def _acquire(self) -> None:
+        while self._held:
+            await self._waiting.park()
+        self._held = True
+
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> Awaitable[None]:
+        self._held = False
+        if self._waiting:
+            self._waiting.unpark()
+        return _DONE
+
+
+class _Lowlevel(types.ModuleType):
+    """`trio.lowlevel` but for what is set on it."""
+
+    def __getattr__(self, name: str) -> object:
+        return cast(object, getattr(trio.lowlevel, name))
+
+
+class _Shim(types.ModuleType):
+    """`trio` but for what is set on it."""
+
+    Lock: Callable[[], _Lock]
+    lowlevel: _Lowlevel
+
+    def __getattr__(self, name: str) -> object:
+        return cast(object, getattr(trio, name))
+
+
+class Pump:
+    """The pump in its place; `close`, or leaving the context, puts trio back.  Made by `install`.
+
+    Close it only when `pyfuse3.main` has returned.  One pump serves any number of sessions one after another.
+    """
+
+    def __init__(self, *, spin_ns: int, guarded: bool) -> None:
+        self._memory = _native.ffi.new("struct tzfs_pump *")
+        self._state = cast(_State, self._memory)
+        self._state.spin_ns = spin_ns
+        self._state.turn_max_ns = TURN_MAX_NS
+        self._state.deadline_ns = NO_DEADLINE
+        self._wake_fd = -1
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._closing = False
+        self._guarded = guarded
+        self._nonblocking = False
+        self._received_before = _lib.tzfs_pump_received()
+        self._withdrawn_before = _lib.tzfs_pump_withdrawn()
+        self._installed = True
+
+        lowlevel = _Lowlevel("trio.lowlevel")
+        setattr(lowlevel, "wait_readable", self._wait_readable)  # noqa: B010 - a module type declares no names
+        setattr(lowlevel, "notify_closing", self._notify_closing)  # noqa: B010
+        self._shim = _Shim("trio")
+        self._shim.Lock = self._begin_session
+        self._shim.lowlevel = lowlevel
+        setattr(pyfuse3, "trio", self._shim)  # noqa: B010 - the stubs do not know the name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give pyfuse3 back its trio and its libfuse.  Doing it twice is harmless."""
+        if not self._installed:
+            return
+        self._installed = False
+        setattr(pyfuse3, "trio", trio)  # noqa: B010
+        if self._guarded and _lib.tzfs_pump_unguard() != 0:
+            log.warning("request pump: pyfuse3's call to libfuse stays redirected, which does no harm")
+
+    @property
+    def statistics(self) -> Statistics:
+        state = self._state
+        return Statistics(
+            ready=state.ready,
+            spun=state.spun,
+            waited=state.idle,
+            vain=state.vain,
+            turns=state.turns,
+            wakes=state.wakes,
+            yields=state.yields,
+            spin_ns=state.spin_sum_ns,
+            withdrawn=_lib.tzfs_pump_withdrawn() - self._withdrawn_before,
+            guarded=self._nonblocking,
+        )
+
+    # -- what pyfuse3 calls --------------------------------------------------------------------------------------------
+
+    def _begin_session(self) -> _Lock:
+        """pyfuse3 makes one lock for each session, before its first wait."""
+        self._closing = False
+        self._nonblocking = False
+        self._received_before = _lib.tzfs_pump_received()
+        return _Lock()
+
+    async def _wait_readable(self, fd: int) -> None:
+        while True:
+            if self._closing:
+                raise trio.ClosedResourceError("the FUSE descriptor is being closed")
+            verdict = _lib.tzfs_pump_wait(self._state, fd, self._wake_fd)
+            if verdict == _READY:
+                return
+            if verdict == _IDLE:
+                await trio.lowlevel.wait_readable(fd)
+                self._trio_ran(fd)
+                return
+            for _ in range(_ROUNDS_OF_WAKE if verdict == _WOKEN else _ROUNDS_OF_TURN):
+                await trio.lowlevel.checkpoint()
+            self._trio_ran(fd)
+
+    def _notify_closing(self, fd: int) -> None:
+        self._closing = True
+        trio.lowlevel.notify_closing(fd)
+
+    # -- between the two -----------------------------------------------------------------------------------------------
+
+    def _trio_ran(self, fd: int) -> None:
+        """Start the next turn's time, and look when trio's next timer is due.  A timer set by a request served in
+        between is seen at the next turn."""
+        now_ns = _lib.tzfs_pump_now_ns()
+        due_s = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        self._state.turn_ns = now_ns
+        self._state.deadline_ns = NO_DEADLINE if math.isinf(due_s) else now_ns + int(due_s * 1e9)
+        token = trio.lowlevel.current_trio_token()
+        if token is not self._token:
+            self._token = token
+            self._wake_fd = _wake_descriptor()
+        if self._guarded and not self._nonblocking and _lib.tzfs_pump_received() > self._received_before:
+            # Only now is it certain that pyfuse3 reads through the guard; its first request is the kernel's INIT,
+            # which nobody withdraws.
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+            self._nonblocking = True
+
+
+def install(*, spin_ns: int = SPIN_NS_DEFAULT) -> Pump | None:
+    """Put the pump between pyfuse3 and trio, before `pyfuse3.main` runs.
+
+    `spin_ns` bounds the spin after each request; 0 never spins.  Returns None, with a line in the log, where pyfuse3
+    is not built as the pump needs it, or where `TZFS_PUMP=off` is set: the mount then runs on stock trio.
+    """
+    if spin_ns < 0:
+        raise ValueError(f"spin_ns must not be negative: {spin_ns}")
+    if os.environ.get("TZFS_PUMP", "on") == "off":
+        log.info("request pump: switched off by TZFS_PUMP")
+        return None
+    reason = _unfit()
+    if reason is not None:
+        log.warning("request pump: not used, %s", reason)
+        return None
+    failed = _lib.tzfs_pump_guard(os.fsencode(str(pyfuse3.__file__)))
+    if failed:
+        log.warning("request pump: the descriptor stays blocking, pyfuse3's call to libfuse is not found (%d)", failed)
+    return Pump(spin_ns=spin_ns, guarded=not failed)
+
+
+def _unfit() -> str | None:
+    """Why this pyfuse3 cannot take the pump, or None if it can."""
+    version = pyfuse3.__version__
+    if version.split(".")[0] != "3":
+        return f"pyfuse3 {version} is not a version it knows"
+    if getattr(pyfuse3, "trio", None) is not trio:
+        return "pyfuse3 does not look trio up as pyfuse3.trio, or something else is there already"
+    missing = [name for name in ("_wait_fuse_readable", "_session_loop") if not hasattr(pyfuse3, name)]
+    if missing:
+        return f"pyfuse3 {version} has no {missing[0]}"
+    return None
+
+
+def _wake_descriptor() -> int:
+    """The descriptor that is readable when trio has something to do: its epoll instance.
+
+    Trio keeps it to itself; if it is not where we look, -1, and trio is let run every TURN_MAX_NS all the same.
+    """
+    try:
+        from trio._core._run import GLOBAL_RUN_CONTEXT
+
+        return int(GLOBAL_RUN_CONTEXT.runner.io_manager._epoll.fileno())
+    except (ImportError, AttributeError):
+        return -1

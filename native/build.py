@@ -1,0 +1,33 @@
+"""Builds `tzfs.native._native`: every C file in `src/`, each with its header and its declarations for cffi.
+
+Run it to build in place; `setup.py` names `ffibuilder`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cffi
+
+SOURCES = Path(__file__).resolve().parent / "src"
+ROOT = SOURCES.parent.parent
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wno-unused-parameter"]
+
+ffibuilder = cffi.FFI()
+modules = sorted(path.stem for path in SOURCES.glob("*.cdef"))
+for module in modules:
+    ffibuilder.cdef((SOURCES / f"{module}.cdef").read_text())
+ffibuilder.set_source(
+    "tzfs.native._native",
+    "".join(f'#include "{module}.h"\n' for module in modules),
+    sources=[os.path.relpath(SOURCES / f"{module}.c") for module in modules],
+    include_dirs=[str(SOURCES)],
+    depends=[os.path.relpath(path) for path in sorted(SOURCES.glob("*.h"))],
+    extra_compile_args=["-O2", "-std=gnu11", "-Werror", *WARNINGS],
+    libraries=["dl"],
+)
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    ffibuilder.compile(tmpdir=str(ROOT), target=str(ROOT / "native" / "_native.*"), verbose=True)

@@ -1,0 +1,244 @@
+/* See pump.h.
+ *
+ * `tzfs_pump_wait` is a function of its arguments and of two descriptors.  The guard is the one place in native/ that
+ * keeps globals: a pyfuse3 process has one session, and the function that stands in for libfuse's has libfuse's
+ * signature, so there is nowhere else to keep the original.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "pump.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <link.h>
+#include <poll.h>
+#include <sched.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SKIP_DOUBLINGS_MAX 4 /* one wait in 16 still spins, so that a burst is noticed within 16 requests */
+
+int64_t tzfs_pump_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int request_came(struct tzfs_pump *pump, uint64_t *counter)
+{
+    ++*counter;
+    pump->failures = 0;
+    pump->skip = 0;
+    pump->woken = 0;
+    return TZFS_PUMP_READY;
+}
+
+static int nothing_came(struct tzfs_pump *pump)
+{
+    pump->idle++;
+    pump->woken = 0;
+    return TZFS_PUMP_IDLE;
+}
+
+int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
+{
+    struct pollfd fds[2] = {{.fd = fuse_fd, .events = POLLIN}, {.fd = wake_fd, .events = POLLIN}};
+    const int64_t entered = tzfs_pump_now_ns();
+    const int64_t turn_due = pump->turn_ns + pump->turn_max_ns;
+    const int64_t due = turn_due < pump->deadline_ns ? turn_due : pump->deadline_ns;
+    int64_t now = entered;
+
+    for (uint64_t round = 0;; round++) {
+        if (now >= due) {
+            pump->turns++;
+            pump->spin_sum_ns += (uint64_t)(now - entered);
+            return TZFS_PUMP_TURN;
+        }
+        int found = poll(fds, wake_fd < 0 ? 1 : 2, 0);
+        if (found < 0) {
+            if (errno != EINTR)
+                return nothing_came(pump); /* trio will meet the same error and raise it */
+            pump->turns++; /* a signal: Python's handler and trio's wake-up come first */
+            return TZFS_PUMP_TURN;
+        }
+        if (found > 0) {
+            pump->spin_sum_ns += (uint64_t)(now - entered);
+            /* Whoever waits for trio goes first, but not twice in a row: neither starves the other. */
+            if (wake_fd >= 0 && fds[1].revents && !(pump->woken && fds[0].revents)) {
+                pump->wakes++;
+                pump->woken = 1;
+                return TZFS_PUMP_WOKEN;
+            }
+            return request_came(pump, round ? &pump->spun : &pump->ready);
+        }
+        if (round == 0) {
+            if (pump->spin_ns <= 0)
+                return nothing_came(pump);
+            if (pump->skip) {
+                pump->skip--;
+                return nothing_came(pump);
+            }
+        } else if (now - entered >= pump->spin_ns) {
+            pump->vain++;
+            pump->spin_sum_ns += (uint64_t)(now - entered);
+            if (pump->failures < SKIP_DOUBLINGS_MAX)
+                pump->failures++;
+            pump->skip = (1u << pump->failures) - 1;
+            return nothing_came(pump);
+        }
+        /* Not a pause instruction: on one processor the client could not run, and would never ask. */
+        sched_yield();
+        pump->yields++;
+        now = tzfs_pump_now_ns();
+    }
+}
+
+/* -- the guard ------------------------------------------------------------------------------------------------------ */
+
+typedef int receive_function(void *session, void *buffer);
+
+static receive_function *original;
+static receive_function **slot;
+static struct relro {
+    char *begin, *end; /* pages that the dynamic linker made read-only, if any */
+} slot_relro;
+static uint64_t received, withdrawn;
+
+static int receive_guarded(void *session, void *buffer)
+{
+    int result = original(session, buffer);
+    received++;
+    if (result == -EAGAIN) {
+        withdrawn++;
+        return -EINTR;
+    }
+    return result;
+}
+
+struct search {
+    ElfW(Addr) base;
+    struct relro relro;
+};
+
+static int find_relro(struct dl_phdr_info *info, size_t size, void *argument)
+{
+    struct search *search = argument;
+    (void)size;
+    if (info->dlpi_addr != search->base)
+        return 0;
+    const ElfW(Addr) page = (ElfW(Addr))sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+        if (header->p_type != PT_GNU_RELRO)
+            continue;
+        /* As the linker does it: only whole pages are protected. */
+        search->relro.begin = (char *)((search->base + header->p_vaddr) & ~(page - 1));
+        search->relro.end = (char *)((search->base + header->p_vaddr + header->p_memsz) & ~(page - 1));
+    }
+    return 1;
+}
+
+/* The slot through which `map` calls `name`: procedure-linkage and plain global-data relocations hold it, by linker. */
+static receive_function **find_slot(const struct link_map *map, const char *name)
+{
+    const ElfW(Sym) *symbols = NULL;
+    const char *strings = NULL;
+    const ElfW(Rela) *tables[2] = {NULL, NULL};
+    size_t counts[2] = {0, 0};
+
+    for (const ElfW(Dyn) *d = map->l_ld; d->d_tag != DT_NULL; d++) {
+        /* glibc relocates these in place, other linkers leave offsets. */
+        const char *at = (const char *)(d->d_un.d_ptr < map->l_addr ? d->d_un.d_ptr + map->l_addr : d->d_un.d_ptr);
+        switch (d->d_tag) {
+        case DT_SYMTAB: symbols = (const void *)at; break;
+        case DT_STRTAB: strings = at; break;
+        case DT_JMPREL: tables[0] = (const void *)at; break;
+        case DT_PLTRELSZ: counts[0] = d->d_un.d_val / sizeof(ElfW(Rela)); break;
+        case DT_RELA: tables[1] = (const void *)at; break;
+        case DT_RELASZ: counts[1] = d->d_un.d_val / sizeof(ElfW(Rela)); break;
+        case DT_PLTREL:
+            if (d->d_un.d_val != DT_RELA)
+                return NULL;
+            break;
+        default: break;
+        }
+    }
+    if (!symbols || !strings)
+        return NULL;
+    for (int t = 0; t < 2; t++) {
+        for (size_t i = 0; tables[t] && i < counts[t]; i++) {
+            const ElfW(Rela) *entry = &tables[t][i];
+            const size_t symbol = sizeof(void *) == 8 ? ELF64_R_SYM(entry->r_info) : ELF32_R_SYM(entry->r_info);
+            if (symbol && !strcmp(strings + symbols[symbol].st_name, name))
+                return (receive_function **)(map->l_addr + entry->r_offset);
+        }
+    }
+    return NULL;
+}
+
+static int write_slot(receive_function *value)
+{
+    char *at = (char *)slot;
+    const int protected = at >= slot_relro.begin && at < slot_relro.end;
+    const size_t bytes = (size_t)(slot_relro.end - slot_relro.begin);
+    if (protected && mprotect(slot_relro.begin, bytes, PROT_READ | PROT_WRITE))
+        return 3;
+    *slot = value;
+    if (protected)
+        mprotect(slot_relro.begin, bytes, PROT_READ);
+    return 0;
+}
+
+int tzfs_pump_guard(const char *path)
+{
+    static const char name[] = "fuse_session_receive_buf";
+    if (slot)
+        return 4;
+    void *handle = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+    struct link_map *map = NULL;
+    if (!handle || dlinfo(handle, RTLD_DI_LINKMAP, &map) || !map) {
+        if (handle)
+            dlclose(handle);
+        return 1;
+    }
+    struct search search = {.base = map->l_addr};
+    dl_iterate_phdr(find_relro, &search);
+    receive_function **found = find_slot(map, name);
+    /* Through the handle, so that the object's own libfuse answers, whatever else the process has loaded. */
+    void *target = found ? dlsym(handle, name) : NULL;
+    dlclose(handle);
+    if (!found || !target)
+        return 2;
+    memcpy(&original, &target, sizeof original);
+    slot = found;
+    slot_relro = search.relro;
+    int failed = write_slot(receive_guarded);
+    if (failed)
+        slot = NULL;
+    return failed;
+}
+
+int tzfs_pump_unguard(void)
+{
+    if (!slot)
+        return 1;
+    int failed = write_slot(original);
+    if (!failed)
+        slot = NULL;
+    return failed;
+}
+
+uint64_t tzfs_pump_received(void)
+{
+    return received;
+}
+
+uint64_t tzfs_pump_withdrawn(void)
+{
+    return withdrawn;
+}

@@ -1,0 +1,193 @@
+"""The head: the writable state of one filesystem, and what of it has changed since the last commit.
+
+The head is a table of changes over the rows of the last commit.  An operation looks in the changes first and in the
+open write transaction second, checks everything that can fail, then changes memory only; `txg` turns the changes
+into rows, in key order, when it commits.  A file created and deleted between two commits never reaches the store.
+
+States: clean (nothing changed) -> dirty -> (commit) -> clean.  `changing` is true between the first and the last change
+of an operation; an exception in between leaves it true, and the next operation then finds the transaction group
+poisoned and fails the head for good.  `failed` says why a head answers nothing any more.
+
+Invariants:
+- Everything changed is born at the current epoch, except what belongs to an orphan: that at the epoch of its unlink.
+- Ids at or above `first_ino` and `first_data` were given since the last commit and have no rows yet.
+- Each object here is used on one thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tzfs import limits
+from tzfs.engine import reads
+from tzfs.engine.versions import Versions
+from tzfs.errors import InternalError, InvalidArgument, MountFailed, NameTooLong, NotADirectory, Stale
+from tzfs.format.counters import Counters
+from tzfs.format.keys import DataId, Epoch, Ino
+from tzfs.format.records import Inode, Reclaim, Slice
+from tzfs.store.interface import MetaStore, PayloadStore, WriteTransaction
+
+if TYPE_CHECKING:
+    from tzfs.engine.contents import Contents
+
+S_IFMT = 0o170000
+S_IFDIR = 0o040000
+S_IFREG = 0o100000
+S_IFLNK = 0o120000
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the properties of a filesystem decide for its engine; may be changed while it runs."""
+
+    txg_interval_s: float = limits.TXG_INTERVAL_S_DEFAULT
+    dirty_bytes_max: int = limits.DIRTY_BYTES_MAX_DEFAULT
+    dirty_rows_max: int = limits.DIRTY_ROWS_MAX
+    chunk_shift: int = limits.CHUNK_SHIFT_DEFAULT
+
+
+class Drop:
+    """Contents of a data id that are gone from epoch `at` on: chunks from `lo` up to `hi`, or its inline row."""
+
+    __slots__ = ("at", "data", "hi", "inline", "lo")
+
+    def __init__(self, data: DataId, at: Epoch, *, lo: int, hi: int, inline: bool) -> None:
+        self.data, self.at, self.lo, self.hi, self.inline = data, at, lo, hi, inline
+
+
+class Head:
+    """See the module's text.  The parts of the engine read and write these fields directly."""
+
+    def __init__(
+        self,
+        meta: MetaStore,
+        payload: PayloadStore,
+        txn: WriteTransaction,
+        counters: Counters,
+        *,
+        settings: Settings,
+        clock: Callable[[], int],
+    ) -> None:
+        self.meta, self.payload, self.txn = meta, payload, txn
+        self.counters, self.settings, self.clock = counters, settings, clock
+        self.drift: list[str] = []
+        self.versions = Versions(self.report_drift)
+        self.versions.begin(txn)
+        self.referenced: Callable[[int], bool] = lambda ino: False
+        self.thread = threading.get_ident()
+        self.admit: Callable[[int], None] = lambda nbytes: None  # both are set by the committer
+        self.pace: Callable[[], None] = lambda: None
+        self.failed: str | None = None
+        self.changing = False
+        self.dirty = False
+        self.dirty_rows = 0
+        self.dirty_bytes = 0
+        self.dirty_since_ns = 0
+        self.full = False  # the reserve could not be renewed: nothing that adds is accepted
+        self.first_ino, self.first_data = counters.next_ino, counters.next_data
+
+        self.inodes: dict[int, Inode] = {}  # a cache; holds at least what is dirty
+        self.dirty_inodes: set[int] = set()
+        self.buried: dict[int, tuple[Epoch, Inode]] = {}  # removed since the last commit: the epoch, and what it was
+        self.dirents: dict[int, dict[bytes, tuple[Ino, int] | None]] = {}
+        self.links: dict[tuple[int, int, bytes], bool] = {}
+        self.xattrs: dict[int, dict[bytes, bytes | tuple[Slice, ...] | None]] = {}
+        self.orphans: dict[int, Epoch] = {}
+        self.orphans_changed: set[int] = set()
+        self.contents: dict[int, Contents] = {}  # by data id: contents that have changed
+        self.drops: list[Drop] = []
+        self.reclaims: dict[int, Reclaim] = {}
+        self.reclaims_changed: set[int] = set()
+        self.unused_extents: list[tuple[int, int]] = []  # allocated and written, then not needed: (extent, stored bytes)
+
+    # -- the frame of an operation -------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Every operation begins here: a failed or poisoned head answers nothing."""
+        if self.changing or self.failed is not None:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        if self.failed is None:
+            self.fail("an operation broke off half-way; what it changed was not committed")
+        raise MountFailed(
+            f"the filesystem has failed: {self.failed}", hint="unmount and mount it again: it comes back at the last commit"
+        )
+
+    def begin_change(self) -> None:
+        """From here to `end_change` nothing may fail."""
+        self.changing = True
+        if not self.dirty:
+            self.dirty = True
+            self.dirty_since_ns = self.clock()
+
+    def end_change(self) -> None:
+        self.changing = False
+
+    def fail(self, reason: str) -> None:
+        """The head answers nothing from now on; the first reason stays."""
+        if self.failed is None:
+            self.failed = reason
+
+    def report_drift(self, what: str, by: int) -> None:
+        self.drift.append(f"counter {what} would be {by}")
+
+    # -- inodes ----------------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.counters.epoch
+
+    def epoch_of(self, ino: int) -> Epoch:
+        """The epoch at which the inode is written: an orphan's is that of its unlink."""
+        return self.orphans.get(ino, self.counters.epoch) if self.orphans else self.counters.epoch
+
+    def inode(self, ino: int) -> Inode:
+        """The inode as it stands; `Stale` if there is none."""
+        found = self.inodes.get(ino)
+        if found is not None:
+            return found
+        if ino in self.buried or ino >= self.first_ino:
+            raise Stale(f"inode {ino} is gone")
+        loaded = reads.inode_at(self.txn, ino, self.epoch_of(ino))
+        if loaded is None:
+            raise Stale(f"inode {ino} is gone")
+        self.inodes[ino] = loaded
+        return loaded
+
+    def directory(self, ino: int) -> Inode:
+        inode = self.inode(ino)
+        if inode.mode & S_IFMT != S_IFDIR:
+            raise NotADirectory(f"inode {ino} is not a directory")
+        return inode
+
+    def touch(self, inode: Inode) -> None:
+        """The inode has changed."""
+        ino = inode.ino
+        if ino not in self.dirty_inodes:
+            self.dirty_inodes.add(ino)
+            self.inodes[ino] = inode
+            self.dirty_rows += 2
+
+    def new_ino(self) -> Ino:
+        ino = self.counters.next_ino
+        if ino > limits.INO_MAX:
+            raise InternalError("all 2^40 inode numbers have been given")
+        self.counters.next_ino = Ino(ino + 1)
+        return ino
+
+    def new_data(self) -> DataId:
+        data = self.counters.next_data
+        self.counters.next_data = DataId(data + 1)
+        return data
+
+
+def check_name(name: bytes) -> None:
+    """A name as a directory entry can have it."""
+    if len(name) > limits.NAME_BYTES_MAX:
+        raise NameTooLong(f"name of {len(name)} bytes; the limit is {limits.NAME_BYTES_MAX}")
+    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+        raise InvalidArgument(f"{name!r} cannot be the name of a directory entry")

@@ -1,0 +1,490 @@
+"""Names: look-up, creation, links, removal, renaming and listing.
+
+An inode that has had one name only keeps it in its record (`parent`, `name`); from its second name on, its names are
+rows of `link`.  A directory's record counts its entries (`size`) and its subdirectories (`nlink` - 2).
+
+An inode whose last name goes while the kernel still refers to it (`head.referenced`) becomes an orphan: it lives, is
+written at the epoch of its unlink, and is buried by `forget`.  Otherwise it is buried at once.
+
+Nothing here checks permissions; see `permissions`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tzfs import limits
+from tzfs.engine import reads
+from tzfs.engine.contents import ContentsTable
+from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head, check_name
+from tzfs.errors import (
+    Exists,
+    InvalidArgument,
+    IsADirectory,
+    NameTooLong,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    NotPermitted,
+    TooManyLinks,
+)
+from tzfs.format import keys
+from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, pack_dirent, unpack_dirent
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+S_ISGID: Final = 0o2000
+MODE_BITS: Final = 0o7777
+
+
+class Namespace:
+    """The names of a head."""
+
+    def __init__(self, head: Head, contents: ContentsTable) -> None:
+        self._head = head
+        self._contents = contents
+
+    # -- looking up ------------------------------------------------------------------------------------------------
+
+    def _entry(self, directory: int, name: bytes) -> tuple[Ino, int] | None:
+        head = self._head
+        changed = head.dirents.get(directory)
+        if changed is not None and name in changed:
+            return changed[name]
+        if directory >= head.first_ino:
+            return None
+        return reads.dirent_at(head.txn, directory, name, head.epoch_of(directory))
+
+    def _must(self, directory: int, name: bytes) -> Inode:
+        entry = self._entry(directory, name)
+        if entry is None:
+            raise NotFound(f"no entry {name!r} in directory {directory}")
+        return self._head.inode(entry[0])
+
+    def lookup(self, parent: int, name: bytes) -> Inode:
+        """The inode under a name.  `NotFound`, `NotADirectory`, `NameTooLong`, `Stale`."""
+        self._head.check()
+        self._head.directory(parent)
+        if len(name) > limits.NAME_BYTES_MAX:
+            raise NameTooLong(f"name of {len(name)} bytes; the limit is {limits.NAME_BYTES_MAX}")
+        return self._must(parent, name)
+
+    def parent_of(self, ino: int) -> Ino:
+        """The directory that holds the directory `ino`; the root is its own parent."""
+        self._head.check()
+        directory = self._head.directory(ino)
+        return ROOT if ino == ROOT else directory.parent
+
+    def inode(self, ino: int) -> Inode:
+        """The inode as it stands; `Stale` if it is gone."""
+        self._head.check()
+        return self._head.inode(ino)
+
+    def readlink(self, ino: int) -> bytes:
+        """A symlink's target; `InvalidArgument` for anything else."""
+        self._head.check()
+        inode = self._head.inode(ino)
+        if inode.mode & S_IFMT != S_IFLNK:
+            raise InvalidArgument(f"inode {ino} is not a symbolic link")
+        return self._contents.plan(inode, 0, inode.size).execute()
+
+    def readdir(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Ino, int]]:
+        """At most `limit` entries (name, inode, file type) with names above `after`, ascending; no `.`, no `..`.
+
+        Fewer than `limit` do not mean the end; none do.
+        """
+        head = self._head
+        head.check()
+        head.directory(ino)
+        changed = head.dirents.get(ino)
+        out: list[tuple[bytes, Ino, int]] = []
+        if ino < head.first_ino:
+            hidden = len(changed) if changed else 0  # so many rows at most may turn out to be replaced or gone
+            rows = reads.named_rows(
+                head.txn, Table.DIRENT, keys.u64(ino), after, head.epoch_of(ino), min(limit + hidden, 2 * limit)
+            )
+            for key, body in rows:
+                name = keys.dirent_name(key)
+                if not changed or name not in changed:
+                    out.append((name, *unpack_dirent(key, body)))
+            if rows and len(rows) == min(limit + hidden, 2 * limit) and changed:
+                last = keys.dirent_name(rows[-1][0])  # beyond it there may be rows that were not read
+                new = [(n, *e) for n, e in changed.items() if e is not None and after < n <= last]
+                if not out and not new:
+                    return self.readdir(ino, last, limit)
+            else:
+                new = [(n, *e) for n, e in changed.items() if e is not None and n > after] if changed else []
+        else:
+            new = [(n, *e) for n, e in changed.items() if e is not None and n > after] if changed else []
+        if new:
+            out.extend(new)
+            out.sort()
+        return out[:limit]
+
+    def readdir_plus(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
+        """Like `readdir`, with inodes: those not in memory are looked up in one pass, in inode order."""
+        head = self._head
+        entries = self.readdir(ino, after, limit)
+        known = head.inodes
+        missing = sorted({i for _, i, _ in entries if i not in known})
+        loaded: dict[int, Inode | None] = dict(
+            zip(missing, reads.inodes_at(head.txn, missing, head.epoch), strict=True) if missing else ()
+        )
+        out = []
+        for name, i, _ in entries:
+            inode = known.get(i)
+            if inode is None:
+                inode = loaded[i]
+                if inode is None:
+                    inode = head.inode(i)  # says what is wrong
+                else:
+                    known[i] = inode
+            out.append((name, inode))
+        return out
+
+    # -- creating --------------------------------------------------------------------------------------------------
+
+    def mknod(self, parent: int, name: bytes, mode: int, *, uid: int, gid: int, rdev: int = 0) -> Inode:
+        """A regular file, fifo, socket or device node.
+
+        The group and, for directories, S_ISGID are inherited from a parent with S_ISGID.  Raises `Exists`,
+        `NotFound` (the parent has been removed), `NameTooLong`, `InvalidArgument`, `NotADirectory`, `NoSpace`.
+        """
+        if mode & S_IFMT in (S_IFDIR, S_IFLNK):
+            raise InvalidArgument("directories and symbolic links have their own calls")
+        if not mode & S_IFMT:
+            mode |= S_IFREG
+        return self._create(parent, name, mode, uid=uid, gid=gid, rdev=rdev)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, *, uid: int, gid: int) -> Inode:
+        """An empty directory.  Errors as for `mknod`, and `TooManyLinks`."""
+        return self._create(parent, name, S_IFDIR | mode & MODE_BITS, uid=uid, gid=gid)
+
+    def symlink(self, parent: int, name: bytes, target: bytes, *, uid: int, gid: int) -> Inode:
+        """A symbolic link to `target`, whatever that is.  `InvalidArgument` for an empty one, `NameTooLong`."""
+        if not target or b"\0" in target:
+            raise InvalidArgument("a symbolic link needs a target without NUL")
+        if len(target) > limits.SYMLINK_TARGET_BYTES_MAX:
+            raise NameTooLong(f"target of {len(target)} bytes; the limit is {limits.SYMLINK_TARGET_BYTES_MAX}")
+        return self._create(parent, name, S_IFLNK | 0o777, uid=uid, gid=gid, target=target)
+
+    def _create(
+        self, parent: int, name: bytes, mode: int, *, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+    ) -> Inode:
+        head = self._head
+        head.check()
+        directory = self._for_entry(parent, name)
+        is_dir = mode & S_IFMT == S_IFDIR
+        if is_dir and directory.nlink >= limits.LINKS_MAX:
+            raise TooManyLinks(f"directory {parent} has {limits.LINKS_MAX} subdirectories, the most there may be")
+        if self._entry(parent, name) is not None:
+            raise Exists(f"{name!r} exists in directory {parent}")
+        head.admit(len(target) + limits.PAGE_BYTES)
+        head.begin_change()
+        now = head.clock()
+        if directory.mode & S_ISGID:
+            gid = directory.gid
+            if is_dir:
+                mode |= S_ISGID
+        has_data = mode & S_IFMT in (S_IFREG, S_IFLNK)
+        inode = Inode(
+            head.new_ino(),
+            mode,
+            uid,
+            gid,
+            2 if is_dir else 1,
+            0,
+            head.new_data() if has_data else DataId(0),
+            rdev,
+            now,
+            now,
+            now,
+            now,
+            FLAG_INLINE if has_data else 0,
+            head.settings.chunk_shift,
+            Ino(parent),
+            name,
+        )
+        head.touch(inode)
+        self._count(inode, 1)
+        if target:
+            self._contents.write_new(inode, target)
+        if is_dir:
+            directory.nlink += 1
+        self._set_entry(directory, name, inode, now)
+        head.end_change()
+        return inode
+
+    def _for_entry(self, parent: int, name: bytes) -> Inode:
+        """The directory, if an entry of that name may be made in it."""
+        check_name(name)
+        directory = self._head.directory(parent)
+        if directory.nlink == 0:
+            raise NotFound(f"directory {parent} has been removed")
+        return directory
+
+    def link(self, ino: int, parent: int, name: bytes) -> Inode:
+        """One more name for an inode.  `NotPermitted` for a directory, `Exists`, `TooManyLinks`, `NotFound`."""
+        head = self._head
+        head.check()
+        inode = head.inode(ino)
+        if inode.mode & S_IFMT == S_IFDIR:
+            raise NotPermitted("a directory has one name only")
+        directory = self._for_entry(parent, name)
+        if inode.nlink == 0:
+            raise NotFound(f"inode {ino} has been removed")
+        if inode.nlink >= limits.LINKS_MAX:
+            raise TooManyLinks(f"inode {ino} has {limits.LINKS_MAX} names, the most there may be")
+        if self._entry(parent, name) is not None:
+            raise Exists(f"{name!r} exists in directory {parent}")
+        head.admit(limits.PAGE_BYTES)
+        head.begin_change()
+        now = head.clock()
+        if inode.name:
+            self._set_link(ino, inode.parent, inode.name, present=True)
+            inode.parent, inode.name = Ino(0), b""
+        self._set_link(ino, parent, name, present=True)
+        inode.nlink += 1
+        inode.ctime_ns = now
+        head.touch(inode)
+        self._set_entry(directory, name, inode, now)
+        head.end_change()
+        return inode
+
+    # -- removing --------------------------------------------------------------------------------------------------
+
+    def unlink(self, parent: int, name: bytes) -> Ino:
+        """Removes a name of anything but a directory; the inode it named.  `NotFound`, `IsADirectory`."""
+        head = self._head
+        head.check()
+        head.pace()
+        directory = head.directory(parent)
+        inode = self._must(parent, name)
+        if inode.mode & S_IFMT == S_IFDIR:
+            raise IsADirectory(f"{name!r} in directory {parent} is a directory")
+        head.begin_change()
+        now = head.clock()
+        self._set_entry(directory, name, None, now)
+        self._unname(inode, parent, name, now)
+        head.end_change()
+        return inode.ino
+
+    def rmdir(self, parent: int, name: bytes) -> Ino:
+        """Removes an empty directory; its inode number.  `NotFound`, `NotADirectory`, `NotEmpty`."""
+        head = self._head
+        head.check()
+        head.pace()
+        directory = head.directory(parent)
+        inode = self._must(parent, name)
+        if inode.mode & S_IFMT != S_IFDIR:
+            raise NotADirectory(f"{name!r} in directory {parent} is not a directory")
+        if inode.size:
+            raise NotEmpty(f"directory {name!r} in {parent} has {inode.size} entries")
+        head.begin_change()
+        now = head.clock()
+        self._set_entry(directory, name, None, now)
+        directory.nlink -= 1
+        self._unname(inode, parent, name, now)
+        head.end_change()
+        return inode.ino
+
+    def _unname(self, inode: Inode, parent: int, name: bytes, now: int) -> None:
+        """A name of the inode goes; the entry itself is the caller's."""
+        head, ino = self._head, inode.ino
+        if not inode.name:
+            self._set_link(ino, parent, name, present=False)
+        inode.ctime_ns = now
+        is_dir = inode.mode & S_IFMT == S_IFDIR
+        if inode.nlink > 1 and not is_dir:
+            inode.nlink -= 1
+            head.touch(inode)
+            return
+        inode.nlink = 0
+        self._count(inode, -1)
+        if head.referenced(ino):
+            head.touch(inode)
+            head.orphans[ino] = head.epoch
+            head.orphans_changed.add(ino)
+        else:
+            self._bury(inode, head.epoch)
+
+    def _bury(self, inode: Inode, at: Epoch) -> None:
+        head, ino = self._head, inode.ino
+        if inode.data:
+            self._contents.drop(inode, at)
+        head.inodes.pop(ino, None)
+        head.dirty_inodes.discard(ino)
+        head.dirents.pop(ino, None)
+        if ino < head.first_ino:
+            head.buried[ino] = (at, inode)
+            head.dirty_rows += 2
+        elif inode.flags & FLAG_XATTR:
+            head.buried[ino] = (at, inode)  # for its attributes' extents
+
+    def forget(self, ino: int) -> None:
+        """The kernel does not refer to the inode any more: an orphan ends."""
+        head = self._head
+        if ino not in head.orphans:
+            return
+        head.check()
+        inode = head.inode(ino)
+        head.begin_change()
+        at = head.orphans.pop(ino)
+        head.orphans_changed.add(ino)
+        self._bury(inode, at)
+        head.end_change()
+
+    # -- renaming --------------------------------------------------------------------------------------------------
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        """Moves a name, replacing what has the new one; with `RENAME_NOREPLACE` not, with `RENAME_EXCHANGE` swapping.
+
+        Raises `NotFound`, `Exists` (NOREPLACE), `NotEmpty`, `IsADirectory`, `NotADirectory`, `InvalidArgument` (into
+        its own subtree; unknown or contradictory flags), `TooManyLinks`.
+        """
+        head = self._head
+        head.check()
+        head.pace()
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+            raise InvalidArgument(f"rename flags {flags:#x} are not supported")
+        source = head.directory(parent)
+        target = self._for_entry(new_parent, new_name)
+        inode = self._must(parent, name)
+        entry = self._entry(new_parent, new_name)
+        over = head.inode(entry[0]) if entry is not None else None
+        if flags & RENAME_EXCHANGE:
+            if over is None:
+                raise NotFound(f"no entry {new_name!r} in directory {new_parent} to exchange with")
+            self._check_move(inode, source, target)
+            self._check_move(over, target, source)
+            if inode is not over:
+                self._exchange(source, name, inode, target, new_name, over)
+            return
+        if over is not None and flags & RENAME_NOREPLACE:
+            raise Exists(f"{new_name!r} exists in directory {new_parent}")
+        if inode is over:
+            return  # two names of one inode: POSIX keeps both
+        self._check_move(inode, source, target)
+        if over is not None:
+            self._check_replace(inode, over)
+        head.begin_change()
+        now = head.clock()
+        if over is not None:
+            if over.mode & S_IFMT == S_IFDIR:
+                target.nlink -= 1
+            self._unname(over, new_parent, new_name, now)
+        self._set_entry(source, name, None, now)
+        self._set_entry(target, new_name, inode, now, replaces=over is not None)
+        self._moved(inode, source, name, target, new_name, now)
+        head.end_change()
+
+    def _check_move(self, inode: Inode, source: Inode, target: Inode) -> None:
+        if inode.mode & S_IFMT != S_IFDIR or source is target:
+            return
+        if target.nlink >= limits.LINKS_MAX:
+            raise TooManyLinks(f"directory {target.ino} has {limits.LINKS_MAX} subdirectories, the most there may be")
+        up = target
+        while True:
+            if up.ino == inode.ino:
+                raise InvalidArgument(f"directory {inode.ino} cannot be moved into its own subtree")
+            if up.ino == ROOT:
+                return
+            up = self._head.inode(up.parent)
+
+    @staticmethod
+    def _check_replace(inode: Inode, over: Inode) -> None:
+        if over.mode & S_IFMT == S_IFDIR:
+            if inode.mode & S_IFMT != S_IFDIR:
+                raise IsADirectory("a directory cannot be replaced by anything else")
+            if over.size:
+                raise NotEmpty(f"the directory to be replaced has {over.size} entries")
+        elif inode.mode & S_IFMT == S_IFDIR:
+            raise NotADirectory("only a directory can be replaced by a directory")
+
+    def _exchange(
+        self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes, over: Inode
+    ) -> None:
+        head = self._head
+        head.begin_change()
+        now = head.clock()
+        self._set_entry(source, name, over, now, replaces=True)
+        self._set_entry(target, new_name, inode, now, replaces=True)
+        self._moved(inode, source, name, target, new_name, now)
+        self._moved(over, target, new_name, source, name, now)
+        head.end_change()
+
+    def _moved(
+        self, inode: Inode, source: Inode, name: bytes, target: Inode, new_name: bytes, now: int
+    ) -> None:
+        if inode.name:
+            inode.parent, inode.name = target.ino, new_name
+        else:
+            self._set_link(inode.ino, source.ino, name, present=False)
+            self._set_link(inode.ino, target.ino, new_name, present=True)
+        if inode.mode & S_IFMT == S_IFDIR and source is not target:
+            source.nlink -= 1
+            target.nlink += 1
+        inode.ctime_ns = now
+        self._head.touch(inode)
+
+    # -- changes -----------------------------------------------------------------------------------------------------
+
+    def _set_entry(
+        self, directory: Inode, name: bytes, inode: Inode | None, now: int, *, replaces: bool = False
+    ) -> None:
+        """The entry now names `inode`, or is gone; the directory's count and times follow."""
+        head = self._head
+        changed = head.dirents.get(directory.ino)
+        if changed is None:
+            changed = head.dirents[directory.ino] = {}
+        if name not in changed:
+            head.dirty_rows += 2
+        changed[name] = None if inode is None else (inode.ino, inode.mode >> 12)
+        if inode is None:
+            directory.size -= 1
+        elif not replaces:
+            directory.size += 1
+        directory.mtime_ns = directory.ctime_ns = now
+        head.touch(directory)
+
+    def _set_link(self, ino: int, directory: int, name: bytes, *, present: bool) -> None:
+        self._head.links[ino, directory, name] = present
+        self._head.dirty_rows += 2
+
+    def _count(self, inode: Inode, n: int) -> None:
+        counters, kind = self._head.counters, inode.mode & S_IFMT
+        counters.inodes += n
+        if kind == S_IFREG:
+            counters.files += n
+        elif kind == S_IFDIR:
+            counters.directories += n
+        elif kind == S_IFLNK:
+            counters.symlinks += n
+        else:
+            counters.others += n
+
+    # -- publishing --------------------------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Turns changed names into rows of the transaction."""
+        head = self._head
+        versions, epoch = head.versions, head.epoch
+        for directory in sorted(head.dirents):
+            fresh = directory >= head.first_ino
+            changed = head.dirents[directory]
+            for name in sorted(changed):
+                entry = changed[name]
+                if entry is not None:
+                    body = pack_dirent(*entry)
+                    versions.put(Table.DIRENT, keys.dirent(directory, name), body, epoch, fresh=fresh)
+                elif not fresh:
+                    versions.remove(Table.DIRENT, keys.dirent(directory, name), epoch)
+        for ino, directory, name in sorted(head.links):
+            fresh = ino >= head.first_ino
+            if head.links[ino, directory, name]:
+                versions.put(Table.LINK, keys.link(ino, directory, name), b"", epoch, fresh=fresh)
+            elif not fresh:
+                versions.remove(Table.LINK, keys.link(ino, directory, name), epoch)
+        head.dirents.clear()
+        head.links.clear()

@@ -1,0 +1,141 @@
+"""Background work after a commit: reclaiming removed chunks, ending orphans of a crash, giving extents back.
+
+Each step is a bounded batch and leaves the filesystem consistent; all of it starts again from the tables after a crash.
+
+- *Reclaim*: chunks in a range of `reclaim` are removed at the range's epoch, a batch at a time.
+- *Orphans left by a crash*: nobody refers to them any more; they are buried.
+- *Punch*: extents freed in a group are given back to the disk once that group is durable and no planned read of this
+  process may still want them; their rows go with the next commit.  A segment without live extents is unlinked.
+"""
+
+from __future__ import annotations
+
+from tzfs import failpoints, limits
+from tzfs.engine import reads
+from tzfs.engine.contents import ContentsTable
+from tzfs.engine.head import Head
+from tzfs.engine.namespace import Namespace
+from tzfs.format import keys, records
+from tzfs.format.keys import Table
+
+failpoints.declare("reclaim.batch", "a batch of removed chunks is about to be freed")
+failpoints.declare("punch.extent", "an extent is about to be given back")
+failpoints.declare("punch.segment", "a segment without live extents is about to be unlinked")
+failpoints.declare("punch.rows", "extents are given back, their rows still there")
+
+PUNCH_BATCH = 256  # system calls of about 10 us each: 3 ms of the main thread
+
+
+class Reclaimer:
+    """The background work of a head."""
+
+    def __init__(self, head: Head, contents: ContentsTable, namespace: Namespace) -> None:
+        self._head, self._contents, self._namespace = head, contents, namespace
+        self._crashed_orphans = sorted(head.orphans)
+        self.pins: dict[int, int] = {}  # transaction group -> planned reads under way that rely on it
+        self._punchable = True
+        self.punched_bytes = 0
+        self.reclaimed_chunks = 0
+        self.unlinked_segments = 0
+
+    def pin(self) -> int:
+        """A planned read begins elsewhere: what is freed from now on stays readable until `unpin` of the answer."""
+        txg = self._head.counters.txg
+        self.pins[txg] = self.pins.get(txg, 0) + 1
+        return txg
+
+    def unpin(self, txg: int) -> None:
+        """The planned read is done."""
+        self.pins[txg] -= 1
+        if not self.pins[txg]:
+            del self.pins[txg]
+
+    def committed(self) -> None:
+        """A commit has made more extents free to give back."""
+        self._punchable = True
+
+    @property
+    def pending(self) -> bool:
+        """Whether `step` has work it could do now."""
+        return bool(self._crashed_orphans or self._head.reclaims or self._punchable)
+
+    def step(self) -> bool:
+        """One batch; whether there may be more to do."""
+        self._head.check()
+        if self._crashed_orphans:
+            for ino in self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]:
+                self._namespace.forget(ino)
+            del self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]
+        elif self._head.reclaims:
+            self._reclaim()
+        elif self._punchable:
+            self._punchable = self._punch()
+        return self.pending
+
+    def _reclaim(self) -> None:
+        head = self._head
+        number = min(head.reclaims)
+        r = head.reclaims[number]
+        failpoints.hit("reclaim.batch")
+        found = reads.chunk_indexes(head.txn, r.data, r.lo, r.hi, limits.RECLAIM_BATCH_CHUNKS)
+        head.begin_change()
+        for index in found:
+            self._contents.remove_chunk(r.data, index, r.at)
+        head.versions.settle()
+        head.reclaims_changed.add(number)
+        if len(found) < limits.RECLAIM_BATCH_CHUNKS:
+            del head.reclaims[number]
+        else:
+            head.reclaims[number] = r._replace(lo=found[-1] + 1)
+        head.dirty_rows += 4 * len(found)
+        self.reclaimed_chunks += len(found)
+        head.end_change()
+
+    def _punch(self) -> bool:
+        """Gives back a batch of what earlier groups freed; whether there may be more."""
+        head = self._head
+        horizon = min(self.pins, default=head.counters.txg)
+        rows = []
+        for key, value in head.txn.range(Table.PUNCH, b"", keys.punch(horizon, 0)):
+            rows.append((key, value))
+            if len(rows) == PUNCH_BATCH:
+                break
+        if not rows:
+            self._unlink_dead_segments()
+            return False
+        for key, value in rows:
+            body = records.unseal(Table.PUNCH, key, value)
+            if body is not None:
+                (stored,) = records.unpack_plain(Table.PUNCH, key, body)
+                failpoints.hit("punch.extent")
+                head.payload.punch(keys.punch_parts(key)[1], stored)
+                self.punched_bytes += stored
+        failpoints.hit("punch.rows")
+        head.begin_change()
+        for key, _ in rows:
+            head.txn.delete(Table.PUNCH, key)
+        head.dirty_rows += len(rows)
+        head.end_change()
+        return True
+
+    def _unlink_dead_segments(self) -> None:
+        """Unlinks segments whose counters are at zero and that nothing waits to be punched in."""
+        head = self._head
+        if self.pins:
+            return
+        dead = []
+        for key, value in head.txn.range(Table.SEGMENT, b""):
+            body = records.unseal(Table.SEGMENT, key, value)
+            if body is not None and records.unpack_plain(Table.SEGMENT, key, body)[:2] == (0, 0):
+                number = int.from_bytes(key, "big")
+                if number < head.payload.next_segment - 1:  # not the one being written
+                    dead.append((key, number))
+        if not dead or head.dirty or next(iter(head.txn.range(Table.PUNCH, b"")), None) is not None:
+            return
+        head.begin_change()
+        for key, number in dead:
+            failpoints.hit("punch.segment")
+            head.payload.remove_segment(number)
+            head.txn.delete(Table.SEGMENT, key)
+            self.unlinked_segments += 1
+        head.end_change()

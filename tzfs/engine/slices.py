@@ -1,0 +1,67 @@
+"""A chunk's slices: which bytes of it lie where.  Pure functions over ascending, disjoint tuples of `Slice`.
+
+A slice is cut, never moved: what is overwritten shrinks or goes, and its extent stays whole on disk until no slice of
+the newest version names it.  The page sums of a slice follow its bounds, so that what is left can still be verified.
+"""
+
+from __future__ import annotations
+
+from tzfs.format.keys import Epoch, ExtentId
+from tzfs.format.records import CODEC_RAW, Slice
+from tzfs.limits import PAGE_BYTES, SLICES_MAX
+
+Slices = tuple[Slice, ...]
+
+
+def narrow(s: Slice, lo: int, hi: int) -> Slice:
+    """`s` reduced to [lo, hi) of the chunk, which must lie within it and not be empty."""
+    begin = s.extent_offset + lo - s.offset
+    sums = s.sums
+    if s.codec == CODEC_RAW:
+        first = s.extent_offset // PAGE_BYTES
+        a = begin // PAGE_BYTES - first
+        b = (begin + hi - lo + PAGE_BYTES - 1) // PAGE_BYTES - first
+        sums = sums[4 * a : 4 * b]
+    return s._replace(offset=lo, length=hi - lo, extent_offset=begin, sums=sums)
+
+
+def cut(slices: Slices, lo: int, hi: int) -> list[Slice]:
+    """The slices without [lo, hi)."""
+    out = []
+    for s in slices:
+        end = s.offset + s.length
+        if end <= lo or s.offset >= hi:
+            out.append(s)
+            continue
+        if s.offset < lo:
+            out.append(narrow(s, s.offset, lo))
+        if end > hi:
+            out.append(narrow(s, hi, end))
+    return out
+
+
+def insert(slices: Slices, new: Slice) -> Slices:
+    """The slices with `new` written over them."""
+    out = cut(slices, new.offset, new.offset + new.length)
+    out.append(new)
+    out.sort()
+    return tuple(out)
+
+
+def extents(slices: Slices) -> dict[tuple[ExtentId, Epoch], int]:
+    """The extent lifetimes that the slices name, with the stored bytes of each."""
+    return {(s.extent, s.birth): s.stored_bytes for s in slices}
+
+
+def fragmented(slices: Slices, spans: int) -> bool:
+    """Whether the chunk should be rewritten as one extent rather than keep `slices` beside `spans` new ones.
+
+    It should when there would be too many, or when the extents kept alive hold more than twice what is read of them.
+    """
+    if not slices:
+        return spans > SLICES_MAX
+    if len(slices) + spans > SLICES_MAX:
+        return True
+    live = sum(s.length for s in slices)
+    held = sum((stored + PAGE_BYTES - 1) & -PAGE_BYTES for stored in extents(slices).values())
+    return held > 2 * live

@@ -1,0 +1,182 @@
+"""Transaction groups: how what changed in memory becomes durable, all of it or nothing.
+
+    dirty --begin_flush--> payload written and synced (any thread) --end_flush-->
+    publish (rows in key order) -> LMDB commit -> next transaction group
+
+A caller with an event loop flushes ahead (`begin_flush`, `job.run` in a thread, `end_flush`) until little is left, then
+calls `commit`, which does the rest without yielding.  `commit` alone does all of it.
+
+The crash contract: after `commit` returns, power loss loses nothing that came before it.  What a crash loses is a suffix of
+the operations since the last commit.  A commit or sync that fails fails the head: nothing is answered any more, and the
+next open finds the last commit.
+
+Space: before a group takes its first change, and before a write exceeds what was set aside, room for the largest commit is
+reserved beyond the end of the tables and of the segment.  Where that fails, what adds is refused with `NoSpace` while what
+removes goes on within the reserve of before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tzfs import failpoints, limits
+from tzfs.engine.attributes import Attributes
+from tzfs.engine.contents import ContentsTable
+from tzfs.engine.head import Head
+from tzfs.engine.namespace import Namespace
+from tzfs.errors import Fenced, NoSpace
+from tzfs.format import keys, records
+from tzfs.format.counters import COUNTERS_KEY, pack_counters
+from tzfs.format.keys import Table, Txg
+from tzfs.format.superblock import SUPERBLOCK_KEY
+
+failpoints.declare("commit.begin", "a commit is about to flush what is left")
+failpoints.declare("commit.publish", "payload is durable; rows are about to be written")
+failpoints.declare("commit.rows", "rows are written; the tables are about to be committed")
+failpoints.declare("commit.done", "the tables are committed; nobody has been told")
+
+SLACK_BYTES = 4 * limits.MIB  # payload reserved beyond the dirty limit: whole pages, and what arrives during a flush
+
+
+class TxgCommitter:
+    """Commits a head.  `committed_txg` is the last durable transaction group."""
+
+    def __init__(
+        self,
+        head: Head,
+        contents: ContentsTable,
+        namespace: Namespace,
+        attributes: Attributes,
+        superblock: bytes,
+    ) -> None:
+        self._head, self._contents, self._namespace, self._attributes = head, contents, namespace, attributes
+        self._superblock = superblock
+        self._reserved_txg = -1
+        self._payload_reserved = 0
+        self.commits = 0
+        head.admit, head.pace = self.admit, self.pace
+
+    @property
+    def due(self) -> bool:
+        """Whether a commit should not wait for its interval: too many rows or too much payload is dirty."""
+        head = self._head
+        return head.dirty_rows >= head.settings.dirty_rows_max or head.dirty_bytes >= head.settings.dirty_bytes_max
+
+    def due_at_ns(self) -> int | None:
+        """When what is dirty has waited for the interval, on the head's clock; None when nothing is dirty."""
+        head = self._head
+        return head.dirty_since_ns + int(head.settings.txg_interval_s * 1e9) if head.dirty else None
+
+    # -- space -----------------------------------------------------------------------------------------------------
+
+    def admit(self, nbytes: int) -> None:
+        """Room for `nbytes` more of payload, or for a few more rows; `NoSpace` before anything has changed.
+
+        Called by every operation that adds, before it changes anything.
+        """
+        head = self._head
+        self.pace(nbytes)
+        if self._reserved_txg != head.counters.txg or head.dirty_bytes + nbytes > self._payload_reserved:
+            self._reserve(nbytes)
+
+    def pace(self, nbytes: int = 0) -> None:
+        """Commits where twice the limits are reached: the brake of a caller who does not watch `due`."""
+        head, settings = self._head, self._head.settings
+        if head.dirty_rows > 2 * settings.dirty_rows_max or head.dirty_bytes + nbytes > 2 * settings.dirty_bytes_max:
+            self.commit()
+
+    def _reserve(self, nbytes: int) -> None:
+        head = self._head
+        payload = 2 * head.settings.dirty_bytes_max + SLACK_BYTES + nbytes
+        try:
+            head.meta.reserve(limits.META_RESERVE_BYTES)
+            head.payload.reserve(payload)
+        except NoSpace:
+            # A smaller group may still fit: room for this operation and for what is dirty already.
+            payload = head.dirty_bytes + nbytes + SLACK_BYTES // 4
+            try:
+                head.payload.reserve(payload)
+                head.meta.reserve(limits.META_RESERVE_BYTES // 4)
+            except NoSpace:
+                head.full = True
+                raise
+        head.full = False
+        self._reserved_txg, self._payload_reserved = head.counters.txg, payload
+
+    # -- committing ------------------------------------------------------------------------------------------------
+
+    def commit(self, finish: Callable[[], None] | None = None) -> None:
+        """Everything answered so far is durable when it returns.  Does nothing on a clean head.
+
+        `finish` is called when all rows of the group are written, to add its own to the same commit.  Raises what failed; the head has then failed with it.
+        """
+        head = self._head
+        head.check()
+        if not head.dirty and finish is None:
+            return
+        try:
+            failpoints.hit("commit.begin")
+            self._contents.end_flush()
+            job = self._contents.begin_flush()
+            if job is not None:
+                job.run()
+                self._contents.end_flush()
+            else:
+                head.payload.sync()
+            failpoints.hit("commit.publish")
+            self._publish(finish)
+            failpoints.hit("commit.rows")
+            head.txn.commit()
+        except BaseException as error:
+            head.fail(f"commit of transaction group {head.counters.txg} failed: {error}")
+            raise
+        failpoints.hit("commit.done")
+        self._next_group()
+
+    def _publish(self, finish: Callable[[], None] | None) -> None:
+        head = self._head
+        versions, counters, epoch = head.versions, head.counters, head.epoch
+        if head.txn.get(Table.SYS, SUPERBLOCK_KEY) != self._superblock:
+            raise Fenced("another process has taken the lease of this filesystem")
+        self._namespace.publish()
+        self._attributes.publish()
+        self._contents.publish()
+        for ino, (at, _) in sorted(head.buried.items()):
+            if ino < head.first_ino:
+                versions.remove(Table.INODE, keys.inode(ino), at)
+        for ino in sorted(head.dirty_inodes):
+            at = head.orphans.get(ino, epoch)
+            body = records.pack_inode(head.inodes[ino])
+            versions.put(Table.INODE, keys.inode(ino), body, at, fresh=ino >= head.first_ino)
+        for ino in head.orphans_changed:
+            key = keys.orphan(ino)
+            if ino in head.orphans:
+                body = records.pack_plain(Table.ORPHAN, head.orphans[ino])
+                head.txn.put(Table.ORPHAN, key, records.seal(Table.ORPHAN, key, body))
+            else:
+                head.txn.delete(Table.ORPHAN, key)
+        counters.bytes += versions.live_bytes_delta
+        if counters.bytes < 0:
+            head.report_drift("bytes", counters.bytes)
+            counters.bytes = 0
+        versions.settle()
+        if finish is not None:
+            finish()
+        counters.next_segment = max(counters.next_segment, head.payload.next_segment)
+        head.txn.put(Table.SYS, COUNTERS_KEY, records.seal(Table.SYS, COUNTERS_KEY, pack_counters(counters)))
+
+    def _next_group(self) -> None:
+        head = self._head
+        head.buried.clear()
+        head.dirty_inodes.clear()
+        head.orphans_changed.clear()
+        head.dirty = False
+        head.dirty_rows = head.dirty_bytes = 0
+        head.first_ino, head.first_data = head.counters.next_ino, head.counters.next_data
+        head.counters.txg = Txg(head.counters.txg + 1)
+        if len(head.inodes) > limits.CACHED_INODES_MAX:
+            for ino in list(head.inodes)[: limits.CACHED_INODES_MAX // 2]:
+                del head.inodes[ino]
+        self.commits += 1
+        head.txn = head.meta.begin_write()
+        head.versions.begin(head.txn)

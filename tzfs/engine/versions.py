@@ -1,0 +1,223 @@
+"""The rules of versioned keys: put, remove, die, free, collect; and the deadlist with its cells.
+
+A versioned key holds one row for each birth epoch.  The invariant, from which everything else follows:
+
+    Of each key's versions the newest is live (a value or a tombstone), and every other has exactly one row in `dead`.
+    A version dead at d is seen by the snapshots S with birth <= S < d.
+
+`change` has one row for each physical version, written and deleted with it.  `cell` counts versions, extent lifetimes
+and their charged bytes by (death, birth), with death `LIVE` for what lives; what a snapshot alone holds is a sum of
+cells.  Extents have lifetimes of their own, (extent, birth), that are buried and freed by the same rules.
+
+Charge: a version costs the length of its stored key and value, a tombstone nothing, an extent its bytes on disk.
+
+Rows are collected and written in key order by `settle`; until then the store does not show them.  A caller therefore
+changes each key at most once between two calls of `settle`.  Nothing here reads or buffers contents.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Final
+
+from tzfs.format import keys, records
+from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
+from tzfs.limits import PAGE_BYTES
+from tzfs.store.interface import Row, WriteTransaction
+
+_change_key: Final = keys.change
+_suffix: Final = keys.suffix
+_seal: Final = records.seal
+
+
+def extent_charge(stored_bytes: int) -> int:
+    """What an extent costs: its bytes on disk, whole pages."""
+    return (stored_bytes + PAGE_BYTES - 1) & -PAGE_BYTES
+
+
+def _charge(prefix: bytes, value: bytes) -> int:
+    """What a stored version costs: key and value, a tombstone nothing."""
+    return 0 if records.is_tombstone(value) else len(prefix) + 8 + len(value)
+
+
+class Versions:
+    """The versioned tables of one filesystem within one write transaction at a time.
+
+    `snapshots` are the epochs of the surviving snapshots, ascending.  `drift` is told of a counter that would have
+    become negative: (what, by how much).
+    """
+
+    def __init__(self, drift: Callable[[str, int], None]) -> None:
+        self.snapshots: list[int] = []
+        self.oldest_bookmark: int | None = None
+        self.txn: WriteTransaction
+        self.live_bytes_delta = 0
+        self._drift = drift
+        self._rows: dict[Table, list[Row]] = {}
+        self._cells: dict[tuple[int, int], list[int]] = {}
+        self._segments: dict[int, list[int]] = {}
+
+    def begin(self, txn: WriteTransaction) -> None:
+        """Works in `txn` from now on; what was not settled in the one before is forgotten."""
+        self.txn = txn
+        self._rows.clear()
+        self._cells.clear()
+        self._segments.clear()
+        self.live_bytes_delta = 0
+
+    # -- put and remove ------------------------------------------------------------------------------------------
+
+    def put(self, table: Table, prefix: bytes, body: bytes, at: int, *, fresh: bool = False) -> None:
+        """Makes `body` the newest version of `prefix`, born at `at`.  `fresh`: it is known to have no version."""
+        key = prefix + _suffix(at)
+        value = _seal(table, key, body)
+        charge = len(key) + len(value)
+        old = None if fresh else self.txn.seek(table, prefix, at)
+        self._row(table, key, value)
+        if old is not None and old[0] == at:
+            self._count(LIVE, at, 0, charge - _charge(prefix, old[1]))
+            return
+        self._row(Table.CHANGE, _change_key(at, table, prefix), None)
+        self._count(LIVE, at, 1, charge)
+        if old is not None:
+            self._kill(table, prefix, old, at)
+
+    def remove(self, table: Table, prefix: bytes, at: int) -> None:
+        """Makes `prefix` absent from epoch `at` on: a tombstone, or no row at all where none is needed."""
+        old = self.txn.seek(table, prefix, at)
+        if old is None or records.is_tombstone(old[1]):
+            return
+        birth, _ = old
+        kept = birth != at and self.seen(birth, at)
+        if not kept:
+            older = self.txn.seek(table, prefix, birth - 1) if birth else None
+            self._free(table, prefix, old)
+            if older is None and not self._bookmarked(at):
+                return
+        key = prefix + _suffix(at)
+        self._row(table, key, records.tombstone(table, key))
+        self._row(Table.CHANGE, _change_key(at, table, prefix), None)
+        self._count(LIVE, at, 1, 0)
+        if kept:
+            self._bury(table, prefix, old, at)
+
+    def _kill(self, table: Table, prefix: bytes, old: tuple[Epoch, bytes], at: int) -> None:
+        if self.seen(old[0], at):
+            self._bury(table, prefix, old, at)
+        else:
+            self._free(table, prefix, old)
+
+    def _bury(self, table: Table, prefix: bytes, old: tuple[Epoch, bytes], at: int) -> None:
+        birth, value = old
+        charge = _charge(prefix, value)
+        self._count(LIVE, birth, -1, -charge)
+        self._count(at, birth, 1, charge)
+        self._dead(at, birth, table, prefix, charge)
+
+    def _free(self, table: Table, prefix: bytes, old: tuple[Epoch, bytes]) -> None:
+        birth, value = old
+        charge = _charge(prefix, value)
+        self._count(LIVE, birth, -1, -charge)
+        self.txn.delete(table, prefix + _suffix(birth))
+        self.txn.delete(Table.CHANGE, _change_key(birth, table, prefix))
+
+    def seen(self, birth: int, death: int) -> bool:
+        """Whether a surviving snapshot sees what was born at `birth` and died at `death`."""
+        snapshots = self.snapshots
+        i = bisect_left(snapshots, birth)
+        return i < len(snapshots) and snapshots[i] < death
+
+    def _bookmarked(self, birth: int) -> bool:
+        return self.oldest_bookmark is not None and self.oldest_bookmark < birth
+
+    # -- extents -------------------------------------------------------------------------------------------------
+
+    def extent_born(self, extent: int, birth: int, stored_bytes: int) -> None:
+        """An extent is referenced for the first time, by a version born at `birth`."""
+        charge = extent_charge(stored_bytes)
+        self._count(LIVE, birth, 1, charge)
+        self._use(extent, charge, 1, charge)
+
+    def extent_died(self, extent: ExtentId, birth: int, stored_bytes: int, at: int, txg: int) -> None:
+        """The newest version of its chunk does not name the extent any more."""
+        charge = extent_charge(stored_bytes)
+        self._count(LIVE, birth, -1, -charge)
+        if self.seen(birth, at):
+            self._count(at, birth, 1, charge)
+            self._dead(at, birth, Table.EXTENT, keys.u64(extent), charge)
+        else:
+            self._use(extent, charge, -1, -charge)
+            self.punch(extent, stored_bytes, txg)
+
+    def punch(self, extent: ExtentId, stored_bytes: int, txg: int) -> None:
+        """The extent's space is to be given back once transaction group `txg` is durable."""
+        self._use(extent, extent_charge(stored_bytes), 0, 0)
+        key = keys.punch(txg, extent)
+        self._row(Table.PUNCH, key, _seal(Table.PUNCH, key, records.pack_plain(Table.PUNCH, stored_bytes)))
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def _row(self, table: Table, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            value = _seal(table, key, b"")
+        rows = self._rows.get(table)
+        if rows is None:
+            rows = self._rows[table] = []
+        rows.append((key, value))
+
+    def _dead(self, death: int, birth: int, table: Table, prefix: bytes, charge: int) -> None:
+        key = keys.dead(death, birth, table, prefix)
+        self._row(Table.DEAD, key, _seal(Table.DEAD, key, records.pack_plain(Table.DEAD, charge)))
+
+    def _count(self, death: int, birth: int, count: int, size: int) -> None:
+        if death == LIVE:
+            self.live_bytes_delta += size
+        cell = self._cells.get((death, birth))
+        if cell is None:
+            self._cells[death, birth] = [count, size]
+        else:
+            cell[0] += count
+            cell[1] += size
+
+    def _use(self, extent: int, extent_bytes: int, count: int, size: int) -> None:
+        use = self._segments.setdefault(extent >> 32, [0, 0, 0])
+        use[0] += count
+        use[1] += size
+        use[2] = max(use[2], keys.extent_offset(extent) + extent_bytes)
+
+    def settle(self) -> None:
+        """Writes the rows collected so far, in key order, and brings cells and segment counters up to date."""
+        for table, rows in self._rows.items():
+            rows.sort()
+            self.txn.put_many(table, rows)
+        self._rows.clear()
+        for (death, birth), (count, size) in sorted(self._cells.items()):
+            self._add(Table.CELL, keys.cell(death, birth), count, size)
+        self._cells.clear()
+        for segment, (count, size, end) in sorted(self._segments.items()):
+            self._add(Table.SEGMENT, keys.segment(segment), count, size, end)
+        self._segments.clear()
+
+    def _add(self, table: Table, key: bytes, count: int, size: int, *end: int) -> None:
+        """A counter row plus (count, size); its end, if it has one, grows to `end`.
+
+        A counter below zero stays at zero, and the difference is reported as drift.  A cell at zero goes.
+        """
+        value = self.txn.get(table, key)
+        if value is not None:
+            body = records.unseal(table, key, value)
+            if body is None:
+                raise records.damaged(table, key, "a tombstone in a table without versions")
+            old_count, old_size, *old_end = records.unpack_plain(table, key, body)
+            count += old_count
+            size += old_size
+            end = tuple(map(max, end, old_end))
+        if count < 0 or size < 0:
+            self._drift(f"{table.name.lower()} {key.hex()}", min(count, size))
+            count, size = max(count, 0), max(size, 0)
+        if table is Table.CELL and count == 0 and size == 0:
+            if value is not None:
+                self.txn.delete(table, key)
+            return
+        self.txn.put(table, key, _seal(table, key, records.pack_plain(table, count, size, *end)))

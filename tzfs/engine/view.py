@@ -1,0 +1,182 @@
+"""A snapshot, read-only: the calls of `Engine` that only read, at one epoch.
+
+A view keeps no transaction open.  Each call looks its rows up in a moment's read transaction; versions that a snapshot
+sees do not change, so calls agree with each other.  In a process that does not hold the lease, payload may be freed
+between planning and reading when its version turns out to be of no snapshot any more: a plan that fails is made again in a
+fresh transaction, and only the same failure twice is reported.
+
+A view must be protected from the destruction of its snapshot by whoever opens it (a hold, or a file in `views/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from tzfs import limits
+from tzfs.engine import reads
+from tzfs.engine.attributes import xattr_at, xattr_names_at
+from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT
+from tzfs.engine.reads import ReadPlan
+from tzfs.errors import (
+    CorruptionError,
+    InvalidArgument,
+    IsADirectory,
+    NameTooLong,
+    NoAttribute,
+    NotADirectory,
+    NotFound,
+    Stale,
+    StoreError,
+)
+from tzfs.format import keys
+from tzfs.format.keys import ROOT, Epoch, Ino, Table
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, Snapshot, unpack_dirent
+from tzfs.store.interface import MetaStore, PayloadReader, ReadTransaction
+
+T = TypeVar("T")
+
+
+class View:
+    """One snapshot's tree.  `snapshot` is its record, `name` what it is called."""
+
+    def __init__(self, meta: MetaStore, payload: PayloadReader, name: str, snapshot: Snapshot) -> None:
+        self.name, self.snapshot = name, snapshot
+        self._meta, self._payload = meta, payload
+        self._epoch: Epoch = snapshot.epoch
+
+    def _in(self, look: Callable[[ReadTransaction], T]) -> T:
+        txn = self._meta.begin_read()
+        try:
+            return look(txn)
+        finally:
+            txn.close()
+
+    def _inode(self, txn: ReadTransaction, ino: int) -> Inode:
+        inode = reads.inode_at(txn, ino, self._epoch)
+        if inode is None:
+            raise Stale(f"inode {ino} is not in snapshot {self.name}")
+        return inode
+
+    def _directory(self, txn: ReadTransaction, ino: int) -> Inode:
+        inode = self._inode(txn, ino)
+        if inode.mode & S_IFMT != S_IFDIR:
+            raise NotADirectory(f"inode {ino} is not a directory")
+        return inode
+
+    def inode(self, ino: int) -> Inode:
+        """The inode as the snapshot has it; `Stale` if it has none."""
+        return self._in(lambda txn: self._inode(txn, ino))
+
+    def lookup(self, parent: int, name: bytes) -> Inode:
+        """The inode under a name.  `NotFound`, `NotADirectory`, `NameTooLong`, `Stale`."""
+        if len(name) > limits.NAME_BYTES_MAX:
+            raise NameTooLong(f"name of {len(name)} bytes; the limit is {limits.NAME_BYTES_MAX}")
+
+        def look(txn: ReadTransaction) -> Inode:
+            entry = reads.dirent_at(txn, parent, name, self._epoch)
+            if entry is None:
+                self._directory(txn, parent)
+                raise NotFound(f"no entry {name!r} in directory {parent} of snapshot {self.name}")
+            return self._inode(txn, entry[0])
+
+        return self._in(look)
+
+    def parent_of(self, ino: int) -> Ino:
+        """The directory that holds the directory `ino`; the root is its own parent."""
+        return ROOT if ino == ROOT else self._in(lambda txn: self._directory(txn, ino).parent)
+
+    def readdir(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Ino, int]]:
+        """At most `limit` entries (name, inode, file type) with names above `after`, ascending; none at the end."""
+        return self._in(lambda txn: self._readdir(txn, ino, after, limit))
+
+    def _readdir(self, txn: ReadTransaction, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Ino, int]]:
+        self._directory(txn, ino)
+        rows = reads.named_rows(txn, Table.DIRENT, keys.u64(ino), after, self._epoch, limit)
+        return [(keys.dirent_name(key), *unpack_dirent(key, body)) for key, body in rows]
+
+    def readdir_plus(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
+        """Like `readdir`, with inodes, looked up in one pass."""
+
+        def look(txn: ReadTransaction) -> list[tuple[bytes, Inode]]:
+            entries = self._readdir(txn, ino, after, limit)
+            inos = sorted({i for _, i, _ in entries})
+            inodes = dict(zip(inos, reads.inodes_at(txn, inos, self._epoch), strict=True))
+            out = []
+            for name, i, _ in entries:
+                inode = inodes[i]
+                if inode is None:
+                    raise CorruptionError(f"entry {name!r} of directory {ino} names inode {i}, which does not exist")
+                out.append((name, inode))
+            return out
+
+        return self._in(look)
+
+    def readlink(self, ino: int) -> bytes:
+        """A symlink's target; `InvalidArgument` for anything else."""
+        inode = self.inode(ino)
+        if inode.mode & S_IFMT != S_IFLNK:
+            raise InvalidArgument(f"inode {ino} is not a symbolic link")
+        return self._retried(lambda: self._plan(ino, 0, inode.size).execute())
+
+    def plan_read(self, ino: int, offset: int, size: int) -> ReadPlan:
+        """A plan for at most `size` bytes from `offset`; less at the end of the file."""
+        if offset < 0 or size < 0:
+            raise InvalidArgument("offset and size must not be negative")
+        return self._plan(ino, offset, size)
+
+    def read(self, ino: int, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset`."""
+        return self._retried(lambda: self.plan_read(ino, offset, size).execute())
+
+    def _retried(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except (CorruptionError, StoreError):
+            return read()
+
+    def _plan(self, ino: int, offset: int, size: int) -> ReadPlan:
+        def look(txn: ReadTransaction) -> ReadPlan:
+            inode = self._inode(txn, ino)
+            if inode.mode & S_IFMT == S_IFDIR:
+                raise IsADirectory(f"inode {ino} is a directory")
+            length = max(0, min(size, inode.size - offset))
+            plan = ReadPlan(self._payload, length)
+            if length == 0:
+                return plan
+            if inode.flags & FLAG_INLINE:
+                body = reads.body_at(txn, Table.INLINE, keys.inline(inode.data), self._epoch) or b""
+                plan.add_bytes(0, body[offset : offset + length])
+                return plan
+            reclaims = reads.reclaims_of(txn)
+            shift = inode.chunk_shift
+            for index in range(offset >> shift, (offset + length - 1 >> shift) + 1):
+                start = index << shift
+                found = reads.slices_at(txn, inode.data, index, self._epoch, reclaims)
+                plan.add_slices(
+                    start - offset, found, max(offset - start, 0), min(offset + length - start, 1 << shift)
+                )
+            return plan
+
+        return self._in(look)
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """An attribute's value; `NoAttribute`."""
+
+        def look(txn: ReadTransaction) -> bytes | None:
+            inode = self._inode(txn, ino)
+            return xattr_at(txn, self._payload, ino, name, self._epoch) if inode.flags & FLAG_XATTR else None
+
+        value = self._in(look)
+        if value is None:
+            raise NoAttribute(f"inode {ino} has no attribute {name!r}")
+        return value
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        """The names of all attributes, ascending."""
+
+        def look(txn: ReadTransaction) -> list[bytes]:
+            inode = self._inode(txn, ino)
+            return xattr_names_at(txn, ino, self._epoch) if inode.flags & FLAG_XATTR else []
+
+        return self._in(look)

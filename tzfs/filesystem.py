@@ -1,0 +1,304 @@
+"""An open filesystem, for a program: files by path, snapshots, durability.  No mount and no FUSE are needed.
+
+    with store.open("agent-1") as fs:
+        fs.write_text("notes.md", "first\\n")
+        fs.snapshot("before")
+        fs.write_text("notes.md", "second\\n")
+        print(fs.view("before").read_text("notes.md"))
+
+A `FileSystem` has the lease: nobody else can write meanwhile, and a mount of it is refused, as opening one that is
+mounted is.  It belongs to the thread that opened it.  What is done is durable after `sync`, `snapshot` or `close`; without
+them it is committed when the transaction group's interval is over, at the next call, or when much is waiting.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat as stat_bits
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from tzfs import limits
+from tzfs.engine.engine import Engine, StatFs
+from tzfs.errors import Exists, InvalidArgument, IsADirectory, NotFound
+from tzfs.format.keys import ROOT
+from tzfs.format.records import Inode, Snapshot
+from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, to_stat
+
+
+class FileSystem(Tree):
+    """One filesystem open for writing.  Get one from `Store.open`; it is a context manager."""
+
+    def __init__(self, engine: Engine, close: Callable[[], None], *, umask: int = 0o022) -> None:
+        super().__init__(engine)
+        self._engine = engine
+        self._close = close
+        self._umask = umask
+        self._open: Counter[int] = Counter()
+        self._closed = False
+        engine.referenced = lambda ino: ino in self._open
+
+    def __enter__(self) -> FileSystem:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commits and gives the lease back; doing it twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    # -- durability ----------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Everything done so far is durable when it returns."""
+        self._engine.commit()
+
+    def _did(self) -> None:
+        """After each change: commits when it is time, and does a batch of what is due in the background."""
+        engine = self._engine
+        due = engine.commit_due_at_ns()
+        if engine.commit_due or (due is not None and time.time_ns() >= due):
+            engine.commit()
+            engine.background_step()
+
+    def collect(self) -> int:
+        """Finishes all background work (removed files, space to be given back); bytes given back to the disk."""
+        engine = self._engine
+        before = engine.reclaimer.punched_bytes
+        while True:
+            engine.commit()
+            while engine.background_step():
+                if engine.commit_due:
+                    engine.commit()
+            if not engine.dirty:
+                return engine.reclaimer.punched_bytes - before
+
+    def statfs(self) -> StatFs:
+        """Space and inodes, used and free."""
+        return self._engine.statfs()
+
+    # -- snapshots -----------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
+        """A snapshot of everything done so far, durable when it returns.  `Exists`, `InvalidArgument`, `NoSpace`."""
+        from tzfs.names import check_snapshot_component
+
+        return self._engine.snapshot(check_snapshot_component(name), properties)
+
+    def snapshots(self) -> dict[str, Snapshot]:
+        """All snapshots by name, oldest first."""
+        return self._engine.snapshots()
+
+    def view(self, snapshot: str) -> SnapshotView:
+        """A snapshot's tree, read-only, for as long as the filesystem is open.  `NotFound`."""
+        return SnapshotView(self._engine.view(snapshot))
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def open(self, path: Path, mode: str = "r", *, encoding: str = "utf-8") -> io.IOBase:
+        """Like the built-in `open`: `r`, `w`, `a`, `x`, with `+` and `b`; text unless `b`."""
+        kinds = set(mode) - {"b", "t", "+"}
+        if len(kinds) != 1 or not kinds <= set("rwax") or len(set(mode)) != len(mode) or {"b", "t"} <= set(mode):
+            raise InvalidArgument(f"mode {mode!r} is not one that open knows")
+        kind = kinds.pop()
+        writing = kind != "r" or "+" in mode
+        inode = self._inode_for(path, kind)
+        raw = WriteFile(self, inode.ino, append=kind == "a", readable=kind == "r" or "+" in mode, writable=writing)
+        binary: io.BufferedIOBase
+        if "+" in mode:
+            binary = io.BufferedRandom(raw)
+        elif writing:
+            binary = io.BufferedWriter(raw)
+        else:
+            binary = io.BufferedReader(raw)
+        return binary if "b" in mode else io.TextIOWrapper(binary, encoding=encoding)
+
+    def _inode_for(self, path: Path, kind: str) -> Inode:
+        directory, name = self._resolve_parent(path, follow=True)
+        try:
+            inode = self._child(directory, name)
+        except NotFound:
+            if kind == "r":
+                raise
+            inode = self._engine.mknod(
+                directory.ino, name, stat_bits.S_IFREG | 0o666 & ~self._umask, uid=os.getuid(), gid=os.getgid()
+            )
+            self._did()
+            return inode
+        if kind == "x":
+            raise Exists(f"{os.fsdecode(path)} exists")
+        if stat_bits.S_ISDIR(inode.mode):
+            raise IsADirectory(f"{os.fsdecode(path)} is a directory")
+        if kind == "w":
+            self._engine.setattr(inode.ino, size=0)
+        return inode
+
+    def write_bytes(self, path: Path, data: bytes) -> None:
+        """Makes `data` the contents of a file, which is created or replaced."""
+        inode = self._inode_for(path, "w")
+        view = memoryview(data)
+        for at in range(0, len(view), limits.MIB):
+            self._engine.write(inode.ino, at, view[at : at + limits.MIB])
+        self._did()
+
+    def write_text(self, path: Path, text: str, encoding: str = "utf-8") -> None:
+        """Makes `text` the contents of a file, which is created or replaced."""
+        self.write_bytes(path, text.encode(encoding))
+
+    def truncate(self, path: Path, size: int) -> None:
+        """Sets the size of a file; what is added reads as zeros and takes no space."""
+        self._engine.setattr(self._resolve(path).ino, size=size)
+        self._did()
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    def mkdir(self, path: Path, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Makes a directory, with `parents` also those above it."""
+        if parents:
+            names = [name for name in os.fsdecode(path).split("/") if name]
+            for i in range(1, len(names)):
+                self.mkdir("/".join(names[:i]), exist_ok=True)
+        directory, name = self._resolve_parent(path, follow=True)
+        try:
+            if not name:
+                raise Exists("/ exists")
+            self._engine.mkdir(directory.ino, name, mode & ~self._umask, uid=os.getuid(), gid=os.getgid())
+        except Exists:
+            if not exist_ok or not stat_bits.S_ISDIR(self._child(directory, name).mode):
+                raise
+        self._did()
+
+    def _named(self, path: Path) -> tuple[Inode, bytes]:
+        directory, name = self._resolve_parent(path)
+        if not name:
+            raise InvalidArgument("that cannot be done to the root")
+        return directory, name
+
+    def unlink(self, path: Path) -> None:
+        """Removes a name of anything but a directory."""
+        directory, name = self._named(path)
+        self._engine.unlink(directory.ino, name)
+        self._did()
+
+    def rmdir(self, path: Path) -> None:
+        """Removes an empty directory."""
+        directory, name = self._named(path)
+        self._engine.rmdir(directory.ino, name)
+        self._did()
+
+    def rmtree(self, path: Path) -> None:
+        """Removes a directory and all that is in it."""
+        top = os.fsdecode(path)
+        for here, _, others in list(self.walk(top))[::-1]:
+            for name in others:
+                self.unlink(f"{here}/{name}")
+            if self._resolve(here).ino != ROOT:
+                self.rmdir(here)
+
+    def rename(self, source: Path, target: Path, *, replace: bool = True, exchange: bool = False) -> None:
+        """Moves a name; what has the new one is replaced, refused (`replace=False`) or swapped (`exchange=True`)."""
+        directory, name = self._named(source)
+        new_directory, new_name = self._named(target)
+        flags = (0 if replace else 1) | (2 if exchange else 0)
+        self._engine.rename(directory.ino, name, new_directory.ino, new_name, flags)
+        self._did()
+
+    def symlink(self, target: str | bytes, path: Path) -> None:
+        """Makes a symbolic link at `path` that points to `target`."""
+        directory, name = self._named(path)
+        self._engine.symlink(directory.ino, name, os.fsencode(target), uid=os.getuid(), gid=os.getgid())
+        self._did()
+
+    def link(self, existing: Path, path: Path) -> None:
+        """Makes `path` one more name of the file `existing`."""
+        inode = self._resolve(existing, follow=False)
+        directory, name = self._named(path)
+        self._engine.link(inode.ino, directory.ino, name)
+        self._did()
+
+    # -- attributes ----------------------------------------------------------------------------------------------
+
+    def chmod(self, path: Path, mode: int) -> Stat:
+        """Sets the permission bits; the new attributes."""
+        return self._setattr(path, mode=mode)
+
+    def chown(self, path: Path, uid: int | None = None, gid: int | None = None) -> Stat:
+        """Sets owner, group or both; the new attributes."""
+        return self._setattr(path, uid=uid, gid=gid)
+
+    def utime(self, path: Path, *, atime_ns: int, mtime_ns: int) -> Stat:
+        """Sets both times, in nanoseconds; the new attributes."""
+        return self._setattr(path, atime_ns=atime_ns, mtime_ns=mtime_ns)
+
+    def _setattr(self, path: Path, **changes: int | None) -> Stat:
+        inode = self._engine.setattr(self._resolve(path).ino, **changes)
+        self._did()
+        return to_stat(inode)
+
+    def setxattr(self, path: Path, name: str, value: bytes, flags: int = 0) -> None:
+        """Sets an extended attribute; `flags` as of setxattr(2)."""
+        self._engine.setxattr(self._resolve(path).ino, os.fsencode(name), value, flags)
+        self._did()
+
+    def removexattr(self, path: Path, name: str) -> None:
+        """Removes an extended attribute; `NoAttribute`."""
+        self._engine.removexattr(self._resolve(path).ino, os.fsencode(name))
+        self._did()
+
+    # -- what open files need ------------------------------------------------------------------------------------
+
+    def _opened(self, ino: int) -> Engine:
+        self._open[ino] += 1
+        return self._engine
+
+    def _closed_file(self, ino: int) -> None:
+        self._open[ino] -= 1
+        if not self._open[ino]:
+            del self._open[ino]
+            if not self._closed:
+                self._engine.forget(ino)
+
+
+class WriteFile(ReadFile):
+    """A file of an open filesystem, unbuffered; an unlinked one lives until it is closed."""
+
+    def __init__(self, fs: FileSystem, ino: int, *, append: bool, readable: bool, writable: bool) -> None:
+        self._fs = fs
+        self._registered = False
+        super().__init__(fs._opened(ino), ino)
+        self._registered = True
+        self._engine = fs._engine
+        self._append, self._readable, self._writable = append, readable, writable
+
+    def readable(self) -> bool:
+        return self._readable
+
+    def writable(self) -> bool:
+        return self._writable
+
+    def write(self, data: object) -> int:
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # io's own signature says no more
+        if self._append:
+            self._at = self._engine.inode(self._ino).size
+        written = self._engine.write(self._ino, self._at, view[: limits.MIB])
+        self._at += written
+        self._fs._did()
+        return written
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self._at if size is None else size
+        self._engine.setattr(self._ino, size=size)
+        self._fs._did()
+        return size
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            if self._registered:
+                self._registered = False
+                self._fs._closed_file(self._ino)

@@ -1,0 +1,371 @@
+"""The values of every table: an envelope of version and checksum, and a body for each table.
+
+    value = version u8 ‖ checksum u32 ‖ body
+
+The checksum is FNV-1a over table, key, version and body, folded to 32 bits (`tzfs.native.record_sum`), so a record
+that lands under another key or in another table is noticed.  Bit 7 of the version byte marks a tombstone; its body is
+empty.  All integers are big-endian.  `FORMAT.md`, "Records", is the specification.
+
+Invariant: `decode(encode(x)) == x` for every record, and a value that fails any check raises `CorruptionError`, never
+anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from tzfs.errors import CorruptionError, ForeignStore
+from tzfs.format.keys import DataId, Epoch, ExtentId, Ino, Table
+from tzfs.native import record_sum
+
+RECORD_VERSION: Final = 1
+TOMBSTONE_BIT: Final = 0x80
+ENVELOPE_BYTES: Final = 5
+
+_ENVELOPE: Final = struct.Struct(">BI")
+_TOMBSTONE_VERSION: Final = RECORD_VERSION | TOMBSTONE_BIT
+
+
+def seal(table: int, key: bytes, body: bytes) -> bytes:
+    """The value to store under `key`: envelope and body."""
+    return _ENVELOPE.pack(RECORD_VERSION, record_sum(table, key, RECORD_VERSION, body)) + body
+
+
+def tombstone(table: int, key: bytes) -> bytes:
+    """The value that says: nothing is here from this version on."""
+    return _ENVELOPE.pack(_TOMBSTONE_VERSION, record_sum(table, key, _TOMBSTONE_VERSION, b""))
+
+
+def is_tombstone(value: bytes) -> bool:
+    return value[0] & TOMBSTONE_BIT != 0
+
+
+def unseal(table: int, key: bytes, value: bytes) -> bytes | None:
+    """The body of a stored value, or None for a tombstone.
+
+    Raises `CorruptionError` where the checksum, the length or the version does not fit, naming table and key.
+    """
+    body = value[ENVELOPE_BYTES:]
+    if len(value) >= ENVELOPE_BYTES:
+        version, found = _ENVELOPE.unpack_from(value)
+        if record_sum(table, key, version, body) == found:
+            if version == RECORD_VERSION:
+                return body
+            if version == _TOMBSTONE_VERSION and not body:
+                return None
+            raise ForeignStore(
+                f"record {_name(table, key)} has version {version}, this tzfs knows {RECORD_VERSION}",
+                hint="a newer tzfs wrote it; use that one",
+            )
+    raise damaged(table, key)
+
+
+def damaged(table: int, key: bytes, why: str = "checksum does not match") -> CorruptionError:
+    return CorruptionError(f"damaged record {_name(table, key)}: {why}")
+
+
+def _name(table: int, key: bytes) -> str:
+    try:
+        return f"{Table(table).name.lower()}/{key.hex()}"
+    except ValueError:
+        return f"{table}/{key.hex()}"
+
+
+# -- inode ---------------------------------------------------------------------------------------------------------
+
+FLAG_INLINE: Final = 1  # contents (if any) are in `inline`, not in `chunk`
+FLAG_XATTR: Final = 2  # the inode has, or once had, extended attributes
+
+
+@dataclass(slots=True)
+class Inode:
+    """An inode as it stands in memory and, packed, at rest.
+
+    `parent` and `name` are set while the inode has had one name only; afterwards `parent` is 0, `name` empty, and its
+    names are rows of `link`.  For a directory `size` is its number of entries and `data` is 0.  Times are nanoseconds
+    since the epoch.  Whoever gets one from the engine must not change it.
+    """
+
+    ino: Ino
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    size: int
+    data: DataId
+    rdev: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    flags: int
+    chunk_shift: int
+    parent: Ino
+    name: bytes
+
+
+_INODE: Final = struct.Struct(">IIIIQQQqqqqIBQ")
+INODE_BYTES: Final = _INODE.size
+
+
+def pack_inode(i: Inode) -> bytes:
+    return (
+        _INODE.pack(
+            i.mode,
+            i.uid,
+            i.gid,
+            i.nlink,
+            i.size,
+            i.data,
+            i.rdev,
+            i.atime_ns,
+            i.mtime_ns,
+            i.ctime_ns,
+            i.btime_ns,
+            i.flags,
+            i.chunk_shift,
+            i.parent,
+        )
+        + i.name
+    )
+
+
+def unpack_inode(ino: Ino, key: bytes, body: bytes) -> Inode:
+    if len(body) < INODE_BYTES:
+        raise damaged(Table.INODE, key, "too short")
+    return Inode(ino, *_INODE.unpack_from(body), body[INODE_BYTES:])
+
+
+# -- directory entries -----------------------------------------------------------------------------------------------
+
+_DIRENT: Final = struct.Struct(">QB")
+
+
+def pack_dirent(ino: int, kind: int) -> bytes:
+    """`kind` is the file type as in `st_mode >> 12` (DT_* of readdir)."""
+    return _DIRENT.pack(ino, kind)
+
+
+def unpack_dirent(key: bytes, body: bytes) -> tuple[Ino, int]:
+    if len(body) != _DIRENT.size:
+        raise damaged(Table.DIRENT, key, "wrong length")
+    ino, kind = _DIRENT.unpack(body)
+    return Ino(ino), kind
+
+
+# -- contents --------------------------------------------------------------------------------------------------------
+
+CODEC_RAW: Final = 0
+
+
+class Slice(NamedTuple):
+    """Where `length` bytes of a chunk, from `offset` in the chunk, lie: from `extent_offset` in the raw extent.
+
+    `birth` is that of the extent's lifetime, not of the version that holds the slice.  `raw_bytes` and `stored_bytes`
+    are the whole extent's; `sums` is one XXH3 (low 32 bits) for each 4 KiB page of raw payload that the slice touches,
+    the first of them page `extent_offset // 4096`; for a compressed extent, one sum of the whole.
+    """
+
+    offset: int
+    length: int
+    extent: ExtentId
+    birth: Epoch
+    extent_offset: int
+    raw_bytes: int
+    stored_bytes: int
+    codec: int
+    sums: bytes
+
+
+_SLICE: Final = struct.Struct(">IIQQIIIBH")
+
+
+def pack_slices(slices: tuple[Slice, ...]) -> bytes:
+    """The body of a chunk record: the number of slices, then each; ascending and disjoint."""
+    out = [bytes((len(slices),))]
+    for s in slices:
+        out.append(
+            _SLICE.pack(
+                s.offset,
+                s.length,
+                s.extent,
+                s.birth,
+                s.extent_offset,
+                s.raw_bytes,
+                s.stored_bytes,
+                s.codec,
+                len(s.sums) // 4,
+            )
+        )
+        out.append(s.sums)
+    return b"".join(out)
+
+
+def unpack_slices(table: int, key: bytes, body: bytes) -> tuple[Slice, ...]:
+    try:
+        slices, at = [], 1
+        for _ in range(body[0]):
+            offset, length, extent, birth, xoff, raw, stored, codec, sums = _SLICE.unpack_from(body, at)
+            at += _SLICE.size
+            if at + 4 * sums > len(body):
+                raise damaged(table, key, "too short")
+            slices.append(
+                Slice(
+                    offset, length, ExtentId(extent), Epoch(birth), xoff, raw, stored, codec, body[at : at + 4 * sums]
+                )
+            )
+            at += 4 * sums
+    except (IndexError, struct.error):
+        raise damaged(table, key, "too short") from None
+    if at != len(body):
+        raise damaged(table, key, "too long")
+    return tuple(slices)
+
+
+XATTR_INLINE: Final = 0
+XATTR_EXTENTS: Final = 1
+
+
+def pack_xattr(value: bytes | tuple[Slice, ...]) -> bytes:
+    """An attribute's value itself, or, longer than a page allows, the slices of its payload."""
+    if isinstance(value, bytes):
+        return bytes((XATTR_INLINE,)) + value
+    return bytes((XATTR_EXTENTS,)) + pack_slices(value)
+
+
+def unpack_xattr(key: bytes, body: bytes) -> bytes | tuple[Slice, ...]:
+    if body[:1] == bytes((XATTR_INLINE,)):
+        return body[1:]
+    if body[:1] == bytes((XATTR_EXTENTS,)):
+        return unpack_slices(Table.XATTR, key, body[1:])
+    raise damaged(Table.XATTR, key, "unknown kind")
+
+
+# -- bookkeeping -----------------------------------------------------------------------------------------------------
+
+
+class Reclaim(NamedTuple):
+    """Chunks [lo, hi) of a data id are gone from epoch `at` on, and wait to be removed one by one."""
+
+    data: DataId
+    lo: int
+    hi: int
+    at: Epoch
+
+
+class Destroy(NamedTuple):
+    """A destroyed snapshot's rectangle: what was born in (older, snapshot] and died in (snapshot, newer].
+
+    `older` is -1 where there is no older snapshot: below every birth, flattened rows being born at 0.
+    """
+
+    older: int
+    snapshot: int
+    newer: int
+
+
+class Cell(NamedTuple):
+    """How many versions and extent lifetimes share one (death, birth), and the bytes charged to them."""
+
+    count: int
+    bytes: int
+
+
+class SegmentUse(NamedTuple):
+    """What of a segment is referenced: extents and their bytes on disk, multiples of 4 KiB; and where it ends.
+
+    What lies beyond `end` was written by a writer that never committed it.
+    """
+
+    extents: int
+    bytes: int
+    end: int
+
+
+_PLAIN: Final = {
+    Table.CELL: struct.Struct(">QQ"),
+    Table.DEAD: struct.Struct(">Q"),
+    Table.ORPHAN: struct.Struct(">Q"),
+    Table.RECLAIM: struct.Struct(">QQQQ"),
+    Table.DESTROY: struct.Struct(">qqq"),
+    Table.PUNCH: struct.Struct(">Q"),
+    Table.SEGMENT: struct.Struct(">QQQ"),
+}
+
+
+def pack_plain(table: Table, *fields: int) -> bytes:
+    """The body of a record that is a fixed row of integers (cell, dead, orphan, reclaim, destroy, punch, segment)."""
+    return _PLAIN[table].pack(*fields)
+
+
+def unpack_plain(table: Table, key: bytes, body: bytes) -> tuple[int, ...]:
+    if len(body) != _PLAIN[table].size:
+        raise damaged(table, key, "wrong length")
+    return _PLAIN[table].unpack(body)
+
+
+_SHARED: Final = struct.Struct(">QQ")
+
+
+def pack_shared(lifetimes: dict[Epoch, Epoch]) -> bytes:
+    """The lifetimes of a shared extent, birth -> death, ascending."""
+    return b"".join(_SHARED.pack(b, lifetimes[b]) for b in sorted(lifetimes))
+
+
+def unpack_shared(key: bytes, body: bytes) -> dict[Epoch, Epoch]:
+    if len(body) % _SHARED.size:
+        raise damaged(Table.SHARED, key, "wrong length")
+    return {Epoch(b): Epoch(d) for b, d in _SHARED.iter_unpack(body)}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot's record, under its name.
+
+    `epoch` is S: it sees births <= S.  `inodes` and `bytes` are the filesystem's counters at that moment (`bytes`: what
+    it referenced, as charged).  `properties` are the user's.
+    """
+
+    epoch: Epoch
+    guid: bytes
+    created_ns: int
+    txg: int
+    inodes: int
+    bytes: int
+    properties: dict[str, str] = field(default_factory=dict)
+
+
+_SNAPSHOT: Final = struct.Struct(">Q16sqQQQ")
+
+
+def pack_snapshot(s: Snapshot) -> bytes:
+    return _SNAPSHOT.pack(s.epoch, s.guid, s.created_ns, s.txg, s.inodes, s.bytes) + pack_json(s.properties)
+
+
+def unpack_snapshot(key: bytes, body: bytes) -> Snapshot:
+    if len(body) < _SNAPSHOT.size:
+        raise damaged(Table.SNAPSHOT, key, "too short")
+    epoch, guid, created_ns, txg, inodes, charged = _SNAPSHOT.unpack_from(body)
+    properties = unpack_json(Table.SNAPSHOT, key, body[_SNAPSHOT.size :])
+    if not isinstance(properties, dict) or not all(isinstance(v, str) for v in properties.values()):
+        raise damaged(Table.SNAPSHOT, key, "properties are not a table of strings")
+    return Snapshot(Epoch(epoch), guid, created_ns, txg, inodes, charged, properties)
+
+
+# -- JSON bodies: the superblock, the catalog; read by people with a hex dump, and extended without a new version ----
+
+
+def pack_json(value: object) -> bytes:
+    """Canonical JSON: UTF-8, keys sorted, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def unpack_json(table: int, key: bytes, body: bytes) -> object:
+    try:
+        value: object = json.loads(body)
+    except ValueError:
+        raise damaged(table, key, "not JSON") from None
+    return value

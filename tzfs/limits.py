@@ -1,0 +1,60 @@
+"""Every bound of tzfs, with the arithmetic behind it.  At each there is an error that says so, and a test."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# -- names and attributes: the kernel's own limits, so that nothing a Linux program may do is refused here ---------
+
+NAME_BYTES_MAX: Final = 255  # NAME_MAX; a dirent key is 8 + 255 + 1 + 8 = 272 bytes, LMDB allows 511
+PATH_BYTES_MAX: Final = 4095  # PATH_MAX less its NUL
+SYMLINK_TARGET_BYTES_MAX: Final = 4095  # likewise
+SYMLINKS_FOLLOWED_MAX: Final = 40  # MAXSYMLINKS of the kernel, for paths resolved by the Python API
+XATTR_NAME_BYTES_MAX: Final = 255  # XATTR_NAME_MAX
+XATTR_VALUE_BYTES_MAX: Final = 64 * KIB  # XATTR_SIZE_MAX
+XATTR_LIST_BYTES_MAX: Final = 64 * KIB  # XATTR_LIST_MAX
+LINKS_MAX: Final = 65_000  # ext4's; a link count takes 4 bytes at rest
+INO_BITS: Final = 40  # pyfuse3's st_ino is the node id and must also say which snapshot view it belongs to
+INO_MAX: Final = (1 << INO_BITS) - 1
+FILE_BYTES_MAX: Final = (1 << 63) - 1 - 4096  # loff_t, less a page, as for ext4 and xfs
+
+# -- payload ---------------------------------------------------------------------------------------------------------
+
+PAGE_BYTES: Final = 4096  # the unit of extents and of payload checksums
+INLINE_BYTES_MAX: Final = 4000  # with 5 bytes of envelope below 4,080, the largest value in one LMDB page
+CHUNK_SHIFT_DEFAULT: Final = 17  # 128 KiB: one FUSE read or write
+CHUNK_SHIFT_MIN: Final = 12
+CHUNK_SHIFT_MAX: Final = 20  # 256 page sums of 4 bytes, about 1 KiB of chunk record
+SLICES_MAX: Final = 16  # (38 + 4 * 2) * 16 + 4 * 256 sums < 2 KiB: a chunk record never leaves its page
+SEGMENT_BYTES_MAX: Final = 1 * GIB  # blocks are numbered in 32 bits; 1 GiB keeps a copy or a compaction short
+EXTENT_BYTES_MAX: Final = 1 * MIB  # one chunk of the largest size
+
+# -- transactions ----------------------------------------------------------------------------------------------------
+
+TXG_INTERVAL_S_DEFAULT: Final = 1.0  # what a crash may cost at most, unless fsynced
+DIRTY_BYTES_MAX_DEFAULT: Final = 64 * MIB  # written payload waiting in memory; 60 ms of a 1 GiB/s disk
+DIRTY_ROWS_MAX: Final = 4000  # rows waiting for a commit: about 1,000 LMDB pages, a commit of 4-16 ms
+FLUSH_REMAINDER_BYTES_MAX: Final = 4 * MIB  # small enough to be written and synced without yielding: 4 ms
+META_RESERVE_BYTES: Final = 32 * MIB  # the largest txg: DIRTY_ROWS_MAX * (row + change + dead), each on a page of its own
+RECLAIM_AT_ONCE_CHUNKS: Final = 64  # removed within the operation; more become a background reclaim
+RECLAIM_BATCH_CHUNKS: Final = 512  # 512 * (chunk + change + punch + segment) rows: a txg's share
+CACHED_INODES_MAX: Final = 65_536  # about 600 bytes each: 40 MB of the 150 MiB a daemon may use
+CACHED_CHUNKS_MAX: Final = 16_384  # about 700 bytes each
+
+# -- snapshots and names of filesystems --------------------------------------------------------------------------------
+
+FILESYSTEM_NAME_BYTES_MAX: Final = 255
+SNAPSHOT_NAME_BYTES_MAX: Final = 255
+CLONE_DEPTH_MAX: Final = 8  # a look-up may cost one seek a level
+ROLLBACK_GAP: Final = 1 << 32
+MAP_BYTES: Final = 1 << 42  # sparse; costs nothing until used, and is never resized
+
+# -- control ---------------------------------------------------------------------------------------------------------
+
+RPC_MESSAGE_BYTES_MAX: Final = 1 * MIB
+RPC_CLIENTS_MAX: Final = 64
+SNAPSHOT_VIEWS_MAX: Final = 1 << 22  # views numbered within one mount; 62 - INO_BITS bits of the node id

@@ -1,0 +1,155 @@
+"""Opening one filesystem's folder: for writing, with its lease and engine, or one snapshot of it for reading.
+
+A `Writer` holds the lease from before it looks at anything until after everything is closed; there is one at a time, in
+one process.  A `Reader` holds a file in `views/`, which keeps its snapshot from being destroyed, and coexists with a writer
+anywhere.  What fails on the way in gives back all that was taken: descriptors, environments, locks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from tzfs import failpoints
+from tzfs.engine.engine import Engine, Settings, read_snapshots, read_superblock
+from tzfs.engine.view import View
+from tzfs.errors import ForeignStore, NotFound
+from tzfs.format.records import Snapshot
+from tzfs.layout import META, SEGMENTS
+from tzfs.store.lease import Lease, ViewHold
+from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.segments import Segments
+
+failpoints.declare("writer.lease", "the lease is taken, nothing is open")
+failpoints.declare("writer.meta", "the tables are open, the payload is not")
+failpoints.declare("writer.payload", "tables and payload are open, the engine is not")
+failpoints.declare("reader.hold", "the snapshot is protected, its payload is not open")
+
+
+def format_filesystem(directory: Path, guid: bytes, *, uid: int | None = None, gid: int | None = None) -> None:
+    """Writes an empty filesystem into `directory`, which exists and is empty; its root belongs to `uid` and `gid`."""
+    meta = LmdbMeta(directory / META, create=True)
+    try:
+        Engine.format(
+            meta,
+            guid=guid,
+            now_ns=time.time_ns(),
+            uid=os.getuid() if uid is None else uid,
+            gid=os.getgid() if gid is None else gid,
+        )
+    finally:
+        meta.close()
+    Segments(directory / SEGMENTS, guid=guid, create=True).close()
+
+
+def _check_guid(directory: Path, found: str, guid: bytes) -> None:
+    if found != guid.hex():
+        raise ForeignStore(
+            f"{directory} holds filesystem {found}, the catalog expects {guid.hex()}",
+            hint="the folder was moved or copied from another store",
+        )
+
+
+class Writer:
+    """One filesystem open for writing: `engine` does the work, `lease` says who may."""
+
+    def __init__(self, directory: Path, guid: bytes, *, info: Mapping[str, str | int], settings: Settings) -> None:
+        """Raises `Busy`, naming the holder, where another writer has it."""
+        with ExitStack() as stack:
+            self.lease = Lease.acquire(directory, info=info)
+            stack.callback(self.lease.release)
+            failpoints.hit("writer.lease")
+            meta = LmdbMeta(directory / META)
+            stack.callback(meta.close)
+            txn = meta.begin_read()
+            try:
+                _check_guid(directory, read_superblock(txn).guid, guid)
+            finally:
+                txn.close()
+            failpoints.hit("writer.meta")
+            payload = Segments(directory / SEGMENTS, guid=guid)
+            stack.callback(payload.close)
+            failpoints.hit("writer.payload")
+            self.engine = Engine(meta, payload, settings=settings, disk=_free(directory))
+            stack.callback(self.engine.close)
+            self._stack = stack.pop_all()
+        self.directory = directory
+        self.meta, self.payload = meta, payload
+
+    def close(self) -> None:
+        """Commits, unless the engine has failed, and gives everything back; the lease last."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Reader:
+    """One snapshot open for reading: `view` has the calls."""
+
+    def __init__(self, directory: Path, guid: bytes, snapshot: str) -> None:
+        """Raises `NotFound` where there is no such snapshot."""
+        with ExitStack() as stack:
+            meta = LmdbMeta(directory / META, readonly=True)
+            stack.callback(meta.close)
+            record = self._find(directory, meta, guid, snapshot)
+            hold = ViewHold.acquire(directory, name=snapshot, epoch=record.epoch)
+            stack.callback(hold.release)
+            failpoints.hit("reader.hold")
+            record = self._find(directory, meta, guid, snapshot)  # it may have gone before it was held
+            payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
+            stack.callback(payload.close)
+            self._stack = stack.pop_all()
+        self.view = View(meta, payload, snapshot, record)
+
+    @staticmethod
+    def _find(directory: Path, meta: LmdbMeta, guid: bytes, snapshot: str) -> Snapshot:
+        txn = meta.begin_read()
+        try:
+            superblock = read_superblock(txn)
+            superblock.check(for_writing=False)
+            _check_guid(directory, superblock.guid, guid)
+            found = read_snapshots(txn).get(snapshot)
+        finally:
+            txn.close()
+        if found is None:
+            raise NotFound(f"no snapshot {snapshot!r}")
+        return found
+
+    def close(self) -> None:
+        """Gives everything back."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def stored_snapshots(directory: Path) -> dict[str, Snapshot]:
+    """The snapshots of a filesystem, oldest first, as last committed; needs no lease."""
+    meta = LmdbMeta(directory / META, readonly=True)
+    try:
+        txn = meta.begin_read()
+        try:
+            return read_snapshots(txn)
+        finally:
+            txn.close()
+    finally:
+        meta.close()
+
+
+def _free(directory: Path) -> Callable[[], tuple[int, int]]:
+    def ask() -> tuple[int, int]:
+        disk = os.statvfs(directory)
+        return disk.f_bavail * disk.f_frsize, disk.f_bfree * disk.f_frsize
+
+    return ask

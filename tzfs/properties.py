@@ -1,0 +1,384 @@
+"""The properties of filesystems: which there are, what they may be, and where a value comes from.
+
+Three sorts.  *Settable* native properties steer how a filesystem works; each has a type, a default, bounds, and a
+moment from which a change counts.  *Computed* ones are facts, and cannot be set.  *User* properties, `module:name`, mean
+nothing to tzfs: labels to list and filter by; any text of up to 8,191 bytes without NUL, under a name by ZFS's rules.
+
+A value set on the filesystem itself is `local`.  Without one, the value is inherited from the filesystem's namespace,
+spelled `NAMESPACE/`, then from the store, spelled `/`; a native property then has its default, a user property none.
+`resolve` says for each property the value and its SOURCE:
+
+    local        inherited from team/        inherited from /        default        - (computed)
+
+Values are kept, compared and passed on in one *exact* spelling (sizes in bytes, seconds as the shortest decimal);
+`parse` makes it from what people write (`64M`, `500ms`), `human` makes the readable form from it.  Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Final
+
+from tzfs.errors import InvalidArgument, LimitReached, NotFound, ReadOnly
+from tzfs.limits import (
+    CHUNK_SHIFT_DEFAULT,
+    CHUNK_SHIFT_MAX,
+    CHUNK_SHIFT_MIN,
+    DIRTY_BYTES_MAX_DEFAULT,
+    GIB,
+    MIB,
+    TXG_INTERVAL_S_DEFAULT,
+)
+from tzfs.names import show
+
+USER_NAME_BYTES_MAX: Final = 256  # ZFS's bounds, so that labels can be carried over from there
+USER_VALUE_BYTES_MAX: Final = 8191
+LOCAL: Final = "local"
+DEFAULT: Final = "default"
+COMPUTED: Final = "-"
+ABSENT: Final = "-"  # shown where there is no value
+
+
+class Kind(StrEnum):
+    """The type of a property's value."""
+
+    SIZE = "size"
+    SECONDS = "seconds"
+    INTEGER = "integer"
+    CHOICE = "choice"
+    TEXT = "text"
+    TIME = "time"  # exact: seconds since 1970 in UTC
+
+
+class Effect(StrEnum):
+    """From when on a changed value counts."""
+
+    AT_ONCE = "at once"
+    NEW_FILES = "for files written first from then on"
+    NEXT_MOUNT = "at the next mount"
+    NEVER = "-"  # computed
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One native property.  `low` and `high` are inclusive, in the exact unit; `choices` are all the values there are.
+
+    `default` is None for a computed property.  `snapshots`: snapshots have it too.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: str | None = None
+    low: Decimal | None = None
+    high: Decimal | None = None
+    power_of_two: bool = False
+    choices: tuple[str, ...] = ()
+    effect: Effect = Effect.NEVER
+    snapshots: bool = False
+
+    @property
+    def settable(self) -> bool:
+        return self.default is not None
+
+    @property
+    def inheritable(self) -> bool:
+        """Every property that can be set is inherited."""
+        return self.settable
+
+    @property
+    def values(self) -> str:
+        """What may be given, in a few characters: `on | off`, `4K - 1M, a power of two`."""
+        if self.choices:
+            return " | ".join(self.choices)
+        if self.low is None or self.high is None:
+            return self.kind.value
+        bounds = f"{human(self, _exact(self.low))} - {human(self, _exact(self.high))}"
+        return f"{bounds}, a power of two" if self.power_of_two else bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A property as one filesystem has it: the exact value (None: no value now) and its SOURCE."""
+
+    name: str
+    exact: str | None
+    source: str
+
+    @property
+    def human(self) -> str:
+        """The value as people read it, `-` where there is none."""
+        if self.exact is None:
+            return ABSENT
+        native = NATIVE.get(self.name)
+        return self.exact if native is None else human(native, self.exact)
+
+    @property
+    def parsable(self) -> str:
+        """The exact value, `-` where there is none."""
+        return ABSENT if self.exact is None else self.exact
+
+
+def _setting(
+    name: str,
+    kind: Kind,
+    default: str,
+    effect: Effect,
+    help: str,
+    *,
+    low: int | str | None = None,
+    high: int | str | None = None,
+    power_of_two: bool = False,
+    choices: Sequence[str] = (),
+) -> Property:
+    least, most = (None if bound is None else Decimal(bound) for bound in (low, high))
+    return Property(name, kind, help, default, least, most, power_of_two, tuple(choices), effect)
+
+
+def _fact(name: str, kind: Kind, help: str, *, snapshots: bool = False) -> Property:
+    return Property(name, kind, help, snapshots=snapshots)
+
+
+_ALL: Final = (
+    _fact("type", Kind.TEXT, "filesystem or snapshot", snapshots=True),
+    _fact("creation", Kind.TIME, "when it was created", snapshots=True),
+    _fact("used", Kind.SIZE, "bytes charged to it and its snapshots"),
+    _fact("referenced", Kind.SIZE, "bytes reachable in it", snapshots=True),
+    _fact("available", Kind.SIZE, "bytes that can still be written"),
+    _fact("state", Kind.TEXT, "creating, active, archived or deleting"),
+    _fact("mounted", Kind.TEXT, "yes or no"),
+    _fact("mountpoint", Kind.TEXT, "where it is mounted"),
+    _fact("origin", Kind.TEXT, "the snapshot it is a clone of"),
+    _fact("snapshot_count", Kind.INTEGER, "how many snapshots it has"),
+    _fact("guid", Kind.TEXT, "what tells it from every other, for good", snapshots=True),
+    _setting(
+        "txg_interval",
+        Kind.SECONDS,
+        format(Decimal(str(TXG_INTERVAL_S_DEFAULT)).normalize(), "f"),
+        Effect.AT_ONCE,
+        "the longest that a change waits to be durable, unless fsynced",
+        low="0.05",  # a commit takes up to 20 ms: more often, and it would do nothing else
+        high=60,
+    ),
+    _setting(
+        "dirty_max",
+        Kind.SIZE,
+        str(DIRTY_BYTES_MAX_DEFAULT),
+        Effect.AT_ONCE,
+        "written bytes that may wait in memory before a commit begins",
+        low=1 * MIB,  # the largest chunk
+        high=1 * GIB,  # a second of a fast disk
+    ),
+    _setting(
+        "recordsize",
+        Kind.SIZE,
+        str(1 << CHUNK_SHIFT_DEFAULT),
+        Effect.NEW_FILES,
+        "size of the chunks that large files are kept in",
+        low=1 << CHUNK_SHIFT_MIN,
+        high=1 << CHUNK_SHIFT_MAX,
+        power_of_two=True,
+    ),
+    _setting(
+        "snapdir",
+        Kind.CHOICE,
+        "hidden",
+        Effect.AT_ONCE,
+        "whether listings of the root show .zfs",
+        choices=("hidden", "visible"),
+    ),
+    _setting("readonly", Kind.CHOICE, "off", Effect.NEXT_MOUNT, "refuse every change", choices=("off", "on")),
+    _setting("atime", Kind.CHOICE, "off", Effect.AT_ONCE, "access times are not kept", choices=("off",)),
+)
+
+NATIVE: Final[Mapping[str, Property]] = {p.name: p for p in _ALL}  # in the order they are listed
+
+_USER_NAME: Final = re.compile(r"[a-z0-9_.+:][a-z0-9_.+:-]*\Z")
+
+
+def is_user(name: str) -> bool:
+    """Whether `name` is spelled as a user property's: it has a colon."""
+    return ":" in name
+
+
+def check_name(name: str) -> Property | None:
+    """The native property of that name, or None for a valid user property's name.
+
+    `NotFound` for a native one there is not, `InvalidArgument` for a malformed user property's name.
+    """
+    if not is_user(name):
+        if name not in NATIVE:
+            raise NotFound(
+                f"there is no property {show(name)}",
+                hint=f"native ones are {', '.join(NATIVE)}; your own are named MODULE:NAME",
+            )
+        return NATIVE[name]
+    if not _USER_NAME.match(name):
+        raise InvalidArgument(
+            f"user property {show(name)}: only lower-case letters, digits and _-.+: may be in its name, '-' not first"
+        )
+    if len(name) > USER_NAME_BYTES_MAX:
+        raise InvalidArgument(f"user property {show(name)}: its name is longer than {USER_NAME_BYTES_MAX} bytes")
+    return None
+
+
+def check_settable(name: str) -> Property | None:
+    """As `check_name`; `ReadOnly` for a computed property."""
+    native = check_name(name)
+    if native is not None and not native.settable:
+        raise ReadOnly(f"property {name} is computed and cannot be set")
+    return native
+
+
+def parse(name: str, text: str) -> str:
+    """The exact spelling of `text`, given as a new value for the settable property `name`.
+
+    `InvalidArgument` says what is wrong and what may be given; `LimitReached` for a user property's value too long.
+    """
+    native = check_settable(name)
+    if native is None:
+        return _parse_user(name, text)
+    if native.choices:
+        if text not in native.choices:
+            raise _refused(native, text)
+        return text
+    number = parse_size(text) if native.kind is Kind.SIZE else parse_seconds(text)
+    if number is None:
+        raise _refused(native, text)
+    assert native.low is not None and native.high is not None
+    if not native.low <= number <= native.high:
+        raise _refused(native, text)
+    if native.power_of_two and int(number) & (int(number) - 1):
+        raise _refused(native, text)
+    return _exact(number)
+
+
+def _parse_user(name: str, text: str) -> str:
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"property {name}: the value is not valid UTF-8") from None
+    if "\0" in text:
+        raise InvalidArgument(f"property {name}: the value has a NUL in it")
+    if length > USER_VALUE_BYTES_MAX:
+        raise LimitReached(f"property {name}: a value of {length} bytes; at most {USER_VALUE_BYTES_MAX} are allowed")
+    return text
+
+
+def _refused(native: Property, text: str) -> InvalidArgument:
+    return InvalidArgument(f"property {native.name}: {show(text)} is not allowed", hint=f"give {native.values}")
+
+
+# -- units -----------------------------------------------------------------------------------------------------------
+
+_UNITS: Final = "KMGTPE"
+_SIZE: Final = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)([KMGTPE]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
+_SECONDS: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m)?\Z", re.ASCII)
+_PER_SECOND: Final = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60)}
+
+
+def parse_size(text: str) -> Decimal | None:
+    """Bytes, whole, from `65536`, `64K`, `64KiB`, `1.5M` (units of 1,024, in either case); None if it is no size."""
+    match = _SIZE.match(text)
+    if match is None:
+        return None
+    number = Decimal(match[1]) * (1 << 10 * (" " + _UNITS).index(match[2].upper() or " "))
+    return number if number == number.to_integral_value() and number < 1 << 64 else None
+
+
+def parse_seconds(text: str) -> Decimal | None:
+    """Seconds from `1`, `0.5`, `500ms`, `1s`, `2m`, no finer than a microsecond; None if it is no time."""
+    match = _SECONDS.match(text)
+    if match is None:
+        return None
+    number = Decimal(match[1]) * _PER_SECOND[match[2] or "s"]
+    return number if number == number.quantize(Decimal("0.000001")) else None
+
+
+def _exact(number: Decimal) -> str:
+    """The shortest decimal without an exponent."""
+    text = format(number, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def human_size(nbytes: int) -> str:
+    """At most five characters, as `zfs` prints sizes: `0B`, `512B`, `64K`, `1.50M`, `12.3G`, `123G`."""
+    unit = 0
+    while unit < len(_UNITS) and nbytes >> 10 * (unit + 1):
+        unit += 1
+    if unit == 0:
+        return f"{nbytes}B"
+    letter, size = _UNITS[unit - 1], 1 << 10 * unit
+    if nbytes % size == 0:
+        return f"{nbytes // size}{letter}"
+    for places in (2, 1):
+        text = f"{nbytes / size:.{places}f}{letter}"
+        if len(text) <= 5:
+            return text
+    return f"{nbytes / size:.0f}{letter}"
+
+
+def human(native: Property, exact: str, *, zone: datetime.tzinfo | None = None) -> str:
+    """An exact value as people read it.  Times are in `zone`, by default the local one.  What does not fit its type is
+    given as it is."""
+    try:
+        if native.kind is Kind.SIZE:
+            return human_size(int(exact))
+        if native.kind is Kind.SECONDS:
+            return f"{exact}s" if Decimal(exact) >= 1 else f"{_exact(Decimal(exact) * 1000)}ms"
+        if native.kind is Kind.TIME:
+            at = datetime.datetime.fromtimestamp(int(exact), datetime.UTC).astimezone(zone)
+            return at.strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, InvalidOperation):
+        pass
+    return exact
+
+
+# -- where values come from ------------------------------------------------------------------------------------------
+
+Layer = tuple[str, Mapping[str, str]]  # a SOURCE, and the exact values set there
+
+
+def resolve(layers: Sequence[Layer], facts: Mapping[str, str], *, snapshot: bool = False) -> dict[str, Value]:
+    """Every property, native ones first, then the user's by name.
+
+    `layers` are the places values are set in, nearest first.  `facts` are computed properties' exact values; one that
+    is not among them has no value now.
+    """
+    found = {p.name: _native(p, layers, facts) for p in _ALL if p.snapshots or not snapshot}
+    for name in sorted({name for _, values in layers for name in values if is_user(name)}):
+        value = _set_in(name, layers)
+        assert value is not None
+        found[name] = value
+    return found
+
+
+def lookup(name: str, layers: Sequence[Layer], facts: Mapping[str, str]) -> Value:
+    """One property as `resolve` gives it; a user property that is set nowhere has no value."""
+    native = check_name(name)
+    if native is not None:
+        return _native(native, layers, facts)
+    return _set_in(name, layers) or Value(name, None, COMPUTED)
+
+
+def _native(native: Property, layers: Sequence[Layer], facts: Mapping[str, str]) -> Value:
+    if not native.settable:
+        return Value(native.name, facts.get(native.name), COMPUTED)
+    return _set_in(native.name, layers) or Value(native.name, native.default, DEFAULT)
+
+
+def _set_in(name: str, layers: Iterable[Layer]) -> Value | None:
+    for source, values in layers:
+        if name in values:
+            return Value(name, values[name], source)
+    return None
+
+
+def inherited_from(scope: object) -> str:
+    """The SOURCE of a value set on `scope`."""
+    return f"inherited from {scope}"

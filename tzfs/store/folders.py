@@ -1,0 +1,38 @@
+"""Folders that must outlast a power cut, made by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """What was made, renamed or unlinked in the folder is durable when it returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def made(path: Path) -> Iterator[Callable[[], None]]:
+    """Makes the folder (0700) where it is not there yet; while the context lasts, other makers of it wait.
+
+    Yields a function that makes the folder and what was put into it durable, also after a crash between the two.
+    """
+    path.mkdir(0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+        def lasting() -> None:
+            os.fsync(fd)
+            sync(path.parent)
+
+        yield lasting
+    finally:
+        os.close(fd)

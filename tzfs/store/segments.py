@@ -1,0 +1,503 @@
+"""Payload on disk: append-only segment files, in which extents of whole 4 KiB blocks lie one after another.
+
+`segments/<number>.seg`, the number in decimal, from 1 to 2^32 - 1, never used twice.  Block 0 is a header:
+
+    offset 0    magic, 8 bytes "TZFSSEG1"
+    offset 8    format version u32, 1
+    offset 12   flags u32, 0; a reader refuses a segment with a flag it does not know
+    offset 16   guid of the filesystem, 16 bytes
+    offset 32   number of the segment u64
+    offset 40   FNV-1a-64 of bytes 0 to 39, u64
+    offset 48   zeros to the end of the block
+
+All integers are big-endian.  Data begin at block 1.  An extent is `number << 32 | block`; its stored bytes begin at the
+block and what is left of its last block is zeros, or beyond the end of the file.  Nothing here knows what the bytes
+mean: lengths and checksums are in the tables.
+
+`allocate` is arithmetic and cannot fail for want of space; the file appears with the first `write` or `reserve`.  A
+segment ends when the next extent would not fit into `SEGMENT_BYTES_MAX`.  Numbers begin above every file there is and
+above what `begin_numbering` was told, so a writer never appends to a segment that a crash may have left behind.
+
+`sync` makes the data of every segment written since the last one durable, then, where files were made, their folder.
+If it fails, the kernel may have dropped the pages and will say so only once: `failed` is set, and nothing is written
+from then on.
+
+`reserve` allocates blocks beyond the end of the current segment.  It makes the file if there is none, and begins the
+next segment first if the present one cannot take that much; so the first append after it needs neither an inode nor a
+block.  What was reserved and not used is given back when the segment is synced for the last time, or at `close`; after
+a crash, when the next writer begins.
+
+Descriptors are kept, the least recently used closed beyond `OPEN_MAX`; one in use is closed by its last user.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tzfs.errors import CorruptionError, ForeignStore, InternalError, ReadOnly, StoreError, from_os_error
+from tzfs.failpoints import declare, hit
+from tzfs.format.keys import ExtentId, extent_id, extent_offset, extent_segment
+from tzfs.limits import PAGE_BYTES, SEGMENT_BYTES_MAX
+from tzfs.native import fnv1a64
+from tzfs.store import folders, space
+from tzfs.store.interface import Buffer, SegmentGone
+
+MAGIC: Final = b"TZFSSEG1"
+VERSION: Final = 1
+HEADER: Final = struct.Struct(">8sII16sQ")
+HEADER_BYTES: Final = HEADER.size + 8
+NUMBER_MAX: Final = (1 << 32) - 1
+OPEN_MAX: Final = 64  # of the 1,024 descriptors a process commonly may have
+RESERVE_AHEAD_BYTES: Final = 16 << 20  # a few txgs of ordinary size
+PIECES_MAX: Final = 1000  # buffers in one pwritev; the kernel's IOV_MAX is 1,024
+
+_NAME: Final = re.compile(r"([1-9][0-9]{0,9})\.seg")
+_ZEROS: Final = bytes(PAGE_BYTES)
+
+_CREATE: Final = declare("segment.create", "before a segment file is made")
+_HEADER: Final = declare("segment.header", "the file is there; its header is not yet written")
+_OPEN: Final = declare("segment.open", "before a segment is opened for reading")
+_WRITE: Final = declare("segment.write", "before a run of extents is written")
+_SYNC: Final = declare("segment.sync", "before a segment is synced")
+_SYNC_FOLDER: Final = declare("segment.sync.folder", "segments are synced; before their folder is")
+_PUNCH: Final = declare("segment.punch", "before a hole is punched")
+_UNLINK: Final = declare("segment.unlink", "before a segment is unlinked")
+_RESERVE: Final = declare("segment.reserve", "before space is reserved")
+_FOLDER: Final = declare("segment.folder", "before the segments' folder is made")
+
+
+def header(guid: bytes, number: int) -> bytes:
+    """The first block of a segment."""
+    head = HEADER.pack(MAGIC, VERSION, 0, guid, number)
+    return (head + fnv1a64(head).to_bytes(8, "big")).ljust(PAGE_BYTES, b"\0")
+
+
+class _Open:
+    """A descriptor and how many threads are using it."""
+
+    __slots__ = ("doomed", "fd", "users")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.users = 0
+        self.doomed = False  # closed by the last user
+
+
+class Segments:
+    """The segments of one filesystem, in the folder `directory`.
+
+    `create` makes the folder where it is not there, durably.  `readonly` refuses everything that changes.  `guid` is
+    the filesystem's: a segment of another one is `ForeignStore`.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        guid: bytes,
+        readonly: bool = False,
+        create: bool = False,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        open_max: int = OPEN_MAX,
+    ) -> None:
+        self.directory = Path(directory)
+        self._guid = guid
+        self._readonly = readonly
+        self._blocks_max: Final = segment_bytes_max // PAGE_BYTES
+        self._open_max = open_max
+        self._lock = threading.Lock()  # of _cache
+        self._cache: OrderedDict[int, _Open] = OrderedDict()
+        self._writing = threading.Lock()  # write, sync and reserve, one at a time; also of the four below
+        self._made: set[int] = set()  # segments this object made
+        self._unsynced: set[int] = set()
+        self._folder_unsynced = False
+        self._reserved: dict[int, int] = {}  # segment -> blocks are allocated up to this byte
+        self._first_number = 1  # what this object begins is numbered from here
+        self._next_segment = 1
+        self._number = 0  # of the segment being filled; 0: none begun
+        self._block = 0  # the first free block in it
+        self._failed: str | None = None
+        self._closed = False
+        self.reserve_supported = True
+        if create and not readonly:
+            self._make_folder()
+        if not self.directory.is_dir():
+            raise ForeignStore(f"{self.directory}: no segments of tzfs here")
+        if not readonly:
+            self.begin_numbering(1)
+
+    # -- what is there -------------------------------------------------------------------------------------------------
+
+    @property
+    def next_segment(self) -> int:
+        return self._next_segment
+
+    @property
+    def failed(self) -> str | None:
+        return self._failed
+
+    def begin_numbering(self, next_segment: int) -> None:
+        self._check_writable()
+        if self._number:
+            raise InternalError(f"{self.directory}: numbering begins before the first extent")
+        there = self.segments()
+        self._first_number = self._next_segment = max(next_segment, *(number + 1 for number in there), 1)
+        for number in there:
+            self._trim_left_over(number)
+
+    def segments(self) -> dict[int, int]:
+        found = {}
+        try:
+            with os.scandir(self.directory) as entries:
+                for entry in entries:
+                    match = _NAME.fullmatch(entry.name)
+                    if match:
+                        try:
+                            found[int(match[1])] = entry.stat(follow_symlinks=False).st_blocks * 512
+                        except FileNotFoundError:
+                            continue
+        except OSError as error:
+            raise from_os_error(error, f"{self.directory}: list") from error
+        return found
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read(self, extent: ExtentId, offset: int, length: int) -> bytes:
+        target = bytearray(length)
+        self.read_into(extent, offset, memoryview(target))
+        return bytes(target)
+
+    def read_into(self, extent: ExtentId, offset: int, target: memoryview, *, wait: bool = True) -> bool:
+        number, begin = extent_segment(extent), extent_offset(extent) + offset
+        if not wait:
+            with self._lock:
+                opened = self._cache.get(number)
+                if opened is None:
+                    return False  # opening it may wait for the disk
+                opened.users += 1
+            try:
+                return os.preadv(opened.fd, [target], begin, os.RWF_NOWAIT) == len(target)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                    return False
+                raise from_os_error(error, f"segment {number}: read") from error
+            finally:
+                self._done_with(opened)
+        with self._using(number) as fd:
+            done = 0
+            try:
+                while done < len(target):
+                    count = os.preadv(fd, [target[done:]], begin + done)
+                    if count == 0:
+                        raise CorruptionError(
+                            f"segment {number} ends within an extent: {len(target)} bytes at {begin} are not all there"
+                        )
+                    done += count
+            except OSError as error:
+                raise from_os_error(error, f"segment {number}: read") from error
+        return True
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def allocate(self, stored_bytes: int) -> ExtentId:
+        self._check_writable()
+        blocks = -(-stored_bytes // PAGE_BYTES)
+        if not 0 < blocks < self._blocks_max:
+            raise InternalError(f"an extent of {stored_bytes} bytes")
+        self._make_room(blocks)
+        extent = extent_id(self._number, self._block)
+        self._block += blocks
+        return extent
+
+    def write(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
+        self._check_writable()
+        with self._writing:
+            for run in _runs(extents):
+                number = extent_segment(run[0][0])
+                if not self._first_number <= number < self._next_segment:
+                    raise InternalError(f"segment {number} was not begun by this writer")
+                try:
+                    with self._using(number, make=True) as fd:
+                        self._unsynced.add(number)
+                        hit(_WRITE)
+                        _write_run(fd, run)
+                except OSError as error:
+                    raise from_os_error(error, f"segment {number}: write") from error
+
+    def sync(self) -> None:
+        self._check_writable()
+        with self._writing:
+            try:
+                for number in sorted(self._unsynced):
+                    hit(_SYNC)
+                    with self._using(number) as fd:
+                        os.fdatasync(fd)
+                        if number in self._reserved and number != self._number:
+                            space.trim(fd)
+                            del self._reserved[number]
+                self._unsynced.clear()
+                if self._folder_unsynced:
+                    hit(_SYNC_FOLDER)
+                    folders.sync(self.directory)
+                    self._folder_unsynced = False
+            except (OSError, StoreError) as error:
+                self._failed = f"{self.directory}: sync: {error}"
+                raise StoreError(self._failed, hint="mount again: what was not synced is lost") from error
+
+    def punch(self, extent: ExtentId, stored_bytes: int) -> None:
+        self._check_writable()
+        nbytes = -(-stored_bytes // PAGE_BYTES) * PAGE_BYTES
+        number = extent_segment(extent)
+        try:
+            hit(_PUNCH)
+            with self._using(number) as fd:
+                space.punch(fd, extent_offset(extent), nbytes)
+        except SegmentGone:
+            pass
+        except OSError as error:
+            raise from_os_error(error, f"segment {number}: punch") from error
+
+    def remove_segment(self, number: int) -> None:
+        self._check_writable()
+        if number == self._number:
+            raise InternalError(f"segment {number} is being filled")
+        try:
+            hit(_UNLINK)
+            self._path(number).unlink(missing_ok=True)
+        except OSError as error:
+            raise from_os_error(error, f"segment {number}: unlink") from error
+        with self._writing:
+            self._made.discard(number)
+            self._unsynced.discard(number)
+            self._reserved.pop(number, None)
+        with self._lock:
+            opened = self._cache.pop(number, None)
+            if opened is not None:
+                self._doom(opened)
+
+    def reserve(self, nbytes: int) -> None:
+        self._check_writable()
+        blocks = -(-nbytes // PAGE_BYTES)
+        if not 0 < blocks < self._blocks_max:
+            raise InternalError(f"a reserve of {nbytes} bytes")
+        self._make_room(blocks)
+        begin, number = self._block * PAGE_BYTES, self._number
+        if begin + nbytes <= self._reserved.get(number, 0):
+            return
+        with self._writing:
+            try:
+                hit(_RESERVE)
+                with self._using(number, make=True) as fd:
+                    self._unsynced.add(number)
+                    self._reserve_in(fd, number, begin, nbytes)
+            except OSError as error:
+                raise from_os_error(error, f"segment {number}: reserve {nbytes} bytes") from error
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with self._writing:
+            for number in self._reserved:
+                try:
+                    with self._using(number) as fd:
+                        space.trim(fd)
+                except (OSError, StoreError):
+                    pass  # the blocks stay allocated until the next writer begins; nothing is lost
+            self._reserved.clear()
+        with self._lock:
+            for opened in self._cache.values():
+                self._doom(opened)
+            self._cache.clear()
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _check_writable(self) -> None:
+        if self._closed:
+            raise InternalError(f"{self.directory}: the payload store is closed")
+        if self._readonly:
+            raise ReadOnly(f"{self.directory}: open for reading only")
+        if self._failed is not None:
+            raise StoreError(f"payload cannot be written any more: {self._failed}")
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"{number}.seg"
+
+    def _make_room(self, blocks: int) -> None:
+        """Begins the next segment unless the present one can take `blocks` more."""
+        if self._number == 0 or self._block + blocks > self._blocks_max:
+            if self._next_segment > NUMBER_MAX:
+                raise InternalError(f"{self.directory}: no segment number is left")
+            self._number, self._block = self._next_segment, 1
+            self._next_segment += 1
+
+    def _reserve_in(self, fd: int, number: int, begin: int, nbytes: int) -> None:
+        room = self._blocks_max * PAGE_BYTES - begin
+        # More than asked, so that the next txgs need no call; no more, where only that is left.
+        for ahead in (min(nbytes + min(nbytes, RESERVE_AHEAD_BYTES), room), nbytes):
+            try:
+                if self.reserve_supported and space.reserve(fd, begin, ahead):
+                    self._reserved[number] = begin + ahead
+                    return
+                break
+            except OSError as error:
+                if ahead == nbytes or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+        self.reserve_supported = False
+        if space.free_bytes(fd) < nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _make_folder(self) -> None:
+        try:
+            hit(_FOLDER)
+            with folders.made(self.directory) as lasting:
+                lasting()
+        except OSError as error:
+            raise from_os_error(error, f"{self.directory}: make") from error
+
+    def _trim_left_over(self, number: int) -> None:
+        """Gives back what a writer that crashed had reserved in a segment."""
+        try:
+            fd = os.open(self._path(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                stat = os.fstat(fd)
+                if stat.st_blocks * 512 > stat.st_size + PAGE_BYTES:
+                    space.trim(fd)
+            finally:
+                os.close(fd)
+        except OSError:
+            pass  # only space is at stake
+
+    @contextmanager
+    def _using(self, number: int, *, make: bool = False) -> Iterator[int]:
+        """The descriptor of a segment, kept open while the context lasts.  `make`: of one that this object fills."""
+        with self._lock:
+            opened = self._cache.get(number)
+            if opened is not None:
+                self._cache.move_to_end(number)
+                opened.users += 1
+        if opened is None:
+            if make and number not in self._made:
+                fd = self._make(number)
+            else:
+                fd = self._open(number)
+            opened = self._remember(number, fd)
+        try:
+            yield opened.fd
+        finally:
+            self._done_with(opened)
+
+    def _remember(self, number: int, fd: int) -> _Open:
+        """Puts a new descriptor into the cache, in use once; another thread's of the same segment wins."""
+        with self._lock:
+            opened = self._cache.get(number)
+            if opened is not None:
+                os.close(fd)
+            else:
+                opened = self._cache[number] = _Open(fd)
+                while len(self._cache) > self._open_max:
+                    _, oldest = self._cache.popitem(last=False)
+                    self._doom(oldest)
+            opened.users += 1
+            return opened
+
+    def _done_with(self, opened: _Open) -> None:
+        with self._lock:
+            opened.users -= 1
+            if opened.doomed and opened.users == 0:
+                os.close(opened.fd)
+
+    def _doom(self, opened: _Open) -> None:
+        opened.doomed = True
+        if opened.users == 0:
+            os.close(opened.fd)
+
+    def _open(self, number: int) -> int:
+        """A descriptor of a segment that is there, its header checked."""
+        try:
+            hit(_OPEN)
+            flags = os.O_RDONLY if self._readonly else os.O_RDWR
+            fd = os.open(self._path(number), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError as error:
+            raise SegmentGone(f"{self._path(number)} is gone") from error
+        except OSError as error:
+            raise from_os_error(error, f"{self._path(number)}: open") from error
+        try:
+            self._check_header(os.pread(fd, HEADER_BYTES, 0), number)
+        except OSError as error:
+            os.close(fd)
+            raise from_os_error(error, f"{self._path(number)}: read") from error
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _check_header(self, head: bytes, number: int) -> None:
+        path = self._path(number)
+        if head[: len(MAGIC)] != MAGIC:
+            raise CorruptionError(f"{path}: not a segment of tzfs")
+        if len(head) < HEADER_BYTES or int.from_bytes(head[HEADER.size :], "big") != fnv1a64(head[: HEADER.size]):
+            raise CorruptionError(f"{path}: damaged header")
+        _, version, flags, guid, found = HEADER.unpack_from(head)
+        if version != VERSION or flags:
+            raise ForeignStore(f"{path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
+        if guid != self._guid or found != number:
+            raise ForeignStore(f"{path}: belongs to filesystem {guid.hex()} as segment {found}")
+
+    def _make(self, number: int) -> int:
+        """A new segment file with its header; after a failure there is none."""
+        path = self._path(number)
+        hit(_CREATE)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            hit(_HEADER)
+            os.pwrite(fd, header(self._guid, number), 0)
+        except BaseException:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
+        self._made.add(number)
+        self._unsynced.add(number)
+        self._folder_unsynced = True
+        return fd
+
+
+def _runs(extents: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[list[tuple[ExtentId, Buffer]]]:
+    """Groups extents of which each begins where the last block of the one before ends."""
+    run: list[tuple[ExtentId, Buffer]] = []
+    expected = -1
+    for extent, data in extents:
+        if run and (extent != expected or 2 * len(run) >= PIECES_MAX):
+            yield run
+            run = []
+        run.append((extent, data))
+        expected = extent + -(-len(data) // PAGE_BYTES)
+    if run:
+        yield run
+
+
+def _write_run(fd: int, run: Sequence[tuple[ExtentId, Buffer]]) -> None:
+    pieces: list[memoryview] = []
+    for i, (_, data) in enumerate(run):
+        pieces.append(memoryview(data).cast("B"))
+        if i + 1 < len(run) and len(data) % PAGE_BYTES:
+            pieces.append(memoryview(_ZEROS)[: -len(data) % PAGE_BYTES])
+    at = extent_offset(run[0][0])
+    while pieces:
+        count = os.pwritev(fd, pieces, at)
+        if count == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        at += count
+        while pieces and count >= len(pieces[0]):
+            count -= len(pieces.pop(0))
+        if count:
+            pieces[0] = pieces[0][count:]

@@ -1,0 +1,53 @@
+"""Space on the disk ahead of use and after it: `fallocate` beyond the end of a file, and holes punched into one.
+
+Python's `os.posix_fallocate` would make the file longer, so both go through two C functions (`native/src/falloc.c`).  A
+filesystem that cannot do either says EOPNOTSUPP: then these functions return False and nothing has happened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final, Protocol, cast
+
+from tzfs.native import _native
+
+
+class _Library(Protocol):
+    """`native/src/falloc.h`."""
+
+    def tzfs_fallocate_keep(self, fd: int, offset: int, nbytes: int, /) -> int: ...
+    def tzfs_fallocate_punch(self, fd: int, offset: int, nbytes: int, /) -> int: ...
+
+
+_lib: Final = cast(_Library, _native.lib)
+_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def reserve(fd: int, offset: int, nbytes: int) -> bool:
+    """Allocates blocks for [offset, offset + nbytes) without changing the file's size; `OSError` if it is refused."""
+    return _done(_lib.tzfs_fallocate_keep(fd, offset, nbytes))
+
+
+def punch(fd: int, offset: int, nbytes: int) -> bool:
+    """Gives the blocks of [offset, offset + nbytes) back; they read as zeros from now on."""
+    return _done(_lib.tzfs_fallocate_punch(fd, offset, nbytes))
+
+
+def trim(fd: int) -> None:
+    """Gives back what `reserve` allocated beyond the end of the file.  Nothing else may write to it meanwhile."""
+    os.ftruncate(fd, os.fstat(fd).st_size)
+
+
+def free_bytes(fd: int) -> int:
+    """What this process may still allocate on the filesystem that holds `fd`."""
+    stat = os.fstatvfs(fd)
+    return (stat.f_bfree if os.geteuid() == 0 else stat.f_bavail) * stat.f_frsize
+
+
+def _done(error: int) -> bool:
+    if error == 0:
+        return True
+    if error in _UNSUPPORTED:
+        return False
+    raise OSError(error, os.strerror(error))
