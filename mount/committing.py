@@ -131,8 +131,21 @@ class Committer:
         return None if due is None else max(0.0, (due - time.time_ns()) / 1e9)
 
     async def _background(self) -> None:
-        """One batch; a large backlog is worked off over many turns of `run`."""
+        """One batch; a large backlog is worked off over many turns of `run`.  Holes are punched in a thread."""
+        reclaimer = self._engine.reclaimer
         async with self._lock:
-            if self._engine.failed is None:
-                self._engine.background_step()
+            if self._engine.failed is not None:
+                return
+            if reclaimer.removing:
+                reclaimer.step()
+                job = None
+            else:
+                job = reclaimer.begin_punch()
+                if job is None:
+                    reclaimer.unlink_dead_segments()
+        if job is not None:
+            await trio.to_thread.run_sync(job.run)
+            async with self._lock:
+                if self._engine.failed is None:
+                    reclaimer.end_punch(job)
         await trio.sleep(BACKGROUND_PAUSE_S)

@@ -10,20 +10,62 @@ Each step is a bounded batch and leaves the filesystem consistent; all of it sta
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tzfs import failpoints, limits
 from tzfs.engine import reads
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
+from tzfs.engine.versions import extent_charge
+from tzfs.errors import TzfsError
 from tzfs.format import keys, records
-from tzfs.format.keys import Table
+from tzfs.format.keys import ExtentId, Table
+from tzfs.store.interface import PayloadStore
 
 failpoints.declare("reclaim.batch", "a batch of removed chunks is about to be freed")
 failpoints.declare("punch.extent", "an extent is about to be given back")
 failpoints.declare("punch.segment", "a segment without live extents is about to be unlinked")
 failpoints.declare("punch.rows", "extents are given back, their rows still there")
 
-PUNCH_BATCH = 256  # system calls of about 10 us each: 3 ms of the main thread
+PUNCH_BATCH = 4096  # rows of one job
+
+
+@dataclass(slots=True)
+class PunchJob:
+    """Holes to be punched, on any thread; `rows` are the keys of `punch` that go when it is done."""
+
+    payload: PayloadStore
+    rows: list[bytes]
+    holes: list[tuple[int, int]]
+    error: Exception | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What the job gives back."""
+        return sum(size for _, size in self.holes)
+
+    def run(self) -> None:
+        """Punches; an error is kept for `end_punch`."""
+        try:
+            for extent, size in self.holes:
+                failpoints.hit("punch.extent")
+                self.payload.punch(ExtentId(extent), size)
+        except (OSError, TzfsError) as error:
+            self.error = error
+
+
+def _merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The holes with neighbours joined: an extent's id is its segment and block, so that ids of neighbours follow."""
+    out: list[tuple[int, int]] = []
+    for extent, size in sorted(holes):
+        if out:
+            last, last_size = out[-1]
+            if last + last_size // limits.PAGE_BYTES == extent and last >> 32 == extent >> 32:
+                out[-1] = (last, last_size + size)
+                continue
+        out.append((extent, size))
+    return out
 
 
 class Reclaimer:
@@ -59,6 +101,11 @@ class Reclaimer:
         """Whether `step` has work it could do now."""
         return bool(self._crashed_orphans or self._head.reclaims or self._punchable)
 
+    @property
+    def removing(self) -> bool:
+        """Whether `step` has chunks or orphans to remove, which comes before giving extents back."""
+        return bool(self._crashed_orphans or self._head.reclaims)
+
     def step(self) -> bool:
         """One batch; whether there may be more to do."""
         self._head.check()
@@ -69,7 +116,12 @@ class Reclaimer:
         elif self._head.reclaims:
             self._reclaim()
         elif self._punchable:
-            self._punchable = self._punch()
+            job = self.begin_punch()
+            if job is None:
+                self.unlink_dead_segments()
+            else:
+                job.run()
+                self.end_punch(job)
         return self.pending
 
     def _reclaim(self) -> None:
@@ -91,34 +143,47 @@ class Reclaimer:
         self.reclaimed_chunks += len(found)
         head.end_change()
 
-    def _punch(self) -> bool:
-        """Gives back a batch of what earlier groups freed; whether there may be more."""
+    # -- giving extents back -----------------------------------------------------------------------------------------
+
+    def begin_punch(self) -> PunchJob | None:
+        """A batch of what earlier groups freed, adjacent extents as one hole; None where there is nothing.
+
+        A hole costs the disk's file system 100 us and more, whatever its size: hence the merging, and the job.
+        """
         head = self._head
+        head.check()
         horizon = min(self.pins, default=head.counters.txg)
-        rows = []
+        rows: list[bytes] = []
+        holes: list[tuple[int, int]] = []  # (extent, bytes)
         for key, value in head.txn.range(Table.PUNCH, b"", keys.punch(horizon, 0)):
-            rows.append((key, value))
-            if len(rows) == PUNCH_BATCH:
-                break
-        if not rows:
-            self._unlink_dead_segments()
-            return False
-        for key, value in rows:
             body = records.unseal(Table.PUNCH, key, value)
             if body is not None:
                 (stored,) = records.unpack_plain(Table.PUNCH, key, body)
-                failpoints.hit("punch.extent")
-                head.payload.punch(keys.punch_parts(key)[1], stored)
-                self.punched_bytes += stored
+                holes.append((keys.punch_parts(key)[1], extent_charge(stored)))
+            rows.append(key)
+            if len(rows) == PUNCH_BATCH:
+                break
+        if not rows:
+            self._punchable = False
+            return None
+        return PunchJob(head.payload, rows, _merged(holes))
+
+    def end_punch(self, job: PunchJob) -> None:
+        """Takes the rows of a finished job out; its error, if it had one, is raised and the rows stay."""
+        head = self._head
+        head.check()
+        if job.error is not None:
+            self._punchable = False  # until the next commit: then it is tried again
+            raise job.error
         failpoints.hit("punch.rows")
         head.begin_change()
-        for key, _ in rows:
+        for key in job.rows:
             head.txn.delete(Table.PUNCH, key)
-        head.dirty_rows += len(rows)
+        head.dirty_rows += len(job.rows) // 8  # neighbours share their pages
+        self.punched_bytes += job.bytes
         head.end_change()
-        return True
 
-    def _unlink_dead_segments(self) -> None:
+    def unlink_dead_segments(self) -> None:
         """Unlinks segments whose counters are at zero and that nothing waits to be punched in."""
         head = self._head
         if self.pins:
