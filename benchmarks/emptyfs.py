@@ -4,8 +4,8 @@ It keeps names and attributes in dicts, in memory, and file contents as one byte
 checked or accounted. It stands under the same request pump and has the same mount options as tzfs, so that what tzfs
 takes beyond it is tzfs's own. Requests are counted by kind.
 
-One line on stdout, `ready`, says that it is mounted; when it ends it prints its requests and the pump's statistics
-as one line of JSON.  SIGTERM, SIGINT and umount end it.
+One line on stdout, `ready`, says that it is mounted.  At SIGUSR1, and when it ends, it prints its requests so far and
+the pump's statistics as one line of JSON.  SIGTERM, SIGINT and umount end it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import pyfuse3
@@ -323,22 +323,22 @@ class EmptyFs(pyfuse3.Operations):
                 del self.nodes[inode]
 
 
-async def serve() -> None:
+async def serve(report: Callable[[], None]) -> None:
     """Run pyfuse3 until umount, SIGTERM or SIGINT; print `ready` when requests will be answered."""
     async with trio.open_nursery() as nursery:
-
-        async def until_signal() -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                nursery.start_soon(run)
-                async for _number in signals:
-                    pyfuse3.terminate()
 
         async def run() -> None:
             print("ready", flush=True)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 
-        nursery.start_soon(until_signal)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+            nursery.start_soon(run)
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    report()
+                else:
+                    pyfuse3.terminate()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -354,15 +354,19 @@ def main(argv: Sequence[str]) -> int:
         installed = None if options.no_pump else pump.install(spin_ns=options.spin_us * 1000)
         if installed is not None:
             stack.enter_context(installed)
+
+        def report() -> None:
+            figures: dict[str, dict[str, int]] = {"requests": dict(operations.requests)}
+            if installed is not None:
+                figures["pump"] = dataclasses.asdict(installed.statistics)
+            print(json.dumps(figures), flush=True)
+
         pyfuse3.init(operations, options.mountpoint, fuse_options)
         try:
-            trio.run(serve)
+            trio.run(serve, report)
         finally:
             pyfuse3.close(unmount=True)
-        figures: dict[str, dict[str, int]] = {"requests": dict(operations.requests)}
-        if installed is not None:
-            figures["pump"] = dataclasses.asdict(installed.statistics)
-        print(json.dumps(figures), flush=True)
+        report()
     return 0
 
 

@@ -1,7 +1,7 @@
 """What is measured: each target is mounted, pinned or let loose, and taken down again.
 
-A target that cannot start raises `Unavailable` with the reason; the driver prints it and goes on without.  A target ends
-only processes that it started itself, or that hold its own mountpoint.
+A target that cannot start raises `Unavailable` with the reason; the driver prints it and goes on without.  A target
+ends only processes that it started itself, or that hold its own mountpoint.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def run(*words: str | Path) -> str:
     """Run a command; `Unavailable` with what it printed if it fails or is not there."""
     command = [str(word) for word in words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
+        )
     except FileNotFoundError as error:
         raise Unavailable(f"{command[0]} is not installed") from error
     if done.returncode:
@@ -66,7 +68,7 @@ def mounted(mountpoint: Path) -> bool:
 def unmount(mountpoint: Path) -> None:
     if mounted(mountpoint):
         command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
-        if subprocess.run([*command, mountpoint], capture_output=True).returncode:
+        if subprocess.run([*command, mountpoint], capture_output=True, check=False).returncode:
             lazy = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
             subprocess.run([*lazy, mountpoint], check=False)
 
@@ -229,7 +231,7 @@ class ZfsFuse:
         daemon = shutil.which("zfs-fuse", path=os.environ.get("PATH", "") + ":/sbin:/usr/sbin")
         if daemon is None:
             raise Unavailable("zfs-fuse is not installed")
-        if subprocess.run(["pgrep", "-x", "zfs-fuse"], capture_output=True).returncode == 0:
+        if subprocess.run(["pgrep", "-x", "zfs-fuse"], capture_output=True, check=False).returncode == 0:
             raise Unavailable("a zfs-fuse daemon is running already, and is not ours to pin or to stop")
         with open(folder / "zfs-fuse.log", "wb") as log:
             self._daemon = subprocess.Popen(

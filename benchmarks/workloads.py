@@ -1,13 +1,14 @@
 """What is timed, and the client process that does it: `python -m benchmarks.workloads`.
 
-A row is one thing done many times in a directory.  The client reads jobs from stdin and writes answers to stdout, both
-one line of JSON each, so that the driver can go round all targets row by row while each client's state stays where it is.
+A row is one thing done many times in a directory.  The client reads jobs from stdin and writes answers to stdout, each
+a line of JSON, so that the driver can go round all targets row by row while each client's state stays where it is.
 The timing loops are here, in the client, and do nothing but system calls of `os`.
 
-Rows come in order and build on each other: `create` makes the files that `stat cold` looks at and `unlink` removes.  `needs`
-names what a row builds on; the driver runs those first, whether they are asked for or not.
+Rows come in order and build on each other: `create` makes the files that `stat cold` looks at and `unlink` removes.
+`needs` names what a row builds on; the driver runs those first, whether they are asked for or not.
 
-`cold` means that the kernel's dentries, inodes and pages have been dropped; what a daemon caches itself is its own affair.
+`cold` means that the kernel's dentries, inodes and pages have been dropped; what a daemon caches is its own affair.
+`warm` means that the same was done once before, untimed: other targets drop the caches of all in between.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ GIT_ENVIRONMENT: Final = {**os.environ, "HOME": "/nonexistent", "GIT_CONFIG_NOSY
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row in one directory; `tree` is a tar file with a real tree in it, `small` shortens everything."""
+    """One row in one directory; `tree` is a tar file with a real tree in it."""
 
     row: str
     directory: str
@@ -85,9 +86,7 @@ def each_us(begun: float, count: int) -> float:
 
 def seconds(command: list[str], *, cwd: str, environment: dict[str, str] | None = None) -> float:
     begun = time.perf_counter()
-    subprocess.run(
-        command, cwd=cwd, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    subprocess.run(command, cwd=cwd, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 
 
@@ -128,10 +127,15 @@ def readdir_stat(job: Job) -> float:
 def open_read_cold(job: Job) -> float:
     drop(3)
     settle(job.directory)
-    return open_read_warm(job)
+    return open_read(job)
 
 
 def open_read_warm(job: Job) -> float:
+    open_read(job)
+    return open_read(job)
+
+
+def open_read(job: Job) -> float:
     names = job.names()
     begun = time.perf_counter()
     for name in names:
@@ -202,10 +206,15 @@ def sequential_write(job: Job) -> float:
 def sequential_read_cold(job: Job) -> float:
     drop(3)
     settle(job.directory)
-    return sequential_read_warm(job)
+    return sequential_read(job)
 
 
 def sequential_read_warm(job: Job) -> float:
+    sequential_read(job)
+    return sequential_read(job)
+
+
+def sequential_read(job: Job) -> float:
     buffer = bytearray(MIB)
     begun = time.perf_counter()
     fd = os.open(job.path("big"), os.O_RDONLY)
@@ -257,17 +266,22 @@ def untar(job: Job) -> float:
 
 def git_status_first(job: Job) -> float:
     """After untar nothing matches git's index: it reads every file."""
+    return git_status(job)
+
+
+def git_status(job: Job) -> float:
     return seconds([*GIT, "status", "--porcelain"], cwd=job.path("tree"), environment=GIT_ENVIRONMENT)
 
 
 def git_status_cold(job: Job) -> float:
     drop(3)
     settle(job.directory)
-    return git_status_first(job)
+    return git_status(job)
 
 
 def git_status_warm(job: Job) -> float:
-    return git_status_first(job)
+    git_status(job)
+    return git_status(job)
 
 
 def git_commit(job: Job) -> float:
@@ -323,6 +337,7 @@ def serve() -> None:
                 answer = {"value": 0.0}
             else:
                 os.makedirs(job.directory, exist_ok=True)
+                os.sync()  # what other targets left dirty must not be written in this one's time
                 answer = {"value": rows[job.row].run(job)}
         except (OSError, RuntimeError, sqlite3.Error, subprocess.SubprocessError) as error:
             answer = {"error": f"{type(error).__name__}: {error}"}

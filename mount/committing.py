@@ -41,6 +41,7 @@ class Committer:
         self._timed = False  # `run` will wake by itself
         self.last_commit_ms = 0.0
         self.slowest_commit_ms = 0.0
+        self.last_background_ns: int | None = None
 
     def changed(self) -> None:
         """Something has become dirty.  Wakes `run` if it sleeps without a time, or if the commit cannot wait for it."""
@@ -85,7 +86,7 @@ class Committer:
             job = engine.begin_flush()
             if job is None:
                 return
-            await trio.to_thread.run_sync(job.run, abandon_on_cancel=False)
+            await trio.to_thread.run_sync(job.run)
             try:
                 engine.end_flush()
             finally:
@@ -130,6 +131,17 @@ class Committer:
         due = engine.commit_due_at_ns()
         return None if due is None else max(0.0, (due - time.time_ns()) / 1e9)
 
+    async def collect(self) -> None:
+        """Does all background work there is, in batches between which requests are served."""
+        while True:
+            await self.commit()
+            while self._engine.background_pending:
+                await self._background()
+                if self._engine.commit_due:
+                    await self.commit()
+            if not self._engine.dirty:
+                return
+
     async def _background(self) -> None:
         """One batch; a large backlog is worked off over many turns of `run`.  Holes are punched in a thread."""
         reclaimer = self._engine.reclaimer
@@ -148,4 +160,5 @@ class Committer:
             async with self._lock:
                 if self._engine.failed is None:
                     reclaimer.end_punch(job)
+        self.last_background_ns = time.time_ns()
         await trio.sleep(BACKGROUND_PAUSE_S)

@@ -1,11 +1,12 @@
 """The process behind a mount: opens what is mounted, serves the kernel and the control socket, ends cleanly.
 
-Lifecycle: open (lease, tables, engine, or a snapshot's reader) -> mount -> ready -> serve -> unmount -> close.  SIGTERM,
-SIGINT, `umount` and the control socket's `unmount` all lead to the same end: the mount goes, what is dirty is committed,
-the lease is released.  What fails before ready undoes what was done and is raised to whoever started the daemon.
+Lifecycle: open (lease, tables, engine, or a snapshot's reader) -> mount -> ready -> serve -> unmount -> close.
+SIGTERM, SIGINT, `umount` and the control socket's `unmount` all lead to the same end: the mount goes, what is dirty is
+committed, the lease is released.  What fails before ready undoes what was done and is raised to whoever started the
+daemon.
 
-One trio thread runs everything but payload I/O.  An engine that has failed keeps the mount there, answering EIO, so that
-nothing is written under the mountpoint in the belief that it is the workspace; `status` says why.
+One trio thread runs everything but payload I/O.  An engine that has failed keeps the mount there, answering EIO, so
+that nothing is written under the mountpoint in the belief that it is the workspace; `status` says why.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +24,18 @@ import pyfuse3
 import trio
 
 from tzfs import failpoints
-from tzfs.engine.engine import Settings
-from tzfs.errors import MountFailed, from_os_error
+from tzfs.errors import MountFailed, TzfsError
+from tzfs.lifecycle import Command
+from tzfs.management import Store, open_store, settings_of
+from tzfs.mount import mountpoint as mountpoints
 from tzfs.mount import pump
 from tzfs.mount.committing import Committer
 from tzfs.mount.control import ControlServer
 from tzfs.mount.methods import methods
 from tzfs.mount.operations import Operations
-from tzfs.opening import Reader, Writer
+from tzfs.names import SnapshotName, parse
+from tzfs.opening import Writer
+from tzfs.runtime import socket_path
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +51,8 @@ class MountOptions:
     xattr: bool = False
     writeback: bool = False
     readonly: bool = False
-    spin_us: int = 50
+    use_pump: bool = True
+    spin_us: int = pump.SPIN_NS_DEFAULT // 1000
 
 
 @dataclass(slots=True)
@@ -52,29 +60,156 @@ class Mount:
     """One mount, for the control methods to act upon."""
 
     name: str
+    store: Path
     mountpoint: Path
     options: MountOptions
     operations: Operations
     committer: Committer | None
     writer: Writer | None
-    apply_settings: Callable[[Mapping[str, str]], None]
     stop: trio.Event
-    started_ns: int
+    snapdir_visible: bool = False
+    started_ns: int = field(default_factory=time.time_ns)
     pump: pump.Pump | None = None
-    failures: list[str] = field(default_factory=list)
+    failed: str | None = None
+    archive_after: bool = False
 
-    @property
-    def failed(self) -> str | None:
-        return self.failures[0] if self.failures else None
+    def fail(self, reason: str) -> None:
+        """The engine has failed: the mount stays and answers EIO."""
+        if self.failed is None:
+            self.failed = reason
+            log.error("the mount has failed: %s", reason)
+
+    def reload(self) -> None:
+        """Reads the filesystem's properties again."""
+        if self.writer is None:
+            return
+        with open_store(self.store, create=False) as store:
+            self._apply(store)
+
+    def _apply(self, store: Store) -> None:
+        assert self.writer is not None
+        info = store.catalog.get(self.name)
+        fresh, settings = settings_of(info), self.writer.engine.settings
+        settings.txg_interval_s = fresh.txg_interval_s
+        settings.dirty_bytes_max = fresh.dirty_bytes_max
+        settings.chunk_shift = fresh.chunk_shift
+        self.snapdir_visible = info.property("snapdir").parsable == "visible"
 
 
 def fuse_options(name: str, options: MountOptions) -> set[str]:
     """The options of the kernel's mount."""
-    out = set(pyfuse3.default_options)
-    out.discard("default_permissions")
-    out |= {"default_permissions", f"fsname=tzfs:{name}".replace(",", "\\,"), "subtype=tzfs", "noatime"}
+    out = {"default_permissions", f"fsname=tzfs:{name}", "subtype=tzfs", "noatime"}
     if options.allow_other:
         out.add("allow_other")
     if options.readonly:
         out.add("ro")
     return out
+
+
+def serve(store_path: Path, name: str, where: Path, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mounts `name` (FS or FS@SNAP) at `where`, calls `ready`, and returns when the mount has ended.
+
+    Raises whatever keeps it from being mounted, with everything given back; a failure of the engine after that is
+    reported by the mount itself.
+    """
+    parsed = parse(name)
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(store_path, create=False))
+        where = mountpoints.prepare(where)
+        stop = trio.Event()
+        mount: Mount
+        if isinstance(parsed, SnapshotName):
+            reader = stack.enter_context(store.reader(parsed, {"mountpoint": os.fspath(where)}))
+            guid, tag = store.get(parsed.filesystem).guid, f"{os.getpid()}"
+            operations = Operations(reader.view, xattr=options.xattr)
+            options = MountOptions(options.allow_other, options.xattr, False, True, options.use_pump, options.spin_us)
+            mount = Mount(name, store.path, where, options, operations, None, None, stop)
+        else:
+            told = {"kind": "mount", "mountpoint": os.fspath(where)}
+            writer = stack.enter_context(store.writer(parsed, told, Command.MOUNT))
+            info = store.get(parsed)
+            guid, tag = info.guid, "rw"
+            committer = Committer(writer.engine, failed=lambda reason: mount.fail(reason))  # noqa: PLW0108 - it has no mount yet
+            operations = Operations(
+                writer.engine,
+                committer,
+                xattr=options.xattr,
+                writeback=options.writeback,
+                snapdir_visible=lambda: mount.snapdir_visible,
+            )
+            mount = Mount(str(parsed), store.path, where, options, operations, committer, writer, stop)
+            mount._apply(store)
+            writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
+        store.close()  # the catalog is opened again when it is needed
+        control = ControlServer(socket_path(guid, tag), methods(mount))
+        control.bind()
+        stack.callback(control.close)
+        if options.use_pump:
+            mount.pump = pump.install(spin_ns=options.spin_us * 1000)
+            if mount.pump is not None:
+                stack.callback(mount.pump.close)
+        failpoints.hit("mount.before")
+        _mount(name, where, options, operations)
+        stack.callback(_close_session)
+        failpoints.hit("mount.ready")
+        trio.run(_loop, mount, control, ready)
+    log.info("unmounted %s from %s", name, where)
+    if mount.archive_after:
+        with open_store(store_path, create=False) as store:
+            store.archive(mount.name)
+
+
+def _mount(name: str, where: Path, options: MountOptions, operations: Operations) -> None:
+    try:
+        pyfuse3.init(operations, os.fspath(where), fuse_options(name, options))
+    except RuntimeError as error:
+        hint = "is fuse3 installed, and /dev/fuse there for this user?"
+        if options.allow_other and os.getuid() != 0:
+            hint = "-o allow_other needs user_allow_other in /etc/fuse.conf"
+        raise MountFailed(f"cannot mount {name} at {where}: {error}", hint=hint) from error
+
+
+def _close_session() -> None:
+    try:
+        pyfuse3.close(unmount=True)
+    except RuntimeError as error:
+        log.warning("unmount: %s", error)
+
+
+async def _loop(mount: Mount, control: ControlServer, ready: Callable[[], None]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_signals, mount)
+        nursery.start_soon(control.serve)
+        if mount.committer is not None:
+            nursery.start_soon(mount.committer.run)
+        nursery.start_soon(_stop_when_asked, mount)
+        log.info("mounted %s at %s", mount.name, mount.mountpoint)
+        ready()
+        await pyfuse3.main()
+        if mount.committer is not None and mount.failed is None:
+            try:
+                mount.operations.forget_all()
+                await mount.committer.commit()
+            except (TzfsError, OSError) as error:
+                mount.fail(str(error))
+        nursery.cancel_scope.cancel()
+
+
+async def _watch_signals(mount: Mount) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("signal %d: unmounting", number)
+            mount.stop.set()
+
+
+async def _stop_when_asked(mount: Mount) -> None:
+    """Takes the mount away: the kernel refuses while programs use it, and is then told to do it when they have left."""
+    await mount.stop.wait()
+    await trio.sleep(0)
+    for lazy in (False, True):
+        try:
+            await trio.to_thread.run_sync(lambda lazy=lazy: mountpoints.unmount(mount.mountpoint, lazy=lazy))
+            return
+        except TzfsError as error:
+            log.info("unmount: %s", error)
+    pyfuse3.terminate()

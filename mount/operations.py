@@ -1,8 +1,9 @@
 """Kernel requests to engine calls, and their answers back; nothing else.
 
-A *node id* is what the kernel calls an inode: the inode number in its low 40 bits, and above them which tree it is in: 0
-for the mounted one, a number given at first use for each snapshot browsed under `.zfs/snapshot`, and the topmost for
-`.zfs` itself and `snapshot` in it.  Handles are node ids too, but for directories, whose handles keep a listing's place.
+A *node id* is what the kernel calls an inode: the inode number in its low 40 bits, and above them which tree it is in:
+0 for the mounted one, a number given at first use for each snapshot browsed under `.zfs/snapshot`, and the topmost for
+`.zfs` itself and `snapshot` in it.  Handles are node ids too, but for directories, whose handles keep a listing's
+place.
 
 Caching: this process is the only writer, so entries, attributes and negative look-ups hold for ever, FLUSH is answered
 ENOSYS once, and so are extended attributes unless they were asked for (each write would ask for `security.capability`).
@@ -16,7 +17,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -40,6 +41,7 @@ INO_MASK = limits.INO_MAX
 CONTROL_TREE = limits.SNAPSHOT_VIEWS_MAX - 1
 ZFS_NODE = CONTROL_TREE << limits.INO_BITS | 1
 SNAPSHOTS_NODE = CONTROL_TREE << limits.INO_BITS | 2
+WRITING = 1 << 63  # in a file handle: it may write
 ZFS_NAME, SNAPSHOTS_NAME = b".zfs", b"snapshot"
 LISTING_BATCH = 48  # entries with attributes that fit the kernel's 4-8 KiB of a READDIR, and a few
 
@@ -70,7 +72,7 @@ def _errno(kind: str, error: BaseException, statistics: RequestStatistics) -> FU
 
 def answered(
     handler: Callable[Concatenate[Operations, P], T],
-) -> Callable[Concatenate[Operations, P], Awaitable[T]]:
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]:
     """The coroutine of a handler that never waits: counts, times, and turns errors into errnos."""
     kind = handler.__name__
 
@@ -94,7 +96,7 @@ def answered(
 
 def answered_later(
     handler: Callable[Concatenate[Operations, P], Awaitable[T]],
-) -> Callable[Concatenate[Operations, P], Awaitable[T]]:
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]:
     """`answered` for a handler that may wait."""
     kind = getattr(handler, "__name__", "request")
 
@@ -162,6 +164,7 @@ class Operations(pyfuse3.Operations):
         self.counts = LookupCounts()
         self.requests = {kind: RequestStatistics() for kind in KINDS}
         self.mounted_ns = time.time_ns()
+        self._writers: dict[int, int] = {}  # node -> how many handles may write it
         if self._engine is not None:
             self._engine.referenced = self.counts.knows
 
@@ -489,18 +492,24 @@ class Operations(pyfuse3.Operations):
 
     # -- contents ----------------------------------------------------------------------------------------------------
 
-    def _check_open(self, inode: int, flags: int) -> None:
-        """O_TRUNC comes with OPEN; what is read-only is not opened for writing."""
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
-            engine = self._writable(inode)
-            if flags & os.O_TRUNC:
-                engine.setattr(inode, size=0)
-                self._changed()
+    def _open(self, node: int, flags: int) -> FileInfo:
+        """A handle; O_TRUNC comes with OPEN, and what is read-only is not opened for writing."""
+        if not flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            return FileInfo(fh=cast(Any, node), keep_cache=True)
+        engine = self._writable(node)
+        if flags & os.O_TRUNC:
+            engine.setattr(node, size=0)
+            self._changed()
+        self._writers[node] = self._writers.get(node, 0) + 1
+        return FileInfo(fh=cast(Any, node | WRITING), keep_cache=True)
+
+    def nodes_open_for_writing(self) -> list[int]:
+        """The inodes of which the kernel may hold pages that it has not written yet."""
+        return list(self._writers)
 
     @answered
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        self._check_open(inode, flags)
-        return FileInfo(fh=cast(Any, inode), keep_cache=True)
+        return self._open(inode, flags)
 
     @answered
     def create(
@@ -513,13 +522,15 @@ class Operations(pyfuse3.Operations):
             if flags & os.O_EXCL:
                 raise
             inode = engine.lookup(parent_inode, name)
-            self._check_open(inode.ino, flags)
+        else:
+            flags &= ~os.O_TRUNC
         self._changed()
-        return FileInfo(fh=cast(Any, inode.ino), keep_cache=True), self._told(inode)
+        return self._open(inode.ino, flags), self._told(inode)
 
     @answered_later
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        tree, ino = self._tree(fh), fh & INO_MASK
+        node = fh & ~WRITING
+        tree, ino = self._tree(node), node & INO_MASK
         plan = tree.plan_read(ino, off, size)
         if (answer := plan.try_now()) is not None:
             return answer
@@ -540,8 +551,9 @@ class Operations(pyfuse3.Operations):
 
     @answered_later
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        engine, committer = self._writable(fh), self._committer
-        written = engine.write(fh, off, buf)
+        node = fh & ~WRITING
+        engine, committer = self._writable(node), self._committer
+        written = engine.write(node, off, buf)
         if committer is not None:
             committer.changed()
             if engine.dirty_bytes >= engine.settings.dirty_bytes_max:
@@ -554,7 +566,19 @@ class Operations(pyfuse3.Operations):
 
     @answered
     def release(self, fh: int) -> None:
-        pass
+        if fh & WRITING:
+            node = fh & ~WRITING
+            left = self._writers[node] - 1
+            if left:
+                self._writers[node] = left
+            else:
+                del self._writers[node]
+
+    def forget_all(self) -> None:
+        """The kernel has gone: what it still referred to and has no name ends."""
+        if self._engine is not None:
+            for ino in self._engine.orphan_inodes():
+                self._engine.forget(ino)
 
     @answered_later
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -46,7 +46,8 @@ from typing import Final, Protocol, Self, cast
 import pyfuse3
 import trio
 
-from tzfs.native import _native
+from tzfs.native._native import ffi as _ffi
+from tzfs.native._native import lib as _native_lib
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class _Library(Protocol):
     def tzfs_pump_withdrawn(self) -> int: ...
 
 
-_lib: Final = cast(_Library, _native.lib)
+_lib: Final = cast(_Library, _native_lib)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ class Pump:
     """
 
     def __init__(self, *, spin_ns: int, guarded: bool) -> None:
-        self._memory = _native.ffi.new("struct tzfs_pump *")
+        self._memory = _ffi.new("struct tzfs_pump *")
         self._state = cast(_State, self._memory)
         self._state.spin_ns = spin_ns
         self._state.turn_max_ns = TURN_MAX_NS

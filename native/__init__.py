@@ -1,7 +1,7 @@
 """What is done in C: checksums, payload, descriptors.  Each function has a bit-identical reference in `reference`.
 
-The C functions are pure over (pointer, length); what could be out of bounds is checked here, in Python.  `bytes` go to C
-as they are; other buffers cost a `from_buffer` more.
+The C functions are pure over (pointer, length); what could be out of bounds is checked here, in Python.  `bytes` go to
+C as they are; other buffers cost a `from_buffer` more.
 """
 
 from __future__ import annotations

@@ -3,21 +3,21 @@
 A test that asks for `place` (or `root`, a fresh directory in it) runs once in every mode of `tests.places`.  With
 `@pytest.mark.needs(...)` it names what it cannot do without; runs that do not offer it are deselected, and pytest says
 how many were: `root` or `ordinary` (who runs the suite), `others` (a place that more than one user may enter), `xattr`,
-`mount` (not the local disk), `images` (read-only images of the place: of the disk only root can make them).  `@pytest.mark.modes(...)` names the modes worth its time.
+`mount` (not the local disk), `images` (read-only images of the place: of the disk only root can make them).
+`@pytest.mark.modes(...)` names the modes worth its time.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.places import MODES, Mode, Place, stand
+from tests.places import MODES, Mode, Place, remove_tree, stand
 
 _numbers = itertools.count(1)
 NEEDS: Final = frozenset({"root", "ordinary", "others", "xattr", "mount", "images"})
@@ -99,4 +99,4 @@ def root(place: Place) -> Iterator[Path]:
     finally:
         os.umask(umask)
         place.assert_alive()
-    shutil.rmtree(directory)
+    remove_tree(directory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,9 @@ class Mode:
     name: str
     options: tuple[str, ...] = ()  # of `tzfs mount -o`
     tzfs: bool = True
-    keeps_xattrs: bool = False  # `-o xattr`; without it getxattr and its kin answer ENOTSUP, which spares a request a write
+    keeps_xattrs: bool = (
+        False  # `-o xattr`; without it getxattr and its kin answer ENOTSUP, which spares a request a write
+    )
     others_may_enter: bool = False  # `-o allow_other`; without it the kernel lets in the mount's owner alone
     stamps_reads: bool = False  # tzfs keeps no access times but those set: it is mounted noatime
     has_devices: bool = False  # FUSE mounts are nodev: a device node can be made, not opened
@@ -67,7 +70,9 @@ class CommandFailed(Exception):
 def tzfs(*arguments: str | Path, store: Path) -> str:
     """Runs the installed `tzfs` beside this interpreter, and answers what it printed to standard output."""
     command = [str(Path(sys.executable).with_name("tzfs")), "--store", str(store), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, stdin=subprocess.DEVNULL, check=False
+    )
     if done.returncode:
         raise CommandFailed(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -143,6 +148,26 @@ class Place:
         """The directory as it stands now, as a folder below `.zfs/snapshot` of the same mount."""
         tzfs("snapshot", f"ws@{name}", store=self.store)
         return self.mountpoint / ".zfs" / "snapshot" / name / self.directory.relative_to(self.mountpoint)
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes it and all below, whatever modes a test has left on directories there."""
+    directory.chmod(0o700)
+    open_up(directory)
+    shutil.rmtree(directory)
+
+
+def open_up(directory: Path) -> list[tuple[str, str]]:
+    """Lets the owner into every directory from here down; answers which were closed, and their modes."""
+    closed = []
+    for where, below, _ in os.walk(directory):
+        below.sort()
+        for path in (Path(where) / name for name in below):
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode) and mode & 0o700 != 0o700:
+                closed.append((str(path.relative_to(directory)), oct(mode)))
+                path.chmod(0o700)
+    return closed
 
 
 def force_unmount(mountpoint: Path) -> None:

@@ -13,8 +13,8 @@ In `catalog_store`, what belongs to the store, and two indexes that let a comman
     scope/<namespace>/      {properties} set on a namespace
 
 Bodies are canonical JSON (names in `partition/` are plain UTF-8).  A row holds at most a page, and properties may be
-longer: a body of more than `PIECE_BYTES` goes on in rows `key ‖ 00 ‖ n`, n = 1, 2, ... in one byte; a piece that is full
-may be followed by another.  No name has a NUL in it, so a record's pieces follow it and are nobody else's.  Fields that
+longer: a body of more than `PIECE_BYTES` goes on in rows `key ‖ 00 ‖ n`, n = 1, 2, ... in one byte; a full piece may
+be followed by another.  No name has a NUL in it, so a record's pieces follow it and are nobody else's.  Fields that
 this version does not know are kept as they are.
 
 Invariants: each filesystem's record has exactly one `partition` row, and a `pending` row if and only if its state is a

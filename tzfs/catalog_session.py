@@ -33,7 +33,15 @@ RESERVE_BYTES: Final = 1 << 20  # the largest transaction: two records of 64 pie
 
 _INIT_TABLES: Final = declare("catalog.init.tables", "the catalog's tables are there, without the store's record")
 
-_writing = threading.Lock()
+
+class _Process:
+    """What this process must not do twice at once."""
+
+    def __init__(self) -> None:
+        self.writing = threading.Lock()
+
+
+_process: Final = _Process()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +136,10 @@ class Session:
         self.readonly = readonly
 
     def close(self) -> None:
-        """Idempotent."""
+        """Lets go of the store, but for the space that the next process needs to destroy something on a full disk."""
         self.meta.close()
+        if self.readonly is None:
+            self.layout.keep_reserve(RESERVE_BYTES)
 
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
@@ -144,7 +154,7 @@ class Session:
         """A write transaction, with space for its commit; what `frees` space is tried without, if need be."""
         if self.readonly is not None:
             raise ReadOnly(f"store {self.layout.root} is read-only: {self.readonly}")
-        with _writing:
+        with _process.writing:
             with suppress(*((StoreError,) if frees else ())):
                 self.meta.reserve(RESERVE_BYTES)
             txn = self.meta.begin_write()
@@ -186,7 +196,7 @@ class Session:
             return self.info(txn, self.known(txn, name, command))
 
 
-# -- opening ------------------------------------------------------------------------------------------------------------
+# -- opening -----------------------------------------------------------------------------------------------------------
 
 
 def open_session(
@@ -247,7 +257,7 @@ def _has_record(meta: MetaStore) -> bool:
 
 
 def _put_record(meta: MetaStore, clock: Callable[[], int]) -> None:
-    with _writing:
+    with _process.writing:
         txn = meta.begin_write()
         try:
             if rows.get_store(txn) is None:
@@ -280,8 +290,7 @@ def _read_store(layout: Layout, meta: MetaStore) -> StoreRecord:
 
 def _after_fork() -> None:
     """In the child: a thread that the child does not have may hold the lock."""
-    global _writing
-    _writing = threading.Lock()
+    _process.writing = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -42,7 +42,7 @@ class _Point:
 _lock: Final = threading.Lock()
 _armed: Final[dict[str, _Point]] = {}
 _counts: Final[list[dict[str, int]]] = []  # one for each `counting` that is going on
-_active = False  # anything in _armed or _counts
+_live: Final[list[object]] = []  # what there is in both; empty, `hit` returns at once
 
 
 def declare(name: str, doc: str) -> str:
@@ -55,7 +55,7 @@ def declare(name: str, doc: str) -> str:
 
 def hit(name: str) -> None:
     """Does what the point is armed to do; nothing if it is not."""
-    if _active:
+    if _live:
         _hit(name)
 
 
@@ -68,34 +68,35 @@ def arm(name: str, action: str, *, after: int = 0) -> None:
 
 def disarm_all() -> None:
     """No point does anything any more."""
-    global _active
     with _lock:
         _armed.clear()
-        _active = bool(_counts)
+        _note()
 
 
 @contextmanager
 def counting() -> Iterator[dict[str, int]]:
     """Counts the hits of every point while the context lasts: name -> hits, in the order of their first hit."""
-    global _active
     counts: dict[str, int] = {}
     with _lock:
         _counts.append(counts)
-        _active = True
+        _note()
     try:
         yield counts
     finally:
         with _lock:
             _counts[:] = [c for c in _counts if c is not counts]
-            _active = bool(_armed or _counts)
+            _note()
+
+
+def _note() -> None:
+    _live[:] = [*_armed, *_counts]
 
 
 def _arm(name: str, action: str, after: int) -> None:
-    global _active
     point = _parse(action, after)
     with _lock:
         _armed[name] = point
-        _active = True
+        _note()
 
 
 def _parse(action: str, after: int) -> _Point:
@@ -116,7 +117,6 @@ def _parse(action: str, after: int) -> _Point:
 
 
 def _hit(name: str) -> None:
-    global _active
     if name not in KNOWN:
         raise InternalError(f"failpoint {name} is not declared")
     with _lock:
@@ -130,7 +130,7 @@ def _hit(name: str) -> None:
             return
         if point.kind != "delay":
             del _armed[name]
-            _active = bool(_armed or _counts)
+            _note()
     if point.kind == "crash":
         os._exit(CRASH_STATUS)
     if point.kind == "delay":

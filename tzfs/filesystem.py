@@ -7,8 +7,8 @@
         print(fs.view("before").read_text("notes.md"))
 
 A `FileSystem` has the lease: nobody else can write meanwhile, and a mount of it is refused, as opening one that is
-mounted is.  It belongs to the thread that opened it.  What is done is durable after `sync`, `snapshot` or `close`; without
-them it is committed when the transaction group's interval is over, at the next call, or when much is waiting.
+mounted is.  It belongs to the thread that opened it.  What is done is durable after `sync`, `snapshot` or `close`;
+without them it is committed when the transaction group's interval is over, at the next call, or when much is waiting.
 """
 
 from __future__ import annotations

@@ -28,15 +28,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
-from tzfs.errors import Busy, ForeignStore, NotFound, PermissionDenied, ReadOnly, StoreError, TzfsError, from_os_error
+from tzfs.errors import (
+    Busy,
+    ForeignStore,
+    NoSpace,
+    NotFound,
+    PermissionDenied,
+    ReadOnly,
+    StoreError,
+    TzfsError,
+    from_os_error,
+)
 from tzfs.failpoints import declare, hit
 from tzfs.store.lease import LOCK_FILE, VIEWS_FOLDER
+from tzfs.store.space import free_bytes, reserve
 
 CATALOG: Final = "catalog"
 FILESYSTEMS: Final = "fs"
 META: Final = "meta"
 SEGMENTS: Final = "segments"
 TRANSITIONS: Final = "transitions"
+NEW_BYTES: Final = 1 << 20  # folders, lock file and tables of an empty filesystem take 150 KiB, and others create too
 
 # What the catalog's folder may hold before its first commit; anything else there is somebody else's.
 _CATALOG_FILES: Final = frozenset(("data.mdb", "lock.mdb", "place", TRANSITIONS))
@@ -137,6 +149,15 @@ class Layout:
             sync_folder(self.root)
             sync_folder(self.root.parent)
 
+    def keep_reserve(self, nbytes: int) -> None:
+        """Keeps `nbytes` allocated beyond the end of the catalog's tables; where that cannot be, nothing."""
+        with suppress(OSError):
+            fd = os.open(self.catalog / "data.mdb", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                reserve(fd, os.fstat(fd).st_size, nbytes)
+            finally:
+                os.close(fd)
+
     @contextmanager
     def making(self) -> Iterator[None]:
         """While the context lasts no other process is between `make` and its first commit."""
@@ -153,6 +174,22 @@ class Layout:
     def is_taken(self, partition: int) -> bool:
         """Whether anything stands where the filesystem's folder would be."""
         return os.path.lexists(self.folder(partition))
+
+    def check_room(self) -> None:
+        """`NoSpace` where a new filesystem would not find `NEW_BYTES`.
+
+        Not only to be early: LMDB maps its new lock file, and a page of that for which there is no block is a SIGBUS.
+        """
+        fd = os.open(self.filesystems, _DIRECTORY)
+        try:
+            free = free_bytes(fd)
+        finally:
+            os.close(fd)
+        if free < NEW_BYTES:
+            raise NoSpace(
+                f"only {free} bytes are free on the disk, a new filesystem takes {NEW_BYTES}",
+                hint="free space on the disk that holds the store, and try again",
+            )
 
     def make_folder(self, partition: int) -> Path:
         """A new folder with its empty rooms; not synced.  `FileExistsError` if something is there."""

@@ -1,8 +1,8 @@
 """Opening one filesystem's folder: for writing, with its lease and engine, or one snapshot of it for reading.
 
 A `Writer` holds the lease from before it looks at anything until after everything is closed; there is one at a time, in
-one process.  A `Reader` holds a file in `views/`, which keeps its snapshot from being destroyed, and coexists with a writer
-anywhere.  What fails on the way in gives back all that was taken: descriptors, environments, locks.
+one process.  A `Reader` holds a file in `views/`, which keeps its snapshot from being destroyed, and coexists with a
+writer anywhere.  What fails on the way in gives back all that was taken: descriptors, environments, locks.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from tzfs import failpoints
-from tzfs.engine.engine import Engine, Settings, read_snapshots, read_superblock
+from tzfs.engine.engine import Engine, Settings, charged_bytes, read_counters, read_snapshots, read_superblock
 from tzfs.engine.view import View
 from tzfs.errors import ForeignStore, NotFound
+from tzfs.format.counters import Counters
 from tzfs.format.records import Snapshot
 from tzfs.layout import META, SEGMENTS
 from tzfs.store.lease import Lease, ViewHold
@@ -57,11 +59,11 @@ def _check_guid(directory: Path, found: str, guid: bytes) -> None:
 class Writer:
     """One filesystem open for writing: `engine` does the work, `lease` says who may."""
 
-    def __init__(self, directory: Path, guid: bytes, *, info: Mapping[str, str | int], settings: Settings) -> None:
-        """Raises `Busy`, naming the holder, where another writer has it."""
+    def __init__(self, directory: Path, guid: bytes, *, lease: Lease, settings: Settings) -> None:
+        """Takes over the lease, and releases it also where opening fails."""
         with ExitStack() as stack:
-            self.lease = Lease.acquire(directory, info=info)
-            stack.callback(self.lease.release)
+            self.lease = lease
+            stack.callback(lease.release)
             failpoints.hit("writer.lease")
             meta = LmdbMeta(directory / META)
             stack.callback(meta.close)
@@ -94,13 +96,13 @@ class Writer:
 class Reader:
     """One snapshot open for reading: `view` has the calls."""
 
-    def __init__(self, directory: Path, guid: bytes, snapshot: str) -> None:
-        """Raises `NotFound` where there is no such snapshot."""
+    def __init__(self, directory: Path, guid: bytes, snapshot: str, told: Mapping[str, str] | None = None) -> None:
+        """`told` says to others what for.  Raises `NotFound` where there is no such snapshot."""
         with ExitStack() as stack:
             meta = LmdbMeta(directory / META, readonly=True)
             stack.callback(meta.close)
             record = self._find(directory, meta, guid, snapshot)
-            hold = ViewHold.acquire(directory, name=snapshot, epoch=record.epoch)
+            hold = ViewHold.acquire(directory, name=snapshot, epoch=record.epoch, info=told)
             stack.callback(hold.release)
             failpoints.hit("reader.hold")
             record = self._find(directory, meta, guid, snapshot)  # it may have gone before it was held
@@ -134,13 +136,23 @@ class Reader:
         self.close()
 
 
-def stored_snapshots(directory: Path) -> dict[str, Snapshot]:
-    """The snapshots of a filesystem, oldest first, as last committed; needs no lease."""
+@dataclass(frozen=True, slots=True)
+class CommittedState:
+    """A filesystem as last committed.  `used` is what all its versions and extents are charged, the dead ones that
+    snapshots still see included; `counters.bytes` is what the head alone refers to."""
+
+    counters: Counters
+    snapshots: dict[str, Snapshot]
+    used: int
+
+
+def committed_state(directory: Path) -> CommittedState:
+    """Looks without a lease, whether or not there is a writer."""
     meta = LmdbMeta(directory / META, readonly=True)
     try:
         txn = meta.begin_read()
         try:
-            return read_snapshots(txn)
+            return CommittedState(read_counters(txn), read_snapshots(txn), charged_bytes(txn))
         finally:
             txn.close()
     finally:

@@ -1,8 +1,9 @@
 """The properties of filesystems: which there are, what they may be, and where a value comes from.
 
 Three sorts.  *Settable* native properties steer how a filesystem works; each has a type, a default, bounds, and a
-moment from which a change counts.  *Computed* ones are facts, and cannot be set.  *User* properties, `module:name`, mean
-nothing to tzfs: labels to list and filter by; any text of up to 8,191 bytes without NUL, under a name by ZFS's rules.
+moment from which a change counts.  *Computed* ones are facts, and cannot be set.  *User* properties, `module:name`,
+mean nothing to tzfs: labels to list and filter by; any text of up to 8,191 bytes without NUL, under a name by ZFS's
+rules.
 
 A value set on the filesystem itself is `local`.  Without one, the value is inherited from the filesystem's namespace,
 spelled `NAMESPACE/`, then from the store, spelled `/`; a native property then has its default, a user property none.
@@ -250,7 +251,8 @@ def parse(name: str, text: str) -> str:
     number = parse_size(text) if native.kind is Kind.SIZE else parse_seconds(text)
     if number is None:
         raise _refused(native, text)
-    assert native.low is not None and native.high is not None
+    assert native.low is not None
+    assert native.high is not None
     if not native.low <= number <= native.high:
         raise _refused(native, text)
     if native.power_of_two and int(number) & (int(number) - 1):
@@ -283,12 +285,15 @@ _PER_SECOND: Final = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60)}
 
 
 def parse_size(text: str) -> Decimal | None:
-    """Bytes, whole, from `65536`, `64K`, `64KiB`, `1.5M` (units of 1,024, in either case); None if it is no size."""
+    """Bytes from `65536`, `64K`, `64KiB`, `1.5M` (units of 1,024, in either case); None if it is no size.
+
+    A fraction of a unit is cut to whole bytes, as ZFS does, so that what is printed can be given back.
+    """
     match = _SIZE.match(text)
-    if match is None:
+    if match is None or ("." in match[1] and not match[2]):
         return None
-    number = Decimal(match[1]) * (1 << 10 * (" " + _UNITS).index(match[2].upper() or " "))
-    return number if number == number.to_integral_value() and number < 1 << 64 else None
+    number = Decimal(int(Decimal(match[1]) * (1 << 10 * (" " + _UNITS).index(match[2].upper() or " "))))
+    return number if number < 1 << 64 else None
 
 
 def parse_seconds(text: str) -> Decimal | None:
@@ -324,8 +329,10 @@ def human_size(nbytes: int) -> str:
 
 
 def human(native: Property, exact: str, *, zone: datetime.tzinfo | None = None) -> str:
-    """An exact value as people read it.  Times are in `zone`, by default the local one.  What does not fit its type is
-    given as it is."""
+    """An exact value as people read it; one that does not fit its type as it is.
+
+    Times are in `zone`, by default the local one.
+    """
     try:
         if native.kind is Kind.SIZE:
             return human_size(int(exact))

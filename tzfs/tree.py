@@ -1,8 +1,8 @@
 """A tree of files by path, read-only: what a snapshot's view and an open filesystem have in common.
 
 Paths are `str`, `bytes` or `os.PathLike`, always taken from the tree's root, whether or not they begin with a slash.
-Symbolic links are followed within the tree, at most `limits.SYMLINKS_FOLLOWED_MAX` of them; `..` of the root is the root,
-so no path leads out.  Names that are not UTF-8 come as `os.fsdecode` gives them.
+Symbolic links are followed within the tree, at most `limits.SYMLINKS_FOLLOWED_MAX` of them; `..` of the root is the
+root, so no path leads out.  Names that are not UTF-8 come as `os.fsdecode` gives them.
 """
 
 from __future__ import annotations

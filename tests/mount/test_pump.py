@@ -563,8 +563,11 @@ def test_a_withdrawn_request_does_not_hang_the_loop(pumped: Daemon) -> None:
     for number in range(3):
         script = "import os, sys; sys.stdin.readline(); os.stat(sys.argv[1])"
         path = pumped.mountpoint / f"name {number}"
-        os.listdir(pumped.mountpoint)
-        client = subprocess.Popen([sys.executable, "-c", script, path], stdin=subprocess.PIPE)
+        unseen = pumped.mountpoint / f"unseen {number}"
+        assert not path.exists()
+        # Nothing else may be under way, such as the RELEASE of the round before: the trap takes whatever comes first.
+        assert pumped.ask("settle") == "settled"
+        client = subprocess.Popen([sys.executable, "-c", script, unseen], stdin=subprocess.PIPE)
         assert client.stdin is not None
         try:
             assert pumped.ask(f"trap {client.pid}") == "armed"

@@ -1,4 +1,4 @@
-"""chmod, chown and utimensat; which calls move which times; what clears suid and sgid; what a set-gid directory hands on."""
+"""chmod, chown and utimensat; which calls move which times; what clears suid and sgid; set-gid directories."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_chmod_follows_symlinks_and_fchmod_takes_a_descriptor(root: Path) -> Non
     [
         lambda path: os.chmod(path, 0o644),
         lambda path: os.chown(path, -1, -1),
-        lambda path: os.utime(path),
+        os.utime,
         lambda path: os.truncate(path, 0),
         os.stat,
         os.listdir,
@@ -256,9 +256,9 @@ def test_directory_times_move_with_its_entries_only(root: Path) -> None:
     assert moved(lambda: (directory / "new").rename(directory / "newer"))
     assert moved(lambda: (directory / "newer").rename(root / "out"))
     assert moved(lambda: (root / "out").rename(directory / "in"))
-    assert moved(lambda: (directory / "in").unlink())
-    assert moved(lambda: (directory / "d").mkdir())
-    assert moved(lambda: (directory / "d").rmdir())
+    assert moved((directory / "in").unlink)
+    assert moved((directory / "d").mkdir)
+    assert moved((directory / "d").rmdir)
     assert moved(lambda: os.symlink("x", directory / "s"))
     assert not moved(lambda: _write(directory / "file"))
     assert not moved(lambda: (directory / "file").chmod(0o600))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,13 @@ def test_exactly_one_class_of_bits_decides(home: Path, alice: Person, bob: Perso
         path.chmod(mode)
         for flags, needed in ((os.O_RDONLY, 4), (os.O_WRONLY, 2), (os.O_RDWR, 6)):
             expected = 0 if bits & needed == needed else errno.EACCES
-            assert alice.does(lambda flags=flags: os.close(os.open(path, flags))) == expected, (owner, group, flags)
+            assert alice.does(partial(_open, path, flags)) == expected, (owner, group, flags)
         reads = 0 if bits & 4 else errno.EACCES
         assert alice.does(lambda: _access(path, os.R_OK)) == reads
+
+
+def _open(path: Path, flags: int) -> None:
+    os.close(os.open(path, flags))
 
 
 def _access(path: Path, wanted: int) -> None:
@@ -111,7 +116,7 @@ def test_search_and_read_of_a_directory_are_apart(home: Path, alice: Person, bob
     make(directory / "file", b"content", 0o644)
     give(directory, bob, 0o711)
     alice.cannot(lambda: os.listdir(directory), errno.EACCES)
-    alice.must(lambda: (directory / "file").read_bytes())
+    alice.must((directory / "file").read_bytes)
     alice.must(lambda: os.chdir(directory))
     directory.chmod(0o744)
     alice.must(lambda: os.listdir(directory))
@@ -163,7 +168,7 @@ def test_new_files_belong_to_the_caller(home: Path, alice: Person) -> None:
             directory = home / name
             directory.mkdir()
             give(directory, alice, 0o755)
-            alice.must(lambda change=change, directory=directory: change(directory))
+            alice.must(partial(change, directory))
             found = (directory / "new").lstat()
             assert (found.st_uid, found.st_gid) == (alice.uid, alice.gid), name
 

@@ -52,7 +52,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "chmod": lambda d: (d / "file").chmod(0o600),
     "chown": lambda d: os.chown(d / "file", os.geteuid(), -1),
     "utime": lambda d: os.utime(d / "file"),
-    "utime-of-a-directory": lambda d: os.utime(d),
+    "utime-of-a-directory": os.utime,
 }
 
 
@@ -60,12 +60,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def test_every_change_is_erofs_and_nothing_changes(image: Path) -> None:
     before = sorted((name, (image / name).lstat()) for name in os.listdir(image))
     for name, change in CHANGES.items():
-        try:
+        print(name)  # shown with a failure
+        with fails(errno.EROFS):
             change(image)
-        except OSError as error:
-            assert error.errno == errno.EROFS, f"{name}: {error}"
-        else:
-            raise AssertionError(f"{name} was allowed")
     assert sorted((name, (image / name).lstat()) for name in os.listdir(image)) == before
 
 

@@ -232,7 +232,6 @@ def test_exchange_swaps_any_two(tree: Path, one: str, two: str) -> None:
     before = (tree / one).lstat().st_ino, (tree / two).lstat().st_ino
     renameat2(tree / one, tree / two, RENAME_EXCHANGE)
     assert ((tree / two).lstat().st_ino, (tree / one).lstat().st_ino) == before
-    assert [(tree / name).lstat().st_nlink for name in ("file", "other")][0] >= 1
     renameat2(tree / one, tree / two, RENAME_EXCHANGE)
     assert ((tree / one).lstat().st_ino, (tree / two).lstat().st_ino) == before
 

@@ -1,4 +1,4 @@
-"""The stores under test, made and made again: what the conformance suite is run over, and a second process for locks."""
+"""The stores under test, made and made again, and a second process for what is between processes."""
 
 from __future__ import annotations
 

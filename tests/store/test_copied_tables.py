@@ -1,9 +1,10 @@
-"""A tables' file that was cut short, damaged or copied is refused with a reason, or is exactly one commit; never SIGBUS."""
+"""Tables that were cut short, damaged or copied are refused with a reason, or are exactly one commit; never SIGBUS."""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def rows_in(folder: Path) -> list[tuple[bytes, bytes]]:
         meta.close()
 
 
+def rows_or_error(folder: Path) -> list[tuple[bytes, bytes]] | TzfsError:
+    try:
+        return rows_in(folder)
+    except TzfsError as error:
+        return error
+
+
 def check(folder: Path) -> None:
     data = folder / "data.mdb"
     fd = os.open(data, os.O_RDONLY)
@@ -73,20 +81,19 @@ def test_a_new_file_passes_the_walk(tmp_path: Path) -> None:
 def test_every_length_is_refused_or_whole(built: Path, tmp_path: Path) -> None:
     whole = rows_in(built)
     size = (built / "data.mdb").stat().st_size
-    refused = 0
+    refused = []
     for length in [*range(0, 3 * PAGE, 1000), *random.Random(1).sample(range(2 * PAGE, size), 30), size - 1]:
         folder = tmp_path / str(length)
         shutil.copytree(built, folder)
         os.truncate(folder / "data.mdb", length)
-        try:
-            assert rows_in(folder) == whole
-        except (CorruptionError, ForeignStore) as error:
-            refused += 1
-            assert length == 0 or "cut short" in str(error) or "truncated" in str(error), (length, str(error))
-        except TzfsError:
-            assert length == 0
+        answer = rows_or_error(folder)
+        if isinstance(answer, TzfsError):
+            refused.append(str(answer))
+        else:
+            assert answer == whole, length
         shutil.rmtree(folder)
-    assert refused >= 30
+    assert len(refused) >= 30
+    assert [e for e in refused if not re.search("cut short|truncated|no tables", e)] == []
     assert fds_below(tmp_path) == []
 
 
@@ -125,7 +132,7 @@ def test_pages_of_another_moment_are_noticed(built: Path, tmp_path: Path) -> Non
     whole = rows_in(built)
     pristine = (built / "data.mdb").read_bytes()
     pages = len(pristine) // PAGE
-    noticed = 0
+    hints = []
     generator = random.Random(2)
     for number in generator.sample(range(2, pages), min(60, pages - 2)):
         folder = tmp_path / str(number)
@@ -134,13 +141,14 @@ def test_pages_of_another_moment_are_noticed(built: Path, tmp_path: Path) -> Non
         with (folder / "data.mdb").open("r+b") as file:
             file.seek(number * PAGE)
             file.write(pristine[other * PAGE : (other + 1) * PAGE])
-        try:
-            assert rows_in(folder) == whole
-        except CorruptionError as error:
-            noticed += 1
-            assert error.hint is not None
+        answer = rows_or_error(folder)
+        if isinstance(answer, CorruptionError):
+            hints.append(answer.hint)
+        else:
+            assert answer == whole, number
         shutil.rmtree(folder)
-    assert noticed >= 10
+    assert len(hints) >= 10
+    assert all(hints)
 
 
 def test_flipped_bits_never_crash_the_walk(built: Path, tmp_path: Path) -> None:
@@ -148,11 +156,13 @@ def test_flipped_bits_never_crash_the_walk(built: Path, tmp_path: Path) -> None:
     pristine = (built / "data.mdb").read_bytes()
     shutil.copytree(built, folder)
     generator = random.Random(3)
-    for _ in range(300):
+    for _ in range(120):
         damaged = bytearray(pristine)
         page = generator.randrange(len(pristine) // PAGE)
         for _ in range(3):
-            damaged[page * PAGE + generator.randrange(64 if generator.random() < 0.8 else PAGE)] ^= 1 << generator.randrange(8)
+            damaged[page * PAGE + generator.randrange(64 if generator.random() < 0.8 else PAGE)] ^= (
+                1 << generator.randrange(8)
+            )
         (folder / "data.mdb").write_bytes(damaged)
         try:
             check(folder)
@@ -163,7 +173,9 @@ def test_flipped_bits_never_crash_the_walk(built: Path, tmp_path: Path) -> None:
 # -- copies ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_copy_of_an_idle_store_is_checked_once_and_then_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_of_an_idle_store_is_checked_once_and_then_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(tmp_path / "meta", rows=300)
     shutil.copytree(tmp_path / "meta", tmp_path / "copy")
     walks: list[object] = []

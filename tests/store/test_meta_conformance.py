@@ -82,10 +82,7 @@ def test_a_row_out_of_bounds_is_our_bug(store: Made, key: bytes, value: bytes, m
     meta = store.meta()
     txn = meta.begin_write()
     with pytest.raises(InternalError, match="out of bounds"):
-        if many:
-            txn.put_many(Table.INLINE, [(key, value)])
-        else:
-            txn.put(Table.INLINE, key, value)
+        txn.put_many(Table.INLINE, [(key, value)]) if many else txn.put(Table.INLINE, key, value)
     txn.close()
     meta.close()
 

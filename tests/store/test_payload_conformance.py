@@ -215,6 +215,8 @@ def test_a_closed_payload_store_says_so(store: Made) -> None:
     payload = store.payload()
     payload.close()
     payload.close()
+    with pytest.raises(InternalError, match="closed"):
+        payload.read(extent_id(1, 1), 0, 1)
     for use in WRITING:
         with pytest.raises(InternalError, match="closed"):
             use(payload)

@@ -1,7 +1,7 @@
 """Attributes of inodes: mode, owner, times, size; and extended attributes.
 
-An extended attribute's value of up to `INLINE_VALUE_BYTES_MAX` bytes is its record; a longer one lies in an extent, which
-is written at once and synced by the commit that publishes the record.
+An extended attribute's value of up to `INLINE_VALUE_BYTES_MAX` bytes is its record; a longer one lies in an extent,
+which is written at once and synced by the commit that publishes the record.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from tzfs.errors import (
     FileTooBig,
     InvalidArgument,
     IsADirectory,
-    NameTooLong,
     NoAttribute,
     OutOfRange,
 )
@@ -38,9 +37,7 @@ NS_MIN, NS_MAX = -(1 << 63), (1 << 63) - 1
 Value = bytes | tuple[Slice, ...]
 
 
-def xattr_at(
-    txn: ReadTransaction, payload: PayloadReader, ino: int, name: bytes, epoch: int
-) -> bytes | None:
+def xattr_at(txn: ReadTransaction, payload: PayloadReader, ino: int, name: bytes, epoch: int) -> bytes | None:
     """The stored value of an attribute as visible at `epoch`."""
     stored = _stored_value(txn, ino, name, epoch)
     return None if stored is None else _load(payload, stored)
@@ -87,9 +84,9 @@ class Attributes:
     ) -> Inode:
         """Changes what is given, all at once; the inode.
 
-        A new owner or group clears S_ISUID, and S_ISGID where the group may execute, of anything but a directory, unless
-        `mode` is given too.  A new size sets mtime.  Raises `Stale`, `IsADirectory` and `InvalidArgument` (size of what
-        is not a regular file), `FileTooBig`, `NoSpace`.
+        A new owner or group clears S_ISUID, and S_ISGID where the group may execute, of anything but a directory,
+        unless `mode` is given too.  A new size sets mtime.  Raises `Stale`, `IsADirectory` and `InvalidArgument` (size
+        of what is not a regular file), `FileTooBig`, `NoSpace`.
         """
         head = self._head
         head.check()
@@ -175,7 +172,8 @@ class Attributes:
         return sorted(names)
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Sets an attribute; `Exists` and `NoAttribute` as `flags` demand, `AttributeTooBig`, `OutOfRange`, `NoSpace`."""
+        """Sets an attribute; `Exists` and `NoAttribute` as `flags` demand, `AttributeTooBig`, `OutOfRange`,
+        `NoSpace`."""
         head = self._head
         head.check()
         self._check_name(name)

@@ -9,8 +9,8 @@ gives the file a new data id.  A written chunk passes through three layers, each
 `begin_flush` freezes what is dirty and gives it extents; the job writes, sums and syncs them on any thread; `end_flush`
 turns what is still wanted of it into slices.  Nothing refers to an extent before the job has synced it.
 
-Invariants: slices and buffers never reach beyond the file's size; a `Contents` is in `head.contents` exactly while it may
-differ from its rows; an extent given to a job ends in a slice or in `head.unused_extents`.
+Invariants: slices and buffers never reach beyond the file's size; a `Contents` is in `head.contents` exactly while it
+may differ from its rows; an extent given to a job ends in a slice or in `head.unused_extents`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Chunk:
 class Contents:
     """The changed contents of one data id.  `inline` is None where they are not, or not yet, held as inline bytes."""
 
-    __slots__ = ("chunks", "data", "ino", "inline", "inline_changed")
+    __slots__ = ("chunks", "data", "inline", "inline_changed", "ino")
 
     def __init__(self, ino: Ino, data: DataId) -> None:
         self.ino, self.data = ino, data
@@ -326,7 +326,8 @@ class ContentsTable:
                 head.dirty_rows += 2
 
     def _stored(self, data: DataId, lo: int) -> list[int] | None:
-        """Chunk indexes from `lo` on that have rows and are not being reclaimed; None for too many to remove at once."""
+        """Chunk indexes from `lo` on that have rows and are not being reclaimed; None for too many to remove at
+        once."""
         head = self._head
         if data >= head.first_data:
             return []

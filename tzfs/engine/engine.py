@@ -1,10 +1,11 @@
 """The writer of one filesystem: its parts put together, and the calls that a mount or the Python API makes.
 
-An `Engine` is opened by whoever holds the filesystem's lease, is used on one thread, and is synchronous.  Its calls take
-inode numbers and raw names, check everything that can fail, then change memory; `commit` makes it durable.
+An `Engine` is opened by whoever holds the filesystem's lease, is used on one thread, and is synchronous.  Its calls
+take inode numbers and raw names, check everything that can fail, then change memory; `commit` makes it durable.
 
-Lifecycle: `Engine.format` writes an empty filesystem; `Engine(...)` opens one: takes a new lease generation, loads what is
-small (counters, snapshots, orphans, reclaims) and trims what an earlier writer never committed; `close` commits and ends.
+Lifecycle: `Engine.format` writes an empty filesystem; `Engine(...)` opens one: takes a new lease generation, loads what
+is small (counters, snapshots, orphans, reclaims) and trims what an earlier writer never committed; `close` commits and
+ends.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from tzfs.engine.view import View
 from tzfs.errors import CorruptionError, Exists, InvalidArgument, NotFound
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters, unpack_counters
-from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
+from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table
 from tzfs.format.records import Inode, Reclaim, Snapshot
 from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock, unpack_superblock
 from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction
 
-__all__ = ["Engine", "Settings", "StatFs", "read_snapshots", "read_superblock"]
+__all__ = ["Engine", "Settings", "StatFs", "charged_bytes", "read_counters", "read_snapshots", "read_superblock"]
 
 failpoints.declare("open.generation", "a writer is about to take a new lease generation")
 failpoints.declare("open.trim", "a writer is about to trim what was never committed")
@@ -56,7 +57,9 @@ def read_superblock(txn: ReadTransaction) -> Superblock:
     """The filesystem's superblock; `CorruptionError` where there is none."""
     value = txn.get(Table.SYS, SUPERBLOCK_KEY)
     if value is None:
-        raise CorruptionError("the filesystem has no superblock", hint="it was never formatted, or is not a filesystem of tzfs")
+        raise CorruptionError(
+            "the filesystem has no superblock", hint="it was never formatted, or is not a filesystem of tzfs"
+        )
     return unpack_superblock(value)
 
 
@@ -71,11 +74,22 @@ def read_snapshots(txn: ReadTransaction) -> dict[str, Snapshot]:
     return dict(found)
 
 
-def _read_counters(txn: ReadTransaction) -> Counters:
+def read_counters(txn: ReadTransaction) -> Counters:
+    """The counters as committed."""
     value = txn.get(Table.SYS, COUNTERS_KEY)
     if value is None:
         raise CorruptionError("the filesystem has no counters")
     return unpack_counters(value)
+
+
+def charged_bytes(txn: ReadTransaction) -> int:
+    """What all versions and extents are charged, alive or only in snapshots: the sum of the cells."""
+    total = 0
+    for key, value in txn.range(Table.CELL, b""):
+        body = records.unseal(Table.CELL, key, value)
+        if body is not None:
+            total += records.unpack_plain(Table.CELL, key, body)[1]
+    return total
 
 
 class Engine:
@@ -108,7 +122,7 @@ class Engine:
         txn = meta.begin_write()
         try:
             self.superblock = superblock
-            counters = _read_counters(txn)
+            counters = read_counters(txn)
             self._trim(txn, counters)
             head = Head(meta, payload, txn, counters, settings=settings or Settings(), clock=clock)
             self._snapshots = read_snapshots(txn)
@@ -156,15 +170,11 @@ class Engine:
         self.write = contents.write
 
     @staticmethod
-    def format(
-        meta: MetaStore, *, guid: bytes, now_ns: int, uid: int = 0, gid: int = 0, mode: int = 0o755
-    ) -> None:
+    def format(meta: MetaStore, *, guid: bytes, now_ns: int, uid: int = 0, gid: int = 0, mode: int = 0o755) -> None:
         """Writes an empty filesystem, its root owned by `uid` and `gid`, in one commit."""
         txn = meta.begin_write()
         try:
-            counters = Counters(
-                epoch=Epoch(1), txg=Txg(1), next_ino=Ino(ROOT + 1), next_data=DataId(1), inodes=1, directories=1
-            )
+            counters = Counters.of_empty()
             versions = Versions(lambda what, by: None)
             versions.begin(txn)
             root = Inode(
@@ -236,10 +246,19 @@ class Engine:
         """Inodes without a name that the kernel has not forgotten."""
         return len(self._head.orphans)
 
+    def orphan_inodes(self) -> list[Ino]:
+        """The inodes without a name."""
+        return [Ino(ino) for ino in self._head.orphans]
+
     @property
     def reclaiming(self) -> int:
         """Ranges of removed chunks that wait for the background."""
         return len(self._head.reclaims)
+
+    @property
+    def cached(self) -> int:
+        """Inodes held in memory."""
+        return len(self._head.inodes)
 
     @property
     def commits(self) -> int:
@@ -378,18 +397,17 @@ class Engine:
             (Table.CELL, keys.cell_parts, found.cells),
             (Table.SEGMENT, lambda key: int.from_bytes(key, "big"), found.segments),
         ):
-            rows: dict[object, tuple[int, ...]] = {}
+            rows: dict[object, tuple[int, int]] = {}
             for key, value in head.txn.range(table, b""):
                 body = records.unseal(table, key, value)
                 if body is not None:
-                    count, size = records.unpack_plain(table, key, body)[:2]
+                    count, size, *_ = records.unpack_plain(table, key, body)
                     if (count, size) != (0, 0) or table is Table.CELL:
                         rows[parts(key)] = (count, size)
-            for name in sorted(rows.keys() | counted_rows.keys(), key=str):
-                if rows.get(name) != counted_rows.get(name):
-                    found.problems.append(
-                        f"{table.name.lower()} {name} is {rows.get(name)}, counted {counted_rows.get(name)}"
-                    )
+            again: dict[object, tuple[int, int]] = dict(counted_rows.items())
+            for what in sorted(rows.keys() | again.keys(), key=str):
+                if rows.get(what) != again.get(what):
+                    found.problems.append(f"{table.name.lower()} {what} is {rows.get(what)}, counted {again.get(what)}")
         return found
 
     def close(self) -> None:

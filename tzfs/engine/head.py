@@ -101,7 +101,9 @@ class Head:
         self.drops: list[Drop] = []
         self.reclaims: dict[int, Reclaim] = {}
         self.reclaims_changed: set[int] = set()
-        self.unused_extents: list[tuple[int, int]] = []  # allocated and written, then not needed: (extent, stored bytes)
+        self.unused_extents: list[
+            tuple[int, int]
+        ] = []  # allocated and written, then not needed: (extent, stored bytes)
 
     # -- the frame of an operation -------------------------------------------------------------------------------
 
@@ -114,7 +116,8 @@ class Head:
         if self.failed is None:
             self.fail("an operation broke off half-way; what it changed was not committed")
         raise MountFailed(
-            f"the filesystem has failed: {self.failed}", hint="unmount and mount it again: it comes back at the last commit"
+            f"the filesystem has failed: {self.failed}",
+            hint="unmount and mount it again: it comes back at the last commit",
         )
 
     def begin_change(self) -> None:

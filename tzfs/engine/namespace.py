@@ -402,9 +402,7 @@ class Namespace:
         elif inode.mode & S_IFMT == S_IFDIR:
             raise NotADirectory("only a directory can be replaced by a directory")
 
-    def _exchange(
-        self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes, over: Inode
-    ) -> None:
+    def _exchange(self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes, over: Inode) -> None:
         head = self._head
         head.begin_change()
         now = head.clock()
@@ -414,9 +412,7 @@ class Namespace:
         self._moved(over, target, new_name, source, name, now)
         head.end_change()
 
-    def _moved(
-        self, inode: Inode, source: Inode, name: bytes, target: Inode, new_name: bytes, now: int
-    ) -> None:
+    def _moved(self, inode: Inode, source: Inode, name: bytes, target: Inode, new_name: bytes, now: int) -> None:
         if inode.name:
             inode.parent, inode.name = target.ino, new_name
         else:

@@ -10,7 +10,6 @@ Invariant: a plan never returns bytes that do not match their sums.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
@@ -19,7 +18,6 @@ from tzfs.format.records import CODEC_RAW, Inode, Reclaim, Slice
 from tzfs.limits import PAGE_BYTES
 from tzfs.native import gather, pages_match
 from tzfs.store.interface import PayloadReader, ReadTransaction
-
 
 
 def body_at(txn: ReadTransaction, table: Table, prefix: bytes, epoch: int) -> bytes | None:
@@ -210,7 +208,6 @@ class ReadPlan:
         sums = s.sums[4 * first : 4 * (first + (end - page + PAGE_BYTES - 1) // PAGE_BYTES)]
         bad = pages_match(stored, sums)
         if bad >= 0:
-            raise CorruptionError(
-                f"damaged payload: segment {s.extent >> 32}, byte {keys.extent_offset(s.extent) + page + bad * PAGE_BYTES}"
-            )
+            where = keys.extent_offset(s.extent) + page + bad * PAGE_BYTES
+            raise CorruptionError(f"damaged payload: segment {s.extent >> 32}, byte {where}")
         return stored[at - page : at - page + length]

@@ -1,7 +1,7 @@
 """A recount: what the counters, cells and segment counters should say, worked out from the rows themselves.
 
-The reference for every incremental counter: tests compare after each step, `check` will compare on request.  It reads all
-tables, so its cost is that of the filesystem's whole history.
+The reference for every incremental counter: tests compare after each step, `check` will compare on request.  It reads
+all tables, so its cost is that of the filesystem's whole history.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def recount(txn: ReadTransaction, epoch: int) -> Recount:
     changes = {keys.change_parts(key) for key, _ in txn.range(Table.CHANGE, b"")}
     for table in keys.VERSIONED:
         _count_table(txn, table, epoch, out, deaths, changes, cells, charged, lifetimes)
-    for birth, table, prefix in changes:
-        out.problems.append(f"change row without a version: {table.name} {prefix.hex()} born at {birth}")
+    for since, table, prefix in changes:
+        out.problems.append(f"change row without a version: {table.name} {prefix.hex()} born at {since}")
     uses: dict[int, list[int]] = {}
-    for (extent, birth), (death, charge) in lifetimes.items():
-        if death == LIVE:
-            cells[death, birth] += 1
-            charged[death, birth] += charge
+    for (extent, born), (died, charge) in lifetimes.items():
+        if died == LIVE:
+            cells[died, born] += 1
+            charged[died, born] += charge
         use = uses.setdefault(extent >> 32, [0, 0])
         use[0] += 1
         use[1] += charge

@@ -6,13 +6,13 @@
 A caller with an event loop flushes ahead (`begin_flush`, `job.run` in a thread, `end_flush`) until little is left, then
 calls `commit`, which does the rest without yielding.  `commit` alone does all of it.
 
-The crash contract: after `commit` returns, power loss loses nothing that came before it.  What a crash loses is a suffix of
-the operations since the last commit.  A commit or sync that fails fails the head: nothing is answered any more, and the
-next open finds the last commit.
+The crash contract: after `commit` returns, power loss loses nothing that came before it.  What a crash loses is a
+suffix of the operations since the last commit.  A commit or sync that fails fails the head: nothing is answered any
+more, and the next open finds the last commit.
 
-Space: before a group takes its first change, and before a write exceeds what was set aside, room for the largest commit is
-reserved beyond the end of the tables and of the segment.  Where that fails, what adds is refused with `NoSpace` while what
-removes goes on within the reserve of before.
+Space: before a group takes its first change, and before a write exceeds what was set aside, room for the largest commit
+is reserved beyond the end of the tables and of the segment.  Where that fails, what adds is refused with `NoSpace`
+while what removes goes on within the reserve of before.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class TxgCommitter:
     def commit(self, finish: Callable[[], None] | None = None) -> None:
         """Everything answered so far is durable when it returns.  Does nothing on a clean head.
 
-        `finish` is called when all rows of the group are written, to add its own to the same commit.  Raises what failed; the head has then failed with it.
+        `finish` is called when all rows of the group are written, to add its own to the same commit.  Raises what
+        failed; the head has then failed with it.
         """
         head = self._head
         head.check()

@@ -2,8 +2,8 @@
 
 A view keeps no transaction open.  Each call looks its rows up in a moment's read transaction; versions that a snapshot
 sees do not change, so calls agree with each other.  In a process that does not hold the lease, payload may be freed
-between planning and reading when its version turns out to be of no snapshot any more: a plan that fails is made again in a
-fresh transaction, and only the same failure twice is reported.
+between planning and reading when its version turns out to be of no snapshot any more: a plan that fails is made again
+in a fresh transaction, and only the same failure twice is reported.
 
 A view must be protected from the destruction of its snapshot by whoever opens it (a hold, or a file in `views/`).
 """
@@ -153,9 +153,7 @@ class View:
             for index in range(offset >> shift, (offset + length - 1 >> shift) + 1):
                 start = index << shift
                 found = reads.slices_at(txn, inode.data, index, self._epoch, reclaims)
-                plan.add_slices(
-                    start - offset, found, max(offset - start, 0), min(offset + length - start, 1 << shift)
-                )
+                plan.add_slices(start - offset, found, max(offset - start, 0), min(offset + length - start, 1 << shift))
             return plan
 
         return self._in(look)

@@ -1,6 +1,7 @@
 """The counters of a filesystem: one record, rewritten by every commit.
 
-`epoch` counts snapshots, `txg` commits; `next_*` are the ids to be given next and only grow; the rest counts what lives.
+`epoch` counts snapshots, `txg` commits; `next_*` are the ids to be given next and only grow; the rest counts what
+lives.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import struct
 from dataclasses import astuple, dataclass
 from typing import Final
 
-from tzfs.format.keys import DataId, Epoch, Ino, Table, Txg
+from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
 from tzfs.format.records import damaged, unseal
 
 COUNTERS_KEY: Final = b"counters"
@@ -20,18 +21,23 @@ _COUNTERS: Final = struct.Struct(">12Q")
 class Counters:
     """`bytes` is what all live versions and extents are charged; the kinds of inodes add up to `inodes`."""
 
-    epoch: Epoch = Epoch(1)
-    txg: Txg = Txg(1)
-    next_ino: Ino = Ino(2)
-    next_data: DataId = DataId(1)
-    next_segment: int = 1
-    next_id: int = 1
-    inodes: int = 0
-    files: int = 0
-    directories: int = 0
-    symlinks: int = 0
-    others: int = 0
-    bytes: int = 0
+    epoch: Epoch
+    txg: Txg
+    next_ino: Ino
+    next_data: DataId
+    next_segment: int
+    next_id: int
+    inodes: int
+    files: int
+    directories: int
+    symlinks: int
+    others: int
+    bytes: int
+
+    @classmethod
+    def of_empty(cls) -> Counters:
+        """Those of a filesystem with nothing but its root, which costs what the caller adds to `bytes`."""
+        return cls(Epoch(1), Txg(1), Ino(ROOT + 1), DataId(1), 1, 1, 1, 0, 1, 0, 0, 0)
 
 
 def pack_counters(counters: Counters) -> bytes:

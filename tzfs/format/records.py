@@ -136,7 +136,7 @@ def pack_inode(i: Inode) -> bytes:
 def unpack_inode(ino: Ino, key: bytes, body: bytes) -> Inode:
     if len(body) < INODE_BYTES:
         raise damaged(Table.INODE, key, "too short")
-    return Inode(ino, *_INODE.unpack_from(body), body[INODE_BYTES:])
+    return Inode(*(ino, *_INODE.unpack_from(body), body[INODE_BYTES:]))
 
 
 # -- directory entries -----------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class Destroy(NamedTuple):
 class Cell(NamedTuple):
     """How many versions and extent lifetimes share one (death, birth), and the bytes charged to them."""
 
-    count: int
+    number: int
     bytes: int
 
 

@@ -1,1 +1,1 @@
-"""Where a filesystem's rows and payload lie.  `interface` says what the engine may ask; the rest are implementations."""
+"""Where rows and payload lie.  `interface` says what the engine may ask; the rest implement it, on disk and in RAM."""

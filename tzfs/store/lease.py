@@ -1,8 +1,9 @@
 """Who may write a filesystem, and who reads its snapshots: locks that die with their process.
 
-`Lease` is the right to write: an exclusive flock on `lock` in the filesystem's folder.  The kernel gives it back however
-its holder ends, kill -9 included, so nothing here ever expires or is broken by force.  The file says who holds it, as
-one line of JSON, for people and for `Busy`; only the flock counts.  The file is never unlinked while its folder lives.
+`Lease` is the right to write: an exclusive flock on `lock` in the filesystem's folder.  The kernel gives it back
+however its holder ends, kill -9 included, so nothing here ever expires or is broken by force.  The file says who holds
+it, as one line of JSON, for people and for `Busy`; only the flock counts.  The file is never unlinked while its folder
+lives.
 
 `ViewHold` is a file of its own in `views/` for each reading process and snapshot, locked in the same way; destroying a
 snapshot asks `live_views` first, which also removes the files of readers that have died.  A reader holds first and then
@@ -162,13 +163,15 @@ class ViewHold(_Held):
     """Keeps one snapshot from being destroyed while this process reads it."""
 
     @classmethod
-    def acquire(cls, directory: str | os.PathLike[str], *, name: str, epoch: int) -> ViewHold:
-        """Holds snapshot `name`, taken at `epoch`, of the filesystem in `directory`.
+    def acquire(
+        cls, directory: str | os.PathLike[str], *, name: str, epoch: int, info: Mapping[str, Value] | None = None
+    ) -> ViewHold:
+        """Holds snapshot `name`, taken at `epoch`, of the filesystem in `directory`; `info` says what for.
 
         The caller then looks whether the snapshot is still there, and releases the hold if not.
         """
         views = Path(directory) / VIEWS_FOLDER
-        told: Info = {"pid": os.getpid(), "started": int(time.time()), "name": name, "epoch": epoch}
+        told: Info = {**(info or {}), "pid": os.getpid(), "started": int(time.time()), "name": name, "epoch": epoch}
         try:
             hit(_VIEW_CREATE)
             views.mkdir(0o700, exist_ok=True)

@@ -25,6 +25,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -62,7 +63,7 @@ _OPEN_TABLES: Final = declare("meta.open.tables", "mapped; before the tables are
 _OPEN_READERS: Final = declare("meta.open.readers", "tables open; before stale readers are reaped")
 _BEGIN: Final = declare("meta.begin", "before a write transaction begins")
 _COMMIT: Final = declare("meta.commit", "before LMDB commits")
-_COMMITTED: Final = declare("meta.committed", "LMDB has committed; nobody has been told")
+_COMMITTED: Final = declare("meta.committed", "LMDB has committed, durably; nobody has been told")
 _RESERVE: Final = declare("meta.reserve", "before space is reserved")
 _CLOSE: Final = declare("meta.close", "before the environment is closed")
 
@@ -125,10 +126,33 @@ class _Environment:
                 self.mark.close()
 
 
-_registry: Final[dict[tuple[int, int], _Environment]] = {}
-_registry_lock = threading.RLock()
-_metas: Final[weakref.WeakSet[LmdbMeta]] = weakref.WeakSet()
-_inherited: Final[list[object]] = []  # of the parent: kept, because ending them here would end them there
+class _Process:
+    """What this process has open, by the device and inode of data.mdb, and what it must leave alone."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # opening and closing, one at a time
+        self.environments: dict[tuple[int, int], _Environment] = {}
+        self.metas: weakref.WeakSet[LmdbMeta] = weakref.WeakSet()
+        self.inherited_files: set[tuple[int, int]] = set()
+        self.inherited: list[object] = []  # of the parent: kept, because ending them here would end them there
+
+    def after_fork(self) -> None:
+        """In the child: whatever the parent has open is the parent's, and the child's objects are over."""
+        self.lock = threading.RLock()  # the parent's may be held by a thread that the child does not have
+        self.inherited.extend(self.environments.values())
+        self.inherited_files.update(self.environments)
+        self.environments.clear()
+        for meta in self.metas:
+            meta._shared = None
+            for transaction in meta._transactions:
+                transaction._cursors = _OVER
+                self.inherited.append(transaction._txn)
+            meta._transactions.clear()
+        self.metas.clear()
+
+
+_process: Final = _Process()
+os.register_at_fork(after_in_child=_process.after_fork)
 
 
 class LmdbRead:
@@ -233,11 +257,8 @@ class LmdbRead:
                             return
                         yield row
                     return
-                if stop is None or not cursor.set_range(stop):
-                    there = cursor.last()
-                else:
-                    there = cursor.prev()
-                if there:
+                beyond = stop is None or not cursor.set_range(stop)
+                if cursor.last() if beyond else cursor.prev():
                     for row in cursor.iterprev():
                         if row[0] < start:
                             return
@@ -317,7 +338,8 @@ class LmdbWrite(LmdbRead):
         self._txn.abort()  # nothing, after a commit
         self._shared.writer = None
         if self._shared.mark is not None:
-            self._shared.mark.idle()
+            with suppress(OSError):  # the next transaction marks it again; until then a copy would be refused
+                self._shared.mark.idle()
 
     def _check_thread(self) -> None:
         if threading.get_ident() != self._thread:
@@ -342,9 +364,9 @@ class LmdbMeta:
         self.path = Path(path)
         self.readonly = readonly
         self._transactions: set[LmdbRead] = set()
-        with _registry_lock:
+        with _process.lock:
             self._shared: _Environment | None = _acquire(self.path, tables, create=create, readonly=readonly)
-        _metas.add(self)
+        _process.metas.add(self)
 
     @property
     def bytes_on_disk(self) -> int:
@@ -378,9 +400,13 @@ class LmdbMeta:
             raise _translated(error, f"{self.path}: begin writing") from error
         except OSError as error:
             raise from_os_error(error, f"{self.path}: begin writing") from error
-        shared.mark.writing()
         shared.writer = transaction
         self._transactions.add(transaction)
+        try:
+            shared.mark.writing()
+        except OSError as error:
+            transaction.close()
+            raise from_os_error(error, f"{self.path}: begin writing") from error
         return transaction
 
     def reserve(self, nbytes: int) -> None:
@@ -421,7 +447,7 @@ class LmdbMeta:
         for transaction in list(self._transactions):
             transaction.close()
         self._shared = None
-        with _registry_lock:
+        with _process.lock:
             try:
                 _release(shared)
             except OSError as error:
@@ -468,8 +494,8 @@ def _release(shared: _Environment) -> None:
     """One user less; the last one closes it."""
     shared.users -= 1
     if shared.users == 0:
-        if _registry.get(shared.key) is shared:
-            del _registry[shared.key]
+        if _process.environments.get(shared.key) is shared:
+            del _process.environments[shared.key]
         try:
             hit(_CLOSE)
         finally:
@@ -484,9 +510,15 @@ def _shared_or_new(path: Path, tables: Sequence[Table], *, create: bool, readonl
         if not create:
             raise ForeignStore(f"{path}: no tables of tzfs here") from None
     else:
+        if stat.st_size == 0 and not create:
+            raise ForeignStore(f"{path}: no tables of tzfs here")
+        if (stat.st_dev, stat.st_ino) in _process.inherited_files:
+            raise InternalError(
+                f"{path}: open in the process this one forked from, which must close it before it forks"
+            )
         if not readonly and not os.access(data, os.W_OK, effective_ids=True):
             raise ReadOnly(f"{path}: the files cannot be written")
-        shared = _registry.get((stat.st_dev, stat.st_ino))
+        shared = _process.environments.get((stat.st_dev, stat.st_ino))
         if shared is not None:
             if any(shared.dbs[table] is None for table in tables):
                 raise InternalError(f"{path}: open in this process with other tables")
@@ -502,13 +534,13 @@ def _shared_or_new(path: Path, tables: Sequence[Table], *, create: bool, readonl
         raise
     shared = _Environment(env, dbs, path, fd, readonly=readonly)
     shared.users = 1
-    _registry[shared.key] = shared
+    _process.environments[shared.key] = shared
     return shared
 
 
 def _make_writable(shared: _Environment, path: Path, tables: Sequence[Table]) -> None:
     """Opens an environment again that only readers wanted until now; they go on with it."""
-    if any(meta._shared is shared and meta._transactions for meta in _metas):
+    if any(meta._shared is shared and meta._transactions for meta in _process.metas):
         raise Busy(f"{path}: being read in this process", hint="close what reads it, and try again")
     fd = os.open(path / DATA_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     shared.env.close()
@@ -620,21 +652,3 @@ def _translated(error: lmdb.Error, what: str) -> TzfsError:
 
 def _out_of_bounds(table: Table, key: bytes, value: bytes) -> InternalError:
     return InternalError(f"row out of bounds in {table.name.lower()}: key {len(key)}, value {len(value)} bytes")
-
-
-def _after_fork() -> None:
-    """In the child: whatever the parent has open is the parent's, and the child's objects are over."""
-    global _registry_lock
-    _registry_lock = threading.RLock()  # the parent's may be held by a thread that the child does not have
-    _inherited.extend(_registry.values())
-    _registry.clear()
-    for meta in _metas:
-        meta._shared = None
-        for transaction in meta._transactions:
-            transaction._cursors = _OVER
-            _inherited.append(transaction._txn)
-        meta._transactions.clear()
-    _metas.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -290,6 +290,8 @@ class MemoryPayload:
             self.syncs += 1
 
     def read(self, extent: ExtentId, offset: int, length: int) -> bytes:
+        if self.closed:
+            raise InternalError("the payload store is closed")
         with self._lock:
             number, begin = extent_segment(extent), extent_offset(extent) + offset
             segment = self._live.get(number)

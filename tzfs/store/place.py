@@ -1,4 +1,4 @@
-"""Where a filesystem's tables were last written: tells a copy from the original, and a copy made in use from a clean one.
+"""Where tables were last written: tells a copy from the original, and a copy made in use from a clean one.
 
 `meta/place` says which inode `data.mdb` has, and whether a write transaction is open on it.  While the inode is right
 the rest means nothing: a crash leaves "writing" behind, and LMDB recovers by itself.  Where the inode is another, the

@@ -24,10 +24,11 @@ from then on.
 
 `reserve` allocates blocks beyond the end of the current segment.  It makes the file if there is none, and begins the
 next segment first if the present one cannot take that much; so the first append after it needs neither an inode nor a
-block.  What was reserved and not used is given back when the segment is synced for the last time, or at `close`; after
-a crash, when the next writer begins.
+block.  What was reserved and not used is given back by the first `sync` after the segment ended, or at `close`; after a
+crash, when the next writer begins.
 
-Descriptors are kept, the least recently used closed beyond `OPEN_MAX`; one in use is closed by its last user.
+Descriptors are kept, the least recently used closed beyond `OPEN_MAX`; one in use is closed by its last user.  In a
+forked child the object is closed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import os
 import re
 import struct
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -128,6 +130,7 @@ class Segments:
         self._failed: str | None = None
         self._closed = False
         self.reserve_supported = True
+        _all.add(self)
         if create and not readonly:
             self._make_folder()
         if not self.directory.is_dir():
@@ -178,6 +181,8 @@ class Segments:
 
     def read_into(self, extent: ExtentId, offset: int, target: memoryview, *, wait: bool = True) -> bool:
         number, begin = extent_segment(extent), extent_offset(extent) + offset
+        if self._closed:
+            raise InternalError(f"{self.directory}: the payload store is closed")
         if not wait:
             with self._lock:
                 opened = self._cache.get(number)
@@ -241,14 +246,15 @@ class Segments:
                     hit(_SYNC)
                     with self._using(number) as fd:
                         os.fdatasync(fd)
-                        if number in self._reserved and number != self._number:
-                            space.trim(fd)
-                            del self._reserved[number]
                 self._unsynced.clear()
                 if self._folder_unsynced:
                     hit(_SYNC_FOLDER)
                     folders.sync(self.directory)
                     self._folder_unsynced = False
+                for number in [n for n in self._reserved if n != self._number]:
+                    with self._using(number) as fd:
+                        space.trim(fd)
+                    del self._reserved[number]
             except (OSError, StoreError) as error:
                 self._failed = f"{self.directory}: sync: {error}"
                 raise StoreError(self._failed, hint="mount again: what was not synced is lost") from error
@@ -306,6 +312,7 @@ class Segments:
         if self._closed:
             return
         self._closed = True
+        _all.discard(self)
         with self._writing:
             for number in self._reserved:
                 try:
@@ -386,10 +393,7 @@ class Segments:
                 self._cache.move_to_end(number)
                 opened.users += 1
         if opened is None:
-            if make and number not in self._made:
-                fd = self._make(number)
-            else:
-                fd = self._open(number)
+            fd = self._make(number) if make and number not in self._made else self._open(number)
             opened = self._remember(number, fd)
         try:
             yield opened.fd
@@ -469,6 +473,25 @@ class Segments:
         self._unsynced.add(number)
         self._folder_unsynced = True
         return fd
+
+    def _after_fork(self) -> None:
+        """In the child: closed, whatever the parent's threads were doing."""
+        self._closed = True
+        for opened in self._cache.values():
+            os.close(opened.fd)
+        self._cache.clear()
+
+
+_all: Final[weakref.WeakSet[Segments]] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for payload in list(_all):
+        payload._after_fork()
+    _all.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _runs(extents: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[list[tuple[ExtentId, Buffer]]]:

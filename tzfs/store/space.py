@@ -10,7 +10,7 @@ import errno
 import os
 from typing import Final, Protocol, cast
 
-from tzfs.native import _native
+from tzfs.native._native import lib
 
 
 class _Library(Protocol):
@@ -20,7 +20,7 @@ class _Library(Protocol):
     def tzfs_fallocate_punch(self, fd: int, offset: int, nbytes: int, /) -> int: ...
 
 
-_lib: Final = cast(_Library, _native.lib)
+_lib: Final = cast(_Library, lib)
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
 
 

@@ -1,0 +1,38 @@
+"""tzfs: a filesystem for agent workspaces, with live snapshots.
+
+    import tzfs
+
+    with tzfs.open_store() as store:
+        store.create("agent-1")
+        with store.open("agent-1") as fs:
+            fs.write_text("report.md", "draft\\n")
+            fs.snapshot("before")
+            fs.write_text("report.md", "final\\n")
+        with store.open_snapshot("agent-1@before") as then:
+            print(then.read_text("report.md"))
+
+`Store` has the verbs of the command line; `FileSystem` is one filesystem open for writing, `SnapshotView` a snapshot.
+No mount and no FUSE are needed.  Every error is a `TzfsError`.
+"""
+
+from tzfs import errors
+from tzfs.catalog import FilesystemInfo
+from tzfs.errors import TzfsError
+from tzfs.filesystem import FileSystem
+from tzfs.management import Collected, MountStatus, SnapshotInfo, Store, open_store
+from tzfs.tree import SnapshotView, Stat
+
+__all__ = [
+    "Collected",
+    "FileSystem",
+    "FilesystemInfo",
+    "MountStatus",
+    "SnapshotInfo",
+    "SnapshotView",
+    "Stat",
+    "Store",
+    "TzfsError",
+    "errors",
+    "open_store",
+]
+__version__ = "0.1.0"

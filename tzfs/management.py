@@ -1,0 +1,357 @@
+"""A store and its verbs: one function each, with the same answer whether or not the filesystem is mounted.
+
+    with tzfs.open_store() as store:
+        store.create("agent-1")
+        with store.open("agent-1") as fs: ...
+        store.snapshot("agent-1@before")
+
+A verb on a mounted filesystem goes to its mount over the control socket; on another one the store does it itself.  The
+command line and the mount's own control methods are faces of these functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from tzfs import properties as props
+from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
+from tzfs.control import ControlClient, connect
+from tzfs.engine.engine import Settings
+from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound
+from tzfs.filesystem import FileSystem
+from tzfs.format.records import Snapshot
+from tzfs.jsonrpc import Json
+from tzfs.lifecycle import Command, State, check
+from tzfs.names import FilesystemName, Scope, SnapshotName, parse_filesystem, parse_snapshot
+from tzfs.opening import Reader, Writer, committed_state, format_filesystem
+from tzfs.runtime import default_store
+from tzfs.store.lease import live_views
+from tzfs.tree import SnapshotView
+
+Name = str | FilesystemName
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot: its whole name, its record, and its properties."""
+
+    name: SnapshotName
+    record: Snapshot
+    properties: Mapping[str, props.Value]
+
+
+@dataclass(frozen=True, slots=True)
+class MountStatus:
+    """What is mounted, or open, where: `what` is a filesystem or snapshot; `failed` why it answers nothing any more."""
+
+    what: str
+    mountpoint: str
+    pid: int
+    kind: str
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What `collect` gave back."""
+
+    bytes: int
+    orphans: int
+    chunks: int
+    segments: int
+
+
+def open_store(path: str | os.PathLike[str] | None = None, *, create: bool = True) -> Store:
+    """Opens a store: `path`, else `TZFS_STORE`, else the data directory's; `create` makes one where there is none.
+
+    Raises `NotFound`, `ForeignStore` (the folder holds something else, or a newer format), `PermissionDenied`.
+    """
+    where = Path(path) if path is not None else default_store()
+    if create:
+        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Store(Catalog.open(where, create=create))
+
+
+def settings_of(info: FilesystemInfo) -> Settings:
+    """What the filesystem's properties decide for its engine."""
+
+    def exact(name: str) -> str:
+        return info.property(name).parsable
+
+    return Settings(
+        txg_interval_s=float(exact("txg_interval")),
+        dirty_bytes_max=int(exact("dirty_max")),
+        chunk_shift=int(exact("recordsize")).bit_length() - 1,
+    )
+
+
+class Store:
+    """An open store; a context manager.  Names may be given as text."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.catalog.close()
+
+    @property
+    def path(self) -> Path:
+        return self.catalog.info.path
+
+    # -- filesystems -------------------------------------------------------------------------------------------------
+
+    def create(self, name: Name, properties: Mapping[str, str] | None = None) -> FilesystemInfo:
+        """A new, empty filesystem.  `Exists`, `InvalidArgument`, `NoSpace`."""
+        return self.catalog.create(name, formatter=format_filesystem, properties=properties)
+
+    def get(self, name: Name) -> FilesystemInfo:
+        """The filesystem, in whatever state; `NotFound`."""
+        return self.catalog.get(name)
+
+    def filesystems(self) -> list[FilesystemInfo]:
+        """All filesystems, by name."""
+        return self.catalog.list()
+
+    def rename(self, old: Name, new: Name) -> FilesystemInfo:
+        """Gives a filesystem another name, mounted or not."""
+        return self.catalog.rename(old, new)
+
+    def archive(self, name: Name) -> FilesystemInfo:
+        """Makes a filesystem read-only for good, until `activate`.  `Busy` while it is mounted."""
+        return self.catalog.archive(name)
+
+    def activate(self, name: Name) -> FilesystemInfo:
+        """Makes an archived filesystem writable again."""
+        return self.catalog.activate(name)
+
+    def destroy(self, name: Name, *, dry_run: bool = False) -> FilesystemInfo:
+        """Removes a filesystem with all its snapshots.  `Busy` while it, or a snapshot of it, is mounted or open."""
+        return self.catalog.destroy(name, dry_run=dry_run)
+
+    def open(self, name: Name) -> FileSystem:
+        """Opens a filesystem for reading and writing.  `Busy` names the mount or process that has it."""
+        writer = self.writer(name, {"kind": "program"}, Command.OPEN)
+        return FileSystem(writer.engine, writer.close)
+
+    def writer(self, name: Name, told: Mapping[str, str], command: Command) -> Writer:
+        """The lease, the tables and the engine of a filesystem; `told` says to others who has it."""
+        info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=command)
+        return Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings_of(info))
+
+    def reader(self, name: str | SnapshotName, told: Mapping[str, str] | None = None) -> Reader:
+        """A snapshot, held against its destruction; `reader.view` has the calls by inode number."""
+        parsed = parse_snapshot(name) if isinstance(name, str) else name
+        info = self.catalog.get(parsed.filesystem)
+        check(Command.OPEN_SNAPSHOT, info.name, info.state)
+        reader = Reader(info.folder, bytes.fromhex(info.guid), parsed.snapshot, told)
+        try:
+            self.catalog.confirm(info, Command.OPEN_SNAPSHOT)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    @contextmanager
+    def open_snapshot(self, name: str | SnapshotName) -> Iterator[SnapshotView]:
+        """A snapshot's tree, read-only, also while its filesystem is mounted or open elsewhere."""
+        with self.reader(name) as reader:
+            yield SnapshotView(reader.view)
+
+    # -- verbs that a mount answers, if there is one ---------------------------------------------------------------
+
+    def mounted(self, info: FilesystemInfo) -> ControlClient | None:
+        """A connection to the filesystem's mount; None where nobody holds it.  `Busy` where a program has it open."""
+        holder = self.catalog.holder(info)
+        if holder is None:
+            return None
+        where = holder.get("socket")
+        if not isinstance(where, str):
+            text = describe_holder(holder)
+            raise Busy(f"filesystem {info.name} is in use by {text}", holders=(text,))
+        return connect(Path(where))
+
+    def snapshot(self, name: str | SnapshotName, properties: Mapping[str, str] | None = None) -> SnapshotInfo:
+        """A snapshot of everything answered so far, durable when it returns.  `Exists`, `NoSpace`, `WrongState`."""
+        parsed = parse_snapshot(name) if isinstance(name, str) else name
+        checked = {key: props.parse(key, text) for key, text in (properties or {}).items()}
+        for key in checked:
+            if not props.is_user(key):
+                raise InvalidArgument(f"{key}: a snapshot takes user properties only (MODULE:NAME)")
+        info = self.catalog.get(parsed.filesystem)
+        check(Command.SNAPSHOT, info.name, info.state)
+        mount = self.mounted(info)
+        if mount is not None:
+            with mount:
+                mount.call("snapshot.create", name=parsed.snapshot, properties=dict(checked))
+        else:
+            with self.writer(info.name, {"kind": "snapshot"}, Command.SNAPSHOT) as writer:
+                writer.engine.snapshot(parsed.snapshot, checked)
+        found = committed_state(info.folder).snapshots[parsed.snapshot]
+        return _snapshot_info(parsed, found)
+
+    def snapshots(self, name: Name | FilesystemInfo) -> list[SnapshotInfo]:
+        """The snapshots of a filesystem, oldest first."""
+        info = name if isinstance(name, FilesystemInfo) else self.catalog.get(name)
+        if info.state in (State.CREATING, State.DELETING):
+            return []
+        found = committed_state(info.folder).snapshots
+        return [_snapshot_info(SnapshotName(info.name, key), record) for key, record in found.items()]
+
+    def sync(self, name: Name) -> None:
+        """Everything done so far in the filesystem is durable when it returns."""
+        info = self.catalog.get(name)
+        check(Command.SYNC, info.name, info.state)
+        mount = self.mounted(info)
+        if mount is not None:
+            with mount:
+                mount.call("sync")
+
+    def collect(self, name: Name) -> Collected:
+        """Does all background work now: removed files, orphans of a crash, space to be given back."""
+        info = self.catalog.get(name)
+        check(Command.GC, info.name, info.state)
+        mount = self.mounted(info)
+        if mount is not None:
+            with mount:
+                answer = mount.call("gc")
+            if not isinstance(answer, dict):
+                raise MountFailed("the mount did not say what it collected")
+            return Collected(**{key: int(str(answer[key])) for key in ("bytes", "orphans", "chunks", "segments")})
+        with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
+            return collect_with(writer)
+
+    # -- properties ----------------------------------------------------------------------------------------------
+
+    def properties(self, name: Name | FilesystemInfo) -> dict[str, props.Value]:
+        """All properties of a filesystem, computed ones as last committed."""
+        info = name if isinstance(name, FilesystemInfo) else self.catalog.get(name)
+        return info.properties(self._facts(info))
+
+    def _facts(self, info: FilesystemInfo) -> dict[str, str]:
+        if info.state in (State.CREATING, State.DELETING):
+            return {}
+        state = committed_state(info.folder)
+        holder = self.catalog.holder(info)
+        mountpoint = holder.get("mountpoint") if holder else None
+        disk = os.statvfs(info.folder)
+        facts = {
+            "referenced": str(state.counters.bytes),
+            "used": str(state.used),
+            "available": str(disk.f_bavail * disk.f_frsize),
+            "mounted": "yes" if mountpoint else "no",
+            "snapshot_count": str(len(state.snapshots)),
+        }
+        if isinstance(mountpoint, str):
+            facts["mountpoint"] = mountpoint
+        return facts
+
+    def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> props.Value:
+        """Sets a property, and tells the mounts that it concerns.  A scope is `/` or `NAMESPACE/`."""
+        value = self.catalog.set_property(target, name, text)
+        self._tell_mounts(target)
+        return value
+
+    def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> props.Value:
+        """Takes a set value away, and tells the mounts that it concerns; the value that holds now."""
+        value = self.catalog.inherit_property(target, name)
+        self._tell_mounts(target)
+        return value
+
+    def _tell_mounts(self, target: str | FilesystemName | Scope) -> None:
+        where = props_target(target)
+        infos = self.catalog.list(where) if isinstance(where, Scope) else [self.catalog.get(where)]
+        for info in infos:
+            try:
+                mount = self.mounted(info)
+            except (Busy, NotFound):
+                continue  # a program has read its properties when it opened; a mount that has just gone needs none
+            if mount is not None:
+                with mount:
+                    mount.call("property.changed")
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def status(self) -> list[MountStatus]:
+        """Every mount and every other process that has a filesystem of the store open."""
+        out = []
+        for info in self.catalog.list():
+            holder = self.catalog.holder(info)
+            if holder is not None:
+                out.append(self._holder_status(info, holder))
+            for view in live_views(info.folder):
+                mountpoint = str(view.get("mountpoint") or "-")
+                out.append(
+                    MountStatus(f"{info.name}@{view.get('name')}", mountpoint, int(view.get("pid") or 0), "snapshot")
+                )
+        return out
+
+    def _holder_status(self, info: FilesystemInfo, holder: Mapping[str, str | int | float | None]) -> MountStatus:
+        status = MountStatus(
+            str(info.name),
+            str(holder.get("mountpoint") or "-"),
+            int(holder.get("pid") or 0),
+            str(holder.get("kind") or "-"),
+        )
+        where = holder.get("socket")
+        if isinstance(where, str):
+            try:
+                with connect(Path(where), timeout_s=5.0) as mount:
+                    answer = mount.call("info")
+                failed: Json = answer.get("failed") if isinstance(answer, dict) else None
+                if isinstance(failed, str):
+                    status = replace(status, failed=failed)
+            except (NotFound, MountFailed) as error:
+                status = replace(status, failed=str(error))
+        return status
+
+
+def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope:
+    """A target as `set` takes it, parsed."""
+    from tzfs.names import parse_property_target
+
+    return parse_property_target(target) if isinstance(target, str) else target
+
+
+def collect_with(writer: Writer) -> Collected:
+    """All background work of an engine, to the end."""
+    engine = writer.engine
+    reclaimer = engine.reclaimer
+    before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
+    orphans = engine.orphans
+    while True:
+        engine.commit()
+        while engine.background_step():
+            if engine.commit_due:
+                engine.commit()
+        if not engine.dirty:
+            break
+    return Collected(
+        reclaimer.punched_bytes - before[0],
+        orphans - engine.orphans,
+        reclaimer.reclaimed_chunks - before[1],
+        reclaimer.unlinked_segments - before[2],
+    )
+
+
+def _snapshot_info(name: SnapshotName, record: Snapshot) -> SnapshotInfo:
+    facts = {
+        "type": "snapshot",
+        "creation": str(record.created_ns // 1_000_000_000),
+        "referenced": str(record.bytes),
+        "guid": record.guid.hex(),
+    }
+    return SnapshotInfo(name, record, props.resolve([(props.LOCAL, record.properties)], facts, snapshot=True))
+
+
+__all__ = ["Collected", "MountStatus", "SnapshotInfo", "Store", "open_store", "parse_filesystem"]
