@@ -36,6 +36,7 @@ class Mode:
     has_devices: bool = False  # FUSE mounts are nodev: a device node can be made, not opened
     tells_holes: bool = False  # pyfuse3 has no handler for lseek: the kernel takes the whole file for data
     allocates: bool = False  # nor for fallocate
+    counts_blocks: bool = False  # st_blocks follows from the size: what a file takes is not kept with its inode
     makes_nameless: bool = False  # nor for O_TMPFILE
     makes_whiteouts: bool = False  # RENAME_WHITEOUT is for overlayfs' upper layers
 
@@ -49,6 +50,7 @@ DISK: Final = Mode(
     has_devices=True,
     tells_holes=True,
     allocates=True,
+    counts_blocks=True,
     makes_nameless=True,
     makes_whiteouts=True,
 )

@@ -1,4 +1,4 @@
-"""The process that tests/mount/test_pump.py mounts: the empty filesystem, and a conversation on stdin and stdout.
+"""The process that test_pump_mounted.py mounts: the empty filesystem, and a conversation on stdin and stdout.
 
 One word a line comes in, one line of JSON goes out:
 

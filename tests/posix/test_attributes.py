@@ -300,13 +300,15 @@ def test_suid_and_sgid_are_lost_when_somebody_not_root_changes_the_file(home: Pa
 
 
 @pytest.mark.needs("ordinary")
-@pytest.mark.parametrize("how", ["write", "truncate", "chown"])
+@pytest.mark.parametrize("how", ["write", "truncate", "o_trunc", "chown"])
 def test_suid_and_sgid_are_lost_in_every_mode(root: Path, how: str) -> None:
     path = make(root / "program", b"content", 0o6777)
     if how == "write":
         _write(path)
     elif how == "truncate":
         os.truncate(path, 3)
+    elif how == "o_trunc":
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
     else:
         os.chown(path, os.geteuid(), os.getegid())
     assert mode_of(path) == 0o777

@@ -8,7 +8,10 @@ import pytest
 
 from tests.tools import build, git, npm, pip, rsync, sqlite, tar
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.modes("disk", "tzfs", "writeback", "xattr", "writeback-xattr"),
+]
 
 
 def test_git_clones_works_and_checks_in_full(root: Path) -> None:

@@ -295,6 +295,11 @@ class Engine:
         self._head.check()
         return self._contents.begin_flush()
 
+    @property
+    def flushing(self) -> FlushJob | None:
+        """The job that `begin_flush` has handed out and `end_flush` has not taken in yet."""
+        return self._contents.running
+
     def end_flush(self) -> None:
         """Takes in what the running job has written."""
         self._contents.end_flush()
@@ -409,6 +414,11 @@ class Engine:
                 if rows.get(what) != again.get(what):
                     found.problems.append(f"{table.name.lower()} {what} is {rows.get(what)}, counted {again.get(what)}")
         return found
+
+    def abandon(self) -> None:
+        """Ends without committing, as a crash would; what is on disk stays as it is."""
+        self._head.fail("abandoned")
+        self.close()
 
     def close(self) -> None:
         """Commits unless failed, and ends the transaction.  The stores stay the caller's to close."""

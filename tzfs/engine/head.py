@@ -37,6 +37,7 @@ S_IFMT = 0o170000
 S_IFDIR = 0o040000
 S_IFREG = 0o100000
 S_IFLNK = 0o120000
+S_IFIFO = 0o010000
 
 
 @dataclass(slots=True)

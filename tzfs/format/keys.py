@@ -5,6 +5,9 @@ A *versioned* key is `prefix + suffix(birth)`; the prefix names the thing (an in
 version born at or before E.  Names are raw bytes without NUL and end in a NUL within a key, so no prefix of one thing
 is a prefix of another's key.
 
+What takes a key apart raises `CorruptionError` for one that cannot be of its table, never anything else; a table
+number that this tzfs does not know is `ForeignStore`.
+
 `FORMAT.md`, "Keys", is the specification; the golden tests pin these bytes.
 """
 
@@ -13,6 +16,8 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 from typing import Final, NewType
+
+from tzfs.errors import CorruptionError, ForeignStore
 
 Ino = NewType("Ino", int)
 DataId = NewType("DataId", int)
@@ -57,6 +62,8 @@ class Table(IntEnum):
 VERSIONED: Final = (Table.INODE, Table.DIRENT, Table.LINK, Table.INLINE, Table.CHUNK, Table.XATTR)
 FILESYSTEM_TABLES: Final = tuple(t for t in Table if t < Table.EXTENT)
 CATALOG_TABLES: Final = (Table.CATALOG, Table.CATALOG_STORE, Table.CATALOG_HOLD)
+
+_TABLES: Final = {int(t): t for t in Table}
 
 _U64: Final = struct.Struct(">Q")
 _U64_U64: Final = struct.Struct(">QQ")
@@ -126,8 +133,10 @@ def change(birth: int, table: Table, prefix: bytes) -> bytes:
 
 def change_parts(key: bytes) -> tuple[Epoch, Table, bytes]:
     """(birth, table, prefix) of a change key."""
+    if len(key) <= _U64_U8.size:
+        raise _malformed(Table.CHANGE, key)
     birth, table = _U64_U8.unpack_from(key)
-    return Epoch(birth), Table(table), key[9:]
+    return Epoch(birth), _table(Table.CHANGE, key, table), key[9:]
 
 
 def dead(death: int, birth: int, table: Table, prefix: bytes) -> bytes:
@@ -136,8 +145,10 @@ def dead(death: int, birth: int, table: Table, prefix: bytes) -> bytes:
 
 def dead_parts(key: bytes) -> tuple[Epoch, Epoch, Table, bytes]:
     """(death, birth, table, prefix) of a dead key; for an extent's lifetime the prefix is its 8-byte id."""
+    if len(key) <= _U64_U64_U8.size:
+        raise _malformed(Table.DEAD, key)
     death, birth, table = _U64_U64_U8.unpack_from(key)
-    return Epoch(death), Epoch(birth), Table(table), key[17:]
+    return Epoch(death), Epoch(birth), _table(Table.DEAD, key, table), key[17:]
 
 
 def cell(death: int, birth: int) -> bytes:
@@ -145,7 +156,7 @@ def cell(death: int, birth: int) -> bytes:
 
 
 def cell_parts(key: bytes) -> tuple[Epoch, Epoch]:
-    death, birth = _U64_U64.unpack(key)
+    death, birth = _two(Table.CELL, key)
     return Epoch(death), Epoch(birth)
 
 
@@ -157,12 +168,16 @@ def reclaim(number: int) -> bytes:
     return u64(number)
 
 
+def destroy(number: int) -> bytes:
+    return u64(number)
+
+
 def punch(txg: int, extent: int) -> bytes:
     return _U64_U64.pack(txg, extent)
 
 
 def punch_parts(key: bytes) -> tuple[Txg, ExtentId]:
-    txg, extent = _U64_U64.unpack(key)
+    txg, extent = _two(Table.PUNCH, key)
     return Txg(txg), ExtentId(extent)
 
 
@@ -191,3 +206,24 @@ def after(prefix: bytes) -> bytes:
     """The least key above every key that begins with `prefix` (which must not be all 0xff)."""
     stripped = prefix.rstrip(b"\xff")
     return stripped[:-1] + bytes([stripped[-1] + 1])
+
+
+def _two(table: Table, key: bytes) -> tuple[int, int]:
+    if len(key) != _U64_U64.size:
+        raise _malformed(table, key)
+    first, second = _U64_U64.unpack(key)
+    return first, second
+
+
+def _table(of: Table, key: bytes, number: int) -> Table:
+    table = _TABLES.get(number)
+    if table is None:
+        raise ForeignStore(
+            f"row {of.name.lower()}/{key.hex()} is about table {number}, which this tzfs does not know",
+            hint="a newer tzfs wrote it; use that one",
+        )
+    return table
+
+
+def _malformed(table: Table, key: bytes) -> CorruptionError:
+    return CorruptionError(f"damaged key {table.name.lower()}/{key.hex()}: wrong length")

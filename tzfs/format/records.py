@@ -6,8 +6,8 @@ The checksum is FNV-1a over table, key, version and body, folded to 32 bits (`tz
 that lands under another key or in another table is noticed.  Bit 7 of the version byte marks a tombstone; its body is
 empty.  All integers are big-endian.  `FORMAT.md`, "Records", is the specification.
 
-Invariant: `decode(encode(x)) == x` for every record, and a value that fails any check raises `CorruptionError`, never
-anything else.
+Invariant: `decode(encode(x)) == x` for every record.  A value that fails any check raises `CorruptionError`; an intact
+one of a version or kind that only a newer tzfs writes, `ForeignStore`; nothing raises anything else.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def tombstone(table: int, key: bytes) -> bytes:
 
 
 def is_tombstone(value: bytes) -> bool:
-    return value[0] & TOMBSTONE_BIT != 0
+    """Whether the value says so, verified or not; one without a version byte says nothing."""
+    return value[:1] >= b"\x80"
 
 
 def unseal(table: int, key: bytes, value: bytes) -> bytes | None:
@@ -56,15 +57,18 @@ def unseal(table: int, key: bytes, value: bytes) -> bytes | None:
                 return body
             if version == _TOMBSTONE_VERSION and not body:
                 return None
-            raise ForeignStore(
-                f"record {_name(table, key)} has version {version}, this tzfs knows {RECORD_VERSION}",
-                hint="a newer tzfs wrote it; use that one",
-            )
+            if version == _TOMBSTONE_VERSION:
+                raise damaged(table, key, "a tombstone with a body")
+            raise _foreign(table, key, f"has version {version & ~TOMBSTONE_BIT}, this tzfs knows {RECORD_VERSION}")
     raise damaged(table, key)
 
 
 def damaged(table: int, key: bytes, why: str = "checksum does not match") -> CorruptionError:
     return CorruptionError(f"damaged record {_name(table, key)}: {why}")
+
+
+def _foreign(table: int, key: bytes, what: str) -> ForeignStore:
+    return ForeignStore(f"record {_name(table, key)} {what}", hint="a newer tzfs wrote it; use that one")
 
 
 def _name(table: int, key: bytes) -> str:
@@ -166,7 +170,9 @@ class Slice(NamedTuple):
 
     `birth` is that of the extent's lifetime, not of the version that holds the slice.  `raw_bytes` and `stored_bytes`
     are the whole extent's; `sums` is one XXH3 (low 32 bits) for each 4 KiB page of raw payload that the slice touches,
-    the first of them page `extent_offset // 4096`; for a compressed extent, one sum of the whole.
+    the first of them page `extent_offset // 4096`; for any other codec than raw, one sum of all the stored bytes.
+    `codec` is how the stored bytes are made of the raw ones: bits 0-3 compression, bits 4-7 encryption, whose nonce and
+    tag are part of the stored bytes.
     """
 
     offset: int
@@ -184,7 +190,10 @@ _SLICE: Final = struct.Struct(">IIQQIIIBH")
 
 
 def pack_slices(slices: tuple[Slice, ...]) -> bytes:
-    """The body of a chunk record: the number of slices, then each; ascending and disjoint."""
+    """The body of a chunk record: the number of slices, then each; ascending and disjoint.
+
+    The number is below 128: a first byte from there on is kept for other kinds of contents.
+    """
     out = [bytes((len(slices),))]
     for s in slices:
         out.append(
@@ -205,6 +214,8 @@ def pack_slices(slices: tuple[Slice, ...]) -> bytes:
 
 
 def unpack_slices(table: int, key: bytes, body: bytes) -> tuple[Slice, ...]:
+    if body[:1] >= b"\x80":
+        raise _foreign(table, key, f"has contents of kind {body[0]}, which this tzfs does not know")
     try:
         slices, at = [], 1
         for _ in range(body[0]):
@@ -241,7 +252,9 @@ def unpack_xattr(key: bytes, body: bytes) -> bytes | tuple[Slice, ...]:
         return body[1:]
     if body[:1] == bytes((XATTR_EXTENTS,)):
         return unpack_slices(Table.XATTR, key, body[1:])
-    raise damaged(Table.XATTR, key, "unknown kind")
+    if body:
+        raise _foreign(Table.XATTR, key, f"has a value of kind {body[0]}, which this tzfs does not know")
+    raise damaged(Table.XATTR, key, "too short")
 
 
 # -- bookkeeping -----------------------------------------------------------------------------------------------------
@@ -307,18 +320,32 @@ def unpack_plain(table: Table, key: bytes, body: bytes) -> tuple[int, ...]:
     return _PLAIN[table].unpack(body)
 
 
-_SHARED: Final = struct.Struct(">QQ")
+class Shared(NamedTuple):
+    """An extent that has had a second lifetime: what it is charged, and its lifetimes, birth -> death.
+
+    The charge is here because the `dead` rows of a shared extent are charged 0: the last lifetime gets it back.
+    """
+
+    charge: int
+    lifetimes: dict[Epoch, Epoch]
 
 
-def pack_shared(lifetimes: dict[Epoch, Epoch]) -> bytes:
-    """The lifetimes of a shared extent, birth -> death, ascending."""
-    return b"".join(_SHARED.pack(b, lifetimes[b]) for b in sorted(lifetimes))
+_SHARED_CHARGE: Final = struct.Struct(">Q")
+_LIFETIME: Final = struct.Struct(">QQ")
 
 
-def unpack_shared(key: bytes, body: bytes) -> dict[Epoch, Epoch]:
-    if len(body) % _SHARED.size:
+def pack_shared(shared: Shared) -> bytes:
+    """The charge, then (birth, death) of each lifetime, ascending."""
+    lifetimes = shared.lifetimes
+    return _SHARED_CHARGE.pack(shared.charge) + b"".join(_LIFETIME.pack(b, lifetimes[b]) for b in sorted(lifetimes))
+
+
+def unpack_shared(key: bytes, body: bytes) -> Shared:
+    if len(body) < _SHARED_CHARGE.size or (len(body) - _SHARED_CHARGE.size) % _LIFETIME.size:
         raise damaged(Table.SHARED, key, "wrong length")
-    return {Epoch(b): Epoch(d) for b, d in _SHARED.iter_unpack(body)}
+    (charge,) = _SHARED_CHARGE.unpack_from(body)
+    rows = _LIFETIME.iter_unpack(body[_SHARED_CHARGE.size :])
+    return Shared(charge, {Epoch(b): Epoch(d) for b, d in rows})
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +353,8 @@ class Snapshot:
     """A snapshot's record, under its name.
 
     `epoch` is S: it sees births <= S.  `inodes` and `bytes` are the filesystem's counters at that moment (`bytes`: what
-    it referenced, as charged).  `properties` are the user's.
+    it referenced, as charged).  `properties` are the user's, `holds` the tags that keep it from being destroyed and
+    when each was set, in nanoseconds; `extra` are fields of a later version.
     """
 
     epoch: Epoch
@@ -336,23 +364,31 @@ class Snapshot:
     inodes: int
     bytes: int
     properties: dict[str, str] = field(default_factory=dict)
+    holds: dict[str, int] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
 
 
 _SNAPSHOT: Final = struct.Struct(">Q16sqQQQ")
 
 
 def pack_snapshot(s: Snapshot) -> bytes:
-    return _SNAPSHOT.pack(s.epoch, s.guid, s.created_ns, s.txg, s.inodes, s.bytes) + pack_json(s.properties)
+    rest = {**s.extra, "properties": s.properties, "holds": s.holds}
+    return _SNAPSHOT.pack(s.epoch, s.guid, s.created_ns, s.txg, s.inodes, s.bytes) + pack_json(rest)
 
 
 def unpack_snapshot(key: bytes, body: bytes) -> Snapshot:
     if len(body) < _SNAPSHOT.size:
         raise damaged(Table.SNAPSHOT, key, "too short")
     epoch, guid, created_ns, txg, inodes, charged = _SNAPSHOT.unpack_from(body)
-    properties = unpack_json(Table.SNAPSHOT, key, body[_SNAPSHOT.size :])
+    rest = unpack_json(Table.SNAPSHOT, key, body[_SNAPSHOT.size :])
+    if not isinstance(rest, dict):
+        raise damaged(Table.SNAPSHOT, key, "properties and holds are not an object")
+    properties, holds = rest.pop("properties", None), rest.pop("holds", None)
     if not isinstance(properties, dict) or not all(isinstance(v, str) for v in properties.values()):
         raise damaged(Table.SNAPSHOT, key, "properties are not a table of strings")
-    return Snapshot(Epoch(epoch), guid, created_ns, txg, inodes, charged, properties)
+    if not isinstance(holds, dict) or not all(type(v) is int for v in holds.values()):
+        raise damaged(Table.SNAPSHOT, key, "holds are not a table of times")
+    return Snapshot(Epoch(epoch), guid, created_ns, txg, inodes, charged, properties, holds, rest)
 
 
 # -- JSON bodies: the superblock, the catalog; read by people with a hex dump, and extended without a new version ----
@@ -365,7 +401,11 @@ def pack_json(value: object) -> bytes:
 
 def unpack_json(table: int, key: bytes, body: bytes) -> object:
     try:
-        value: object = json.loads(body)
-    except ValueError:
+        value: object = json.loads(body.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError):
         raise damaged(table, key, "not JSON") from None
     return value
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is Python's, not JSON")

@@ -1,0 +1,458 @@
+"""The engine against the plain model: any operations in any order, crashes and restarts included.
+
+One seed replays a run; a failing run is shrunk and printed.  The slow tier, `TZFS_SLOW=1 pytest tests/engine/test_model.py`,
+runs for `TZFS_MODEL_S` seconds (600) from `TZFS_MODEL_SEED` on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.plain import ROOT, Node, Plain
+from tzfs import errors, limits
+from tzfs.engine.engine import Engine, Settings
+from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
+from tzfs.engine.view import View
+from tzfs.store.interface import MetaStore, PayloadStore
+from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.memory import MemoryMeta, MemoryPayload
+from tzfs.store.segments import Segments
+
+GUID = bytes(range(16))
+NAMES = [b"a", b"b", b"c", b"a\x01", b"n" * 255]
+CHUNK = 4096
+
+Step = tuple[str, int, int, int, int]
+
+
+class MemoryStores:
+    """Stores in memory; a crash keeps what was synced."""
+
+    def __init__(self) -> None:
+        self.meta, self.payload = MemoryMeta(), MemoryPayload()
+        Engine.format(self.meta, guid=GUID, now_ns=1)
+
+    def stores(self) -> tuple[MetaStore, PayloadStore]:
+        return self.meta, self.payload
+
+    def crash(self) -> None:
+        self.meta, self.payload = self.meta.after_crash(), self.payload.after_crash()
+
+    def restart(self) -> None:
+        self.crash()  # a closed engine has synced everything
+
+    def close(self) -> None:
+        pass
+
+
+class DiskStores:
+    """Stores on disk.  A crash here is that of the process: what was written stays, committed or not."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.meta = LmdbMeta(folder / "meta", create=True)
+        Engine.format(self.meta, guid=GUID, now_ns=1)
+        self.payload = Segments(folder / "segments", guid=GUID, create=True)
+
+    def stores(self) -> tuple[MetaStore, PayloadStore]:
+        return self.meta, self.payload
+
+    def restart(self) -> None:
+        self.close()
+        self.meta = LmdbMeta(self._folder / "meta")
+        self.payload = Segments(self._folder / "segments", guid=GUID)
+
+    crash = restart
+
+    def close(self) -> None:
+        self.payload.close()
+        self.meta.close()
+
+
+class World:
+    """An engine and its model, side by side.  `committed` is the model as of the last commit."""
+
+    def __init__(self, stores: MemoryStores | DiskStores) -> None:
+        self.stores = stores
+        self.model = Plain()
+        self.engine = self._open()
+        self.committed = self.model.copy()
+        self.job = None
+        self.time = 0
+        self.names = 0
+        self.steps: dict[str, int] = {}
+
+    def _open(self) -> Engine:
+        settings = Settings(chunk_shift=12, dirty_rows_max=10_000)
+        engine = Engine(*self.stores.stores(), settings=settings, clock=self._clock)
+        engine.referenced = lambda ino: ino in self.model.open
+        self.commits = engine.commits
+        return engine
+
+    def _clock(self) -> int:
+        self.time = getattr(self, "time", 0) + 1
+        return self.time
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _both(self, real: Callable[[], object], plain: Callable[[], None]) -> object:
+        """Does it in both; the errors must be of one class.  The engine's answer."""
+        said: object = None
+        failed: type[BaseException] | None = None
+        try:
+            said = real()
+        except errors.TzfsError as error:
+            failed = type(error)
+        if failed is None:
+            plain()
+        else:
+            with pytest.raises(failed):
+                plain()
+        return said
+
+    def apply(self, step: Step) -> None:
+        what, a, b, c, d = step
+        self.steps[what] = self.steps.get(what, 0) + 1
+        if what in ("commit", "snapshot", "restart", "crash"):
+            self._let_jobs_end()  # a commit waits for the job, which nobody else would run here
+        getattr(self, f"do_{what}")(a, b, c, d)
+        if self.engine.commits != self.commits and what not in ("crash", "restart"):
+            self.commits = self.engine.commits
+            self.committed = self.model.copy()
+
+    def _pick(self, number: int, which: Callable[[Node], bool] = lambda n: True) -> int:
+        found = sorted(i for i, n in self.model.nodes.items() if which(n))
+        return found[number % len(found)] if found else ROOT
+
+    def _dir(self, number: int) -> int:
+        return self._pick(number, lambda n: n.is_dir)
+
+    def _new(self, parent: int, name: bytes, real: Callable[[], int], mode: int, gid: int, **more: object) -> None:
+        data, rdev = more.get("data", b""), more.get("rdev", 0)
+        assert isinstance(data, bytes)
+        assert isinstance(rdev, int)
+        made: list[int] = []
+
+        def plain() -> None:
+            self.model.check_new(parent, name)
+            self.model.create(made[0], parent, name, mode, gid, data, rdev)
+
+        def create() -> None:
+            made.append(real())
+
+        self._both(create, plain)
+
+    def do_create(self, a: int, b: int, c: int, d: int) -> None:
+        parent, name = self._dir(a), NAMES[b % len(NAMES)]
+        mode, rdev = (S_IFREG | 0o644, 0) if c % 5 else (S_IFIFO | 0o600, 0)
+        self._new(
+            parent,
+            name,
+            lambda: self.engine.mknod(parent, name, mode, uid=7, gid=d % 3, rdev=rdev).ino,
+            mode,
+            d % 3,
+        )
+        if c % 2 and (ino := self.model.nodes.get(parent, Node(0, 0, 0, 0)).entries.get(name)):
+            self.model.open.add(ino)
+
+    def do_mkdir(self, a: int, b: int, c: int, d: int) -> None:
+        parent, name, mode = self._dir(a), NAMES[b % len(NAMES)], 0o2755 if c % 4 == 0 else 0o755
+        self._new(
+            parent, name, lambda: self.engine.mkdir(parent, name, mode, uid=7, gid=d % 3).ino, S_IFDIR | mode, d % 3
+        )
+        if c % 3 == 0 and (ino := self.model.nodes.get(parent, Node(0, 0, 0, 0)).entries.get(name)):
+            self.model.open.add(ino)
+
+    def do_symlink(self, a: int, b: int, c: int, d: int) -> None:
+        parent, name, target = self._dir(a), NAMES[b % len(NAMES)], b"t" * (4095 if c % 3 == 0 else c + 1)
+        real = lambda: self.engine.symlink(parent, name, target, uid=7, gid=0).ino  # noqa: E731
+        self._new(parent, name, real, S_IFLNK | 0o777, 0, data=target)
+
+    def do_link(self, a: int, b: int, c: int, d: int) -> None:
+        ino, parent, name = self._pick(a), self._dir(b), NAMES[c % len(NAMES)]
+        self._both(lambda: self.engine.link(ino, parent, name), lambda: self.model.link(ino, parent, name))
+
+    def do_unlink(self, a: int, b: int, c: int, d: int) -> None:
+        parent, name = self._entry(a, b)
+        self._both(lambda: self.engine.unlink(parent, name), lambda: self.model.unlink(parent, name))
+
+    def do_rmdir(self, a: int, b: int, c: int, d: int) -> None:
+        parent, name = self._entry(a, b)
+        self._both(lambda: self.engine.rmdir(parent, name), lambda: self.model.rmdir(parent, name))
+
+    def _entry(self, a: int, b: int) -> tuple[int, bytes]:
+        """Most often a name that is there."""
+        entries = sorted((i, name) for i, n in self.model.nodes.items() for name in n.entries)
+        if b % 8 == 0 or not entries:
+            return self._dir(a), NAMES[b % len(NAMES)]
+        return entries[a % len(entries)]
+
+    def do_rename(self, a: int, b: int, c: int, d: int) -> None:
+        parent, name = self._entry(a, b)
+        target, new, flags = self._dir(c), NAMES[d % len(NAMES)], (0, 0, 0, 1, 2)[(a + c) % 5]
+        self._both(
+            lambda: self.engine.rename(parent, name, target, new, flags),
+            lambda: self.model.rename(parent, name, target, new, flags),
+        )
+
+    def do_write(self, a: int, b: int, c: int, d: int) -> None:
+        ino = self._pick(a, lambda n: n.mode & S_IFMT == S_IFREG)
+        offset, size = ((b * 97) % 3000, c * 13 % 1200) if d % 3 else (b % 24 * CHUNK // 2, c % 4 * CHUNK + c)
+        payload = bytes([1 + self.time % 255]) * size
+        self._both(lambda: self.engine.write(ino, offset, payload), lambda: self.model.write(ino, offset, payload))
+
+    def do_truncate(self, a: int, b: int, c: int, d: int) -> None:
+        ino = self._pick(a, lambda n: n.mode & S_IFMT == S_IFREG)
+        size = (0, b * 31, b % 24 * CHUNK // 2, b % 5 * 1000)[c % 4]
+        self._both(lambda: self.engine.setattr(ino, size=size), lambda: self.model.truncate(ino, size))
+
+    def do_chmod(self, a: int, b: int, c: int, d: int) -> None:
+        ino, mode = self._pick(a), b * 73 % 0o10000
+        self.engine.setattr(ino, mode=mode, mtime_ns=-c * 10**9 - 1)
+        node = self.model.nodes[ino]
+        node.mode = node.mode & S_IFMT | mode
+
+    def do_chown(self, a: int, b: int, c: int, d: int) -> None:
+        ino = self._pick(a)
+        self.engine.setattr(ino, uid=b, gid=c)
+        node = self.model.nodes[ino]
+        node.uid, node.gid = b, c
+        if not node.is_dir:
+            node.mode &= ~0o4000
+            if node.mode & 0o010:
+                node.mode &= ~0o2000
+
+    def do_setxattr(self, a: int, b: int, c: int, d: int) -> None:
+        ino, name, flags = self._pick(a), b"user." + NAMES[b % 3], (0, 0, 0, 1, 2)[c % 5]
+        value = bytes([d + 1]) * (5000 + d if d % 4 == 0 else d * 9)
+
+        def plain() -> None:
+            xattrs = self.model.node(ino).xattrs
+            if flags == 1 and name in xattrs:
+                raise errors.Exists("")
+            if flags == 2 and name not in xattrs:
+                raise errors.NoAttribute("")
+            xattrs[name] = value
+
+        self._both(lambda: self.engine.setxattr(ino, name, value, flags), plain)
+
+    def do_removexattr(self, a: int, b: int, c: int, d: int) -> None:
+        ino, name = self._pick(a, lambda n: bool(n.xattrs)), b"user." + NAMES[b % 3]
+
+        def plain() -> None:
+            if name not in self.model.node(ino).xattrs:
+                raise errors.NoAttribute("")
+            del self.model.node(ino).xattrs[name]
+
+        self._both(lambda: self.engine.removexattr(ino, name), plain)
+
+    def do_open(self, a: int, b: int, c: int, d: int) -> None:
+        ino = self._pick(a)
+        if ino not in self.model.orphans:
+            self.model.open.add(ino)
+
+    def do_forget(self, a: int, b: int, c: int, d: int) -> None:
+        if self.model.open:
+            ino = sorted(self.model.open)[a % len(self.model.open)]
+            self.model.forget(ino)
+            self.engine.forget(ino)
+
+    def do_snapshot(self, a: int, b: int, c: int, d: int) -> None:
+        if len(self.model.snapshots) < 6:
+            self.names += 1
+            name = f"s{self.names}"
+            self.engine.snapshot(name, {"test:a": str(a)})
+            self.model.snapshot(name)
+
+    def do_commit(self, a: int, b: int, c: int, d: int) -> None:
+        self.engine.commit()
+
+    def do_flush(self, a: int, b: int, c: int, d: int) -> None:
+        """The two halves of a flush with other steps in between; the job itself may run late."""
+        if self.engine.flushing is None:
+            job = self.engine.begin_flush()
+            if job is not None and a % 2:
+                job.run()
+        else:
+            if not self.engine.flushing.done.is_set():
+                self.engine.flushing.run()
+            if a % 3:
+                self.engine.end_flush()
+
+    def do_background(self, a: int, b: int, c: int, d: int) -> None:
+        for _ in range(1 + a % 3):
+            self.engine.background_step()
+
+    def do_restart(self, a: int, b: int, c: int, d: int) -> None:
+        self.engine.close()
+        self.stores.restart()
+        self._reopen(self.model)
+
+    def do_crash(self, a: int, b: int, c: int, d: int) -> None:
+        self.engine.abandon()
+        self.stores.crash()
+        self._reopen(self.committed)
+
+    def _let_jobs_end(self) -> None:
+        if self.engine.flushing is not None and not self.engine.flushing.done.is_set():
+            self.engine.flushing.run()
+
+    def _reopen(self, model: Plain) -> None:
+        self.model = model
+        self.engine = self._open()
+        self.model.restarted()
+        while self.engine.background_step():
+            self.engine.commit()
+        self.engine.commit()
+        self.commits = self.engine.commits
+        self.committed = self.model.copy()
+
+    # -- comparing ---------------------------------------------------------------------------------------------------
+
+    def check(self, page: int) -> None:
+        _compare(self.engine, self.model.nodes, self.model.orphans, page)
+        for name, nodes in self.model.snapshots.items():
+            _compare(self.engine.view(name), nodes, set(), page)
+        c = self.engine.counters
+        assert (c.inodes, c.files, c.directories, c.symlinks, c.others) == self.model.counted()
+        assert self.engine.drift == []
+
+    def recount(self) -> None:
+        if self.engine.flushing is None:
+            assert self.engine.recount().problems == []
+            self.commits = self.engine.commits
+            self.committed = self.model.copy()
+
+
+def _compare(source: Engine | View, nodes: dict[int, Node], orphans: set[int], page: int) -> None:
+    seen, todo = set(), [ROOT]
+    while todo:
+        ino = todo.pop()
+        listed = dict(_listing(source, ino, page))
+        assert list(listed) == sorted(nodes[ino].entries), f"listing of {ino}"
+        for name, child in nodes[ino].entries.items():
+            assert listed[name].ino == child
+            assert source.lookup(ino, name) == listed[name] == source.inode(child)
+            if nodes[child].is_dir:
+                todo.append(child)
+                assert source.parent_of(child) == ino
+            seen.add(child)
+    assert seen | orphans | {ROOT} == set(nodes)
+    for ino, node in nodes.items():
+        inode = source.inode(ino)
+        size = len(node.entries) if node.is_dir else len(node.data)
+        assert (inode.mode, inode.uid, inode.gid, inode.nlink, inode.rdev, inode.size) == (
+            (node.mode, node.uid, node.gid, node.nlink, node.rdev, size)
+        ), f"inode {ino}"
+        if node.mode & S_IFMT == S_IFREG:
+            assert source.read(ino, 0, size + 10) == node.data, f"contents of {ino}"
+            assert source.read(ino, size // 2, size // 3) == node.data[size // 2 :][: size // 3]
+        elif node.mode & S_IFMT == S_IFLNK:
+            assert source.readlink(ino) == node.data
+        assert {n: source.getxattr(ino, n) for n in source.listxattr(ino)} == node.xattrs, f"attributes of {ino}"
+
+
+def _listing(source: Engine | View, ino: int, page: int) -> Iterator[tuple[bytes, object]]:
+    after = b""
+    while batch := source.readdir_plus(ino, after, page):
+        yield from batch
+        after = batch[-1][0]
+
+
+WEIGHTS = {
+    "create": 12, "mkdir": 4, "symlink": 3, "link": 4, "unlink": 8, "rmdir": 3, "rename": 8, "write": 20,
+    "truncate": 8, "chmod": 2, "chown": 2, "setxattr": 4, "removexattr": 2, "open": 4, "forget": 5, "snapshot": 5,
+    "commit": 6, "flush": 8, "background": 6, "restart": 1, "crash": 2,
+}  # fmt: skip
+
+
+def generate(seed: int) -> list[Step]:
+    r = random.Random(seed)
+    weights = [w * r.choice((0.3, 1, 1, 3)) for w in WEIGHTS.values()]
+    return [
+        (what, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64))
+        for what in r.choices(list(WEIGHTS), weights, k=r.randint(20, 120))
+    ]
+
+
+def run(steps: list[Step], stores: MemoryStores | DiskStores, *, every: int = 1) -> World:
+    world = World(stores)
+    try:
+        for i, step in enumerate(steps):
+            world.apply(step)
+            if i % every == 0:
+                world.check(1 + step[1] % 5)
+            if step[2] % 6 == 0:
+                world.recount()
+        world.check(3)
+        world._let_jobs_end()
+        world.engine.end_flush()
+        world.recount()
+    finally:
+        stores.close()
+    return world
+
+
+def fails(steps: list[Step]) -> str | None:
+    try:
+        run(steps, MemoryStores())
+    except Exception as error:  # whatever it is, shrinking keeps it
+        return f"{type(error).__name__}: {error}"[:600]
+    return None
+
+
+def shrink(steps: list[Step]) -> list[Step]:
+    n = len(steps) // 2
+    while n:
+        i = 0
+        while i < len(steps):
+            less = steps[:i] + steps[i + n :]
+            if fails(less):
+                steps = less
+            else:
+                i += n
+        n //= 2
+    return steps
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a file of a few chunks is large enough for background work."""
+    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
+    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
+
+
+def search(first: int, seconds: float, most: int) -> int:
+    until, seed = time.monotonic() + seconds, first
+    while time.monotonic() < until and seed < first + most:
+        steps = generate(seed)
+        if reason := fails(steps):
+            small = shrink(steps)
+            lines = "\n".join(f"    {step}," for step in small)
+            pytest.fail(f"seed {seed}: {reason}\nshrunk to {len(small)} steps: {fails(small)}\n{lines}")
+        seed += 1
+    return seed - first
+
+
+def test_any_history_agrees_with_the_plain_model() -> None:
+    assert search(first=0, seconds=20, most=150) >= 10
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_history_agrees_on_disk(tmp_path: Path, seed: int) -> None:
+    run(generate(10_000 + seed), DiskStores(tmp_path), every=5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TZFS_SLOW" not in os.environ, reason="the slow tier: TZFS_SLOW=1")
+@pytest.mark.timeout(100_000)
+def test_many_histories_agree_with_the_plain_model() -> None:
+    first = int(os.environ.get("TZFS_MODEL_SEED", "1000"))
+    done = search(first, float(os.environ.get("TZFS_MODEL_S", "600")), 10**9)
+    print(f"{done} histories from seed {first}")
