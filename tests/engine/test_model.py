@@ -1,7 +1,7 @@
 """The engine against the plain model: any operations in any order, crashes and restarts included.
 
-One seed replays a run; a failing run is shrunk and printed.  The slow tier, `TZFS_SLOW=1 pytest tests/engine/test_model.py`,
-runs for `TZFS_MODEL_S` seconds (600) from `TZFS_MODEL_SEED` on.
+One seed replays a run; a failing run is shrunk and printed.  The slow tier, `TZFS_SLOW=1 pytest
+tests/engine/test_model.py`, runs for `TZFS_MODEL_S` seconds (600) from `TZFS_MODEL_SEED` on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tzfs import errors, limits
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
 from tzfs.engine.view import View
+from tzfs.format.records import Inode
 from tzfs.store.interface import MetaStore, PayloadStore
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.memory import MemoryMeta, MemoryPayload
@@ -358,7 +359,7 @@ def _compare(source: Engine | View, nodes: dict[int, Node], orphans: set[int], p
         assert {n: source.getxattr(ino, n) for n in source.listxattr(ino)} == node.xattrs, f"attributes of {ino}"
 
 
-def _listing(source: Engine | View, ino: int, page: int) -> Iterator[tuple[bytes, object]]:
+def _listing(source: Engine | View, ino: int, page: int) -> Iterator[tuple[bytes, Inode]]:
     after = b""
     while batch := source.readdir_plus(ino, after, page):
         yield from batch

@@ -1,0 +1,121 @@
+"""get, set, inherit: properties."""
+
+from __future__ import annotations
+
+import click
+
+from tzfs.cli.output import document, table
+from tzfs.cli.parameters import FILESYSTEM, assignments, store_of
+from tzfs.errors import NotFound
+from tzfs.management import Store
+from tzfs.names import Scope, SnapshotName, parse, parse_property_target
+from tzfs.properties import NATIVE, Value, check_name, resolve
+
+COLUMNS = ("name", "property", "value", "source")
+
+
+def _catalogue() -> str:
+    """Every native property, for the help."""
+    lines = ["\b", "PROPERTY        VALUES                      DEFAULT   EFFECT"]
+    for p in NATIVE.values():
+        if p.settable:
+            default = Value(p.name, p.default, "default").human
+            lines.append(f"{p.name:14}  {p.values:26}  {default:8}  {p.effect.value}: {p.help}")
+        else:
+            lines.append(f"{p.name:14}  (read-only)  {p.help}")
+    return "\n".join(lines)
+
+
+@click.command(
+    help="Show properties: `all`, or names with commas between, of filesystems, snapshots, NAMESPACE/ or /.\n\n"
+    "\b\ntzfs get all ws\ntzfs get -H -p -o value used ws\n\n" + _catalogue()
+)
+@click.option("-H", "scripted", is_flag=True, help="No headers, one tab between columns.")
+@click.option("-p", "parsable", is_flag=True, help="Exact numbers.")
+@click.option("-o", "columns", metavar="COLUMN,...", help=f"Which of {','.join(COLUMNS)}.")
+@click.option("-s", "source", metavar="SOURCE", help="Only values from here: local, default, inherited, -.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: name, property, value and source.")
+@click.argument("properties")
+@click.argument("names", nargs=-1, required=True, type=FILESYSTEM)
+@click.pass_context
+def get_command(
+    ctx: click.Context,
+    scripted: bool,
+    parsable: bool,
+    columns: str | None,
+    source: str | None,
+    as_json: bool,
+    properties: str,
+    names: tuple[str, ...],
+) -> None:
+    store = store_of(ctx)
+    shown = columns.split(",") if columns else list(COLUMNS)
+    for column in shown:
+        if column not in COLUMNS:
+            raise click.UsageError(f"no column {column!r}: there are {', '.join(COLUMNS)}")
+    rows: list[tuple[str, Value]] = []
+    for name in names:
+        found = _of(store, name)
+        wanted = list(found) if properties == "all" else properties.split(",")
+        for key in wanted:
+            check_name(key)
+            value = found.get(key, Value(key, None, "-"))
+            if source is None or value.source == source or value.source.startswith(f"{source} from"):
+                rows.append((name, value))
+    if as_json:
+        document(
+            {
+                n: {v.name: {"value": v.exact, "source": v.source} for m, v in rows if m == n}
+                for n in dict.fromkeys(names)
+            }
+        )
+        return
+    cells = [
+        {"name": n, "property": v.name, "value": v.parsable if parsable else v.human, "source": v.source}
+        for n, v in rows
+    ]
+    table(shown, [[cell[c] for c in shown] for cell in cells], scripted=scripted)
+
+
+def _of(store: Store, name: str) -> dict[str, Value]:
+    if name.endswith("/"):
+        where = parse_property_target(name)
+        assert isinstance(where, Scope)
+        layers = store.catalog.scope_layers(where)
+        return {key: value for key, value in resolve(layers, {}).items() if value.source != "-"}
+    parsed = parse(name)
+    if not isinstance(parsed, SnapshotName):
+        return store.properties(parsed)
+    for snapshot in store.snapshots(parsed.filesystem):
+        if snapshot.name == parsed:
+            return dict(snapshot.properties)
+    raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {parsed.filesystem}")
+
+
+@click.command()
+@click.argument("changes", metavar="PROPERTY=VALUE... TARGET", nargs=-1, required=True)
+@click.pass_context
+def set_command(ctx: click.Context, changes: tuple[str, ...]) -> None:
+    """Set properties of a filesystem, of NAMESPACE/, or of / for the whole store.  A mount learns of it at once.
+
+    \b
+    tzfs set txg_interval=250ms snapdir=visible ws
+    tzfs set agent:owner=ada agents/
+    """
+    *texts, target = changes
+    if not texts:
+        raise click.UsageError("give PROPERTY=VALUE and then the filesystem")
+    store = store_of(ctx)
+    for name, text in assignments(texts).items():
+        store.set_property(target, name, text)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("targets", nargs=-1, required=True, type=FILESYSTEM)
+@click.pass_context
+def inherit_command(ctx: click.Context, name: str, targets: tuple[str, ...]) -> None:
+    """Take a set property away, so that the namespace's, the store's or the default value holds."""
+    store = store_of(ctx)
+    for target in targets:
+        store.inherit_property(target, name)

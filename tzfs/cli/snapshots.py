@@ -1,0 +1,56 @@
+"""snapshot, sync, gc: points in time, durability, space."""
+
+from __future__ import annotations
+
+import click
+
+from tzfs.cli.output import document, working
+from tzfs.cli.parameters import FILESYSTEM, SNAPSHOT, assignments, store_of
+from tzfs.names import parse_snapshot
+from tzfs.properties import human_size
+
+
+@click.command()
+@click.option("-o", "options", metavar="MODULE:NAME=VALUE", multiple=True, help="A user property; may be repeated.")
+@click.argument("names", metavar="FILESYSTEM@SNAPSHOT...", nargs=-1, required=True, type=SNAPSHOT)
+@click.pass_context
+def snapshot_command(ctx: click.Context, options: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Take a snapshot, mounted or not; its time does not depend on the size.
+
+    It has everything that was written before the command began, and is durable when the command returns.
+
+    \b
+    tzfs snapshot ws@before-refactoring
+    """
+    store = store_of(ctx)
+    properties = assignments(options)
+    for parsed in [parse_snapshot(name) for name in names]:
+        store.snapshot(parsed, properties)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, type=FILESYSTEM)
+@click.pass_context
+def sync_command(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Make everything written so far durable."""
+    store = store_of(ctx)
+    for name in names:
+        store.sync(name)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.argument("name", type=FILESYSTEM)
+@click.pass_context
+def gc_command(ctx: click.Context, as_json: bool, name: str) -> None:
+    """Do all background work now: removed files, orphans of a crash, space to be given back."""
+    store = store_of(ctx)
+    with working(f"collecting {name}"):
+        done = store.collect(name)
+    if as_json:
+        document({"bytes": done.bytes, "orphans": done.orphans, "chunks": done.chunks, "segments": done.segments})
+        return
+    click.echo(
+        f"{name}: {human_size(done.bytes)} given back, {done.chunks} chunks and {done.orphans} orphans removed, "
+        f"{done.segments} segments unlinked"
+    )
