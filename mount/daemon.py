@@ -11,6 +11,7 @@ that nothing is written under the mountpoint in the belief that it is the worksp
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -152,11 +153,23 @@ def serve(store_path: Path, name: str, where: Path, options: MountOptions, ready
         _mount(name, where, options, operations)
         stack.callback(_close_session)
         failpoints.hit("mount.ready")
+        _tune_collector()
         trio.run(_loop, mount, control, ready)
     log.info("unmounted %s from %s", name, where)
     if mount.archive_after:
         with open_store(store_path, create=False) as store:
             store.archive(mount.name)
+
+
+def _tune_collector() -> None:
+    """Nearly all that the daemon allocates lives until the next commit and then goes by itself.
+
+    Python's collector looks at it every 700 objects in the meantime, which was a third of a request's time; it now looks
+    for cycles after 50,000, and never again at what was there at the start.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _mount(name: str, where: Path, options: MountOptions, operations: Operations) -> None:

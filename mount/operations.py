@@ -248,13 +248,13 @@ class Operations(pyfuse3.Operations):
     @answered
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if parent_inode <= INO_MASK:
-            try:
-                return self._told(self._live.lookup(parent_inode, name))
-            except NotFound:
-                if name == ZFS_NAME and parent_inode == ROOT and self._engine is not None:
-                    self.counts.add(ZFS_NODE)
-                    return self._control_attributes(ZFS_NODE)
-                return self._absent()
+            found = self._live.find(parent_inode, name)
+            if found is not None:
+                return self._told(found)
+            if name == ZFS_NAME and parent_inode == ROOT and self._engine is not None:
+                self.counts.add(ZFS_NODE)
+                return self._control_attributes(ZFS_NODE)
+            return self._absent()
         if parent_inode >> limits.INO_BITS == CONTROL_TREE:
             return self._lookup_control(parent_inode, name)
         tree = parent_inode & ~INO_MASK

@@ -37,8 +37,8 @@ EXTENT_BYTES_MAX: Final = 1 * MIB  # one chunk of the largest size
 
 TXG_INTERVAL_S_DEFAULT: Final = 1.0  # what a crash may cost at most, unless fsynced
 DIRTY_BYTES_MAX_DEFAULT: Final = 64 * MIB  # written payload waiting in memory; 60 ms of a 1 GiB/s disk
-DIRTY_ROWS_MAX: Final = 4000  # rows waiting for a commit: about 1,000 LMDB pages, a commit of 4-16 ms
-FLUSH_REMAINDER_BYTES_MAX: Final = 4 * MIB  # small enough to be written and synced without yielding: 4 ms
+DIRTY_ROWS_MAX: Final = 8000  # rows waiting for a commit, 3 us each: it stops the mount for 25 ms, a ping waits 50
+FLUSH_REMAINDER_BYTES_MAX: Final = 256 * KIB  # small enough to be written and synced without yielding: 1 ms
 META_RESERVE_BYTES: Final = 32 * MIB  # the largest txg: 2 * DIRTY_ROWS_MAX rows, each on a page of its own
 RECLAIM_AT_ONCE_CHUNKS: Final = 64  # removed within the operation; more become a background reclaim
 RECLAIM_BATCH_CHUNKS: Final = 512  # 512 * (chunk + change + punch + segment) rows: a txg's share

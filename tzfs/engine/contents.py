@@ -390,9 +390,15 @@ class ContentsTable:
             for chunk in contents.chunks.values():
                 self._discard_buffers(chunk)
                 self._discard_extents(chunk)
-        if inode.data < head.first_data:
-            head.drops.append(Drop(inode.data, at, lo=0, hi=CHUNK_INDEX_MAX, inline=True))
-            head.dirty_rows += 4
+        if inode.data >= head.first_data:
+            return
+        inline, hi = True, CHUNK_INDEX_MAX
+        if contents is None:  # its rows are as the inode says
+            inline = bool(inode.flags & FLAG_INLINE)
+            hi = 0 if inline else (inode.size + (1 << inode.chunk_shift) - 1) >> inode.chunk_shift
+        if inode.size or contents is not None:
+            head.drops.append(Drop(inode.data, at, hi=hi, inline=inline))
+            head.dirty_rows += 2
 
     def _discard_buffers(self, chunk: Chunk) -> None:
         if chunk.dirty is not None:
@@ -567,9 +573,12 @@ class ContentsTable:
         head = self._head
         if drop.inline:
             head.versions.remove(Table.INLINE, keys.inline(drop.data), drop.at)
-        stored = self._stored(drop.data, drop.lo)
+        if drop.hi == 1:
+            stored: list[int] | None = [0]  # most files have one chunk, and need no search
+        else:
+            stored = self._stored(drop.data, 0) if drop.hi else []
         if stored is None:
-            self.add_reclaim(drop.data, drop.lo, drop.hi, drop.at)
+            self.add_reclaim(drop.data, 0, CHUNK_INDEX_MAX, drop.at)
             return
         for index in stored:
             self.remove_chunk(drop.data, index, drop.at)

@@ -148,6 +148,7 @@ class Engine:
         self._reclaimer = Reclaimer(head, contents, namespace)
 
         self.lookup = namespace.lookup
+        self.find = namespace.find
         self.inode = namespace.inode
         self.parent_of = namespace.parent_of
         self.readlink = namespace.readlink

@@ -51,12 +51,12 @@ class Settings:
 
 
 class Drop:
-    """Contents of a data id that are gone from epoch `at` on: chunks from `lo` up to `hi`, or its inline row."""
+    """Contents of a data id that are gone from epoch `at` on: chunks below `hi`, and with `inline` its inline row."""
 
-    __slots__ = ("at", "data", "hi", "inline", "lo")
+    __slots__ = ("at", "data", "hi", "inline")
 
-    def __init__(self, data: DataId, at: Epoch, *, lo: int, hi: int, inline: bool) -> None:
-        self.data, self.at, self.lo, self.hi, self.inline = data, at, lo, hi, inline
+    def __init__(self, data: DataId, at: Epoch, *, hi: int, inline: bool) -> None:
+        self.data, self.at, self.hi, self.inline = data, at, hi, inline
 
 
 class Head:

@@ -64,11 +64,20 @@ class Namespace:
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode under a name.  `NotFound`, `NotADirectory`, `NameTooLong`, `Stale`."""
-        self._head.check()
-        self._head.directory(parent)
+        found = self.find(parent, name)
+        if found is None:
+            raise NotFound(f"no entry {name!r} in directory {parent}")
+        return found
+
+    def find(self, parent: int, name: bytes) -> Inode | None:
+        """`lookup` for whom absence is no error: a mount is asked for names that are not there all the time."""
+        head = self._head
+        head.check()
+        head.directory(parent)
         if len(name) > limits.NAME_BYTES_MAX:
             raise NameTooLong(f"name of {len(name)} bytes; the limit is {limits.NAME_BYTES_MAX}")
-        return self._must(parent, name)
+        entry = self._entry(parent, name)
+        return None if entry is None else head.inode(entry[0])
 
     def parent_of(self, ino: int) -> Ino:
         """The directory that holds the directory `ino`; the root is its own parent."""

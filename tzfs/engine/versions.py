@@ -91,9 +91,9 @@ class Versions:
         birth, _ = old
         kept = birth != at and self.seen(birth, at)
         if not kept:
-            older = self.txn.seek(table, prefix, birth - 1) if birth else None
+            older = self._may_have_older(birth) and self.txn.seek(table, prefix, birth - 1) is not None
             self._free(table, prefix, old)
-            if older is None and not self._bookmarked(at):
+            if not older and not self._bookmarked(at):
                 return
         key = prefix + _suffix(at)
         self._row(table, key, records.tombstone(table, key))
@@ -127,6 +127,10 @@ class Versions:
         snapshots = self.snapshots
         i = bisect_left(snapshots, birth)
         return i < len(snapshots) and snapshots[i] < death
+
+    def _may_have_older(self, birth: int) -> bool:
+        """Whether a version older than one born at `birth` can be there: only where a snapshot saw it die."""
+        return bool(self.snapshots) and self.snapshots[0] < birth
 
     def _bookmarked(self, birth: int) -> bool:
         return self.oldest_bookmark is not None and self.oldest_bookmark < birth

@@ -70,14 +70,21 @@ class View:
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode under a name.  `NotFound`, `NotADirectory`, `NameTooLong`, `Stale`."""
+        found = self.find(parent, name)
+        if found is None:
+            raise NotFound(f"no entry {name!r} in directory {parent} of snapshot {self.name}")
+        return found
+
+    def find(self, parent: int, name: bytes) -> Inode | None:
+        """`lookup` for whom absence is no error."""
         if len(name) > limits.NAME_BYTES_MAX:
             raise NameTooLong(f"name of {len(name)} bytes; the limit is {limits.NAME_BYTES_MAX}")
 
-        def look(txn: ReadTransaction) -> Inode:
+        def look(txn: ReadTransaction) -> Inode | None:
             entry = reads.dirent_at(txn, parent, name, self._epoch)
             if entry is None:
                 self._directory(txn, parent)
-                raise NotFound(f"no entry {name!r} in directory {parent} of snapshot {self.name}")
+                return None
             return self._inode(txn, entry[0])
 
         return self._in(look)

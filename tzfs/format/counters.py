@@ -7,7 +7,8 @@ lives.
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Final
 
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
@@ -40,8 +41,11 @@ class Counters:
         return cls(Epoch(1), Txg(1), Ino(ROOT + 1), DataId(1), 1, 1, 1, 0, 1, 0, 0, 0)
 
 
+_FIELDS: Final = attrgetter(*(field.name for field in fields(Counters)))
+
+
 def pack_counters(counters: Counters) -> bytes:
-    return _COUNTERS.pack(*astuple(counters))
+    return _COUNTERS.pack(*_FIELDS(counters))
 
 
 def unpack_counters(value: bytes) -> Counters:
