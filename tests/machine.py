@@ -24,6 +24,7 @@ PACKAGES: Final[Mapping[str, str]] = {  # Debian's name, and what it is for
     "libfuse3-dev": "to build pyfuse3",
     "pkg-config": "to build pyfuse3",
     "gcc": "to build pyfuse3 and tzfs' native part",
+    "libxxhash-dev": "to build tzfs' native part",
     "libc6-dev": "to build pyfuse3 and tzfs' native part",
     "make": "a test builds a C project",
     "git": "a test clones a repository",
