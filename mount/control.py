@@ -1,11 +1,17 @@
 """The control socket's server: JSON-RPC 2.0 over a Unix socket, on the mount's trio loop.
 
-The socket is mode 0600 in the user's runtime directory, and each peer's credentials are checked besides.  A client that
-is slow, silent half-way through a message, or does not read its answers is ended after a time and holds nobody up; one
-that sends too long a message is told so and ended.  Each connection's requests are answered in order.
+States of a server: made -> bound (`bind`) -> serving (`serve`) -> closed (`close`, or the end of `serve`).
 
-A method is an async function from its parameters to a JSON value; it runs on the trio thread, and what blocks belongs
-in a worker thread.
+The socket is mode 0600 in the user's runtime directory, and each peer's credentials are checked besides: the same user
+or root.  Each connection's requests are answered in order; connections do not wait for each other.  Invariants:
+
+* Whatever a client sends or leaves undone ends at most its own connection.  A message must be whole within
+  `HALF_MESSAGE_S` of its first byte, an answer taken within `STALLED_S`; who is turned away or ended is told why where
+  that needs no waiting.
+* Nothing a handler raises or answers ends more than its request, cancellation apart.  A request once begun is carried
+  to its end, also when its client has gone.
+* A request costs trio two rounds of its loop from the first byte to the last: sockets are tried before they are waited
+  for, since under load a round comes once in 2 ms (`pump.TURN_MAX_NS`).
 """
 
 from __future__ import annotations
@@ -16,165 +22,294 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Final, Protocol
 
 import trio
 
 from tzfs import jsonrpc, limits
-from tzfs.errors import Exists, TzfsError, from_os_error
-from tzfs.jsonrpc import Json, Params, ProtocolError
+from tzfs.errors import Busy, Exists, LimitReached, NotPermitted, TzfsError, from_os_error
+from tzfs.jsonrpc import Json, ProtocolError, Request
+from tzfs.mount.method import Declared, Handler, Report, unchecked
+from tzfs.runtime import socket_address
 
 log = logging.getLogger(__name__)
 
-HALF_MESSAGE_S = 10.0  # how long a message may take to arrive once it has begun
-STALLED_S = 10.0  # how long a client may leave its answer unread
-IDLE_S = 3600.0
-BATCH_MAX = 100
-_CREDENTIALS = struct.Struct("3i")
+HALF_MESSAGE_S: Final = 10.0  # how long a message may take to arrive once it has begun
+STALLED_S: Final = 10.0  # how long a client may leave its answer unread
+IDLE_S: Final = 3600.0  # how long a client may say nothing; it holds one of limits.RPC_CLIENTS_MAX places
+BATCH_MAX: Final = 100
+ACCEPT_PAUSE_S: Final = 0.1  # until the next try when the process has no descriptor left
+_RECEIVE_BYTES: Final = 65536
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
-Method = Callable[[Params], Awaitable[Json]]
+
+class _Started(Protocol):
+    """What `trio.Nursery.start` hands over."""
+
+    def started(self) -> None: ...
 
 
 class ControlServer:
     """Serves `methods` at `path` until cancelled."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Method]) -> None:
-        self._path, self._methods = path, methods
+    def __init__(self, path: Path, methods: Mapping[str, Handler | Declared]) -> None:
+        self._path = path
+        self._methods = {name: m if isinstance(m, Declared) else unchecked(m) for name, m in methods.items()}
         self._clients = 0
-        self._socket: socket.socket | None = None
+        self._listener: socket.socket | None = None
+        self._identity: tuple[int, int] | None = None  # of the socket's file: another's at our path is left alone
 
     def bind(self) -> None:
-        """Takes the path; one left by a process that is gone is replaced.  `Exists` where somebody listens, or for
-        anything that is not a socket of ours."""
-        try:
-            found = os.lstat(self._path)
-        except FileNotFoundError:
-            pass
-        else:
-            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.getuid():
-                raise Exists(f"{self._path} exists and is not a socket of ours", hint="remove it")
-            if _somebody_listens(self._path):
-                raise Exists(f"another process listens at {self._path}")
-            self._path.unlink(missing_ok=True)
+        """Takes the path and listens; a socket left by a process that is gone is replaced.
+
+        `Exists` where somebody listens, and for anything that is not a socket of ours.
+        """
+        assert self._listener is None
+        self._clear_the_way()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        before = os.umask(0o177)
         try:
-            listener.bind(os.fspath(self._path))
+            with socket_address(self._path) as address:
+                listener.bind(address)
+            made = os.lstat(self._path)
+            self._identity = (made.st_dev, made.st_ino)
+            self._listener = listener
+            os.chmod(self._path, 0o600)  # before `listen`: until then nobody can connect
             listener.listen(limits.RPC_CLIENTS_MAX)
         except OSError as error:
             listener.close()
+            self.close()
             raise from_os_error(error, f"control socket {self._path}") from error
-        finally:
-            os.umask(before)
-        self._socket = listener
+
+    def _clear_the_way(self) -> None:
+        try:
+            found = os.lstat(self._path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise from_os_error(error, f"control socket {self._path}") from error
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.getuid():
+            raise Exists(f"{self._path} exists and is not a socket of ours", hint="remove it")
+        if _somebody_listens(self._path):
+            raise Exists(f"another process listens at {self._path}")
+        self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Stops listening and takes the path away."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-            self._path.unlink(missing_ok=True)
+        """Takes the path away and stops listening.  Not while `serve` runs: that is cancelled, and closes itself."""
+        if self._identity is not None:
+            with suppress(OSError):
+                found = os.lstat(self._path)
+                if (found.st_dev, found.st_ino) == self._identity:
+                    os.unlink(self._path)
+            self._identity = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
-    async def serve(self) -> None:
-        """Accepts clients until cancelled; `bind` comes before."""
-        assert self._socket is not None
-        listener = trio.socket.from_stdlib_socket(self._socket)
+    async def serve(self, task_status: _Started = trio.TASK_STATUS_IGNORED) -> None:
+        """Serves until cancelled, then closes; binds first if that has not been done.
+
+        When it is cancelled nobody is let in any more, and it returns when the handlers that are under way have.
+        """
+        if self._listener is None:
+            self.bind()
+        listener = self._listener
+        assert listener is not None
         async with trio.open_nursery() as nursery:
-            while True:
-                try:
-                    client, _ = await listener.accept()
-                except OSError as error:
-                    if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
-                        raise
-                    await trio.sleep(0.1)
-                    continue
-                if self._clients >= limits.RPC_CLIENTS_MAX or not _welcome(client):
-                    client.close()
-                    continue
-                self._clients += 1
-                nursery.start_soon(self._client, trio.SocketStream(client))
+            try:
+                task_status.started()
+                while True:
+                    await trio.lowlevel.wait_readable(listener.fileno())
+                    if not self._accept(listener, nursery):
+                        await trio.sleep(ACCEPT_PAUSE_S)
+            finally:
+                self.close()
 
-    async def _client(self, stream: trio.SocketStream) -> None:
+    def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> bool:
+        """Lets in who waits; False where that cannot be done at the moment."""
+        for _ in range(limits.RPC_CLIENTS_MAX):
+            try:
+                client, _ = listener.accept()
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                log.warning("control: no client can be let in: %s", error)
+                return error.errno == errno.ECONNABORTED
+            client.setblocking(False)
+            refusal = self._refusal(client)
+            if refusal is None:
+                self._clients += 1
+                nursery.start_soon(self._client, client)
+                continue
+            log.warning("control: a client was turned away: %s", refusal)
+            with client, suppress(OSError):
+                client.send(jsonrpc.encode(jsonrpc.failure(refusal, None)))
+        return True
+
+    def _refusal(self, client: socket.socket) -> TzfsError | None:
         try:
-            async with stream:
-                await self._converse(stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            pass
+            _, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        except OSError as error:
+            return from_os_error(error, "peer credentials")
+        if uid not in (os.getuid(), 0):
+            return NotPermitted(f"the mount is user {os.getuid()}'s, not user {uid}'s")
+        if self._clients >= limits.RPC_CLIENTS_MAX:
+            return Busy(f"the mount has {limits.RPC_CLIENTS_MAX} clients already", hint="try again when one has left")
+        return None
+
+    async def _client(self, client: socket.socket) -> None:
+        try:
+            with client:
+                await _Conversation(client, self._methods).run()
+        except (OSError, trio.TooSlowError) as error:
+            log.info("control: a client was lost: %s", error or "it was silent, or did not read its answers")
+        except Exception:
+            log.exception("control: a conversation failed")
         finally:
             self._clients -= 1
 
-    async def _converse(self, stream: trio.SocketStream) -> None:
-        received = bytearray()
-        while True:
-            while b"\n" not in received:
-                if len(received) > limits.RPC_MESSAGE_BYTES_MAX:
-                    error = ProtocolError(
-                        jsonrpc.INVALID_REQUEST, f"a message has at most {limits.RPC_MESSAGE_BYTES_MAX} bytes"
-                    )
-                    await self._send(stream, jsonrpc.failure(error, None))
-                    return
-                with trio.fail_after(HALF_MESSAGE_S if received else IDLE_S):
-                    part = await stream.receive_some(65536)
+
+class _Conversation:
+    """One connection, from the first message to the last."""
+
+    def __init__(self, client: socket.socket, methods: Mapping[str, Declared]) -> None:
+        self._socket, self._methods = client, methods
+        self._received = bytearray()
+        self._reporting = trio.Lock()  # two tasks of one handler may report at a time
+        self._lost = False  # a report could not be sent whole: nothing sensible can follow it
+
+    async def run(self) -> None:
+        """Answers until the client leaves.  `OSError` and `trio.TooSlowError` where it is lost."""
+        try:
+            while not self._lost and (line := await self._line()) is not None:
+                answer = await self._answer(line)
+                if answer is not None and not self._lost:
+                    await self._send(answer + b"\n")
+                await trio.lowlevel.checkpoint()  # one that always has more to say must not keep the loop to itself
+        except ProtocolError as error:
+            with suppress(BlockingIOError):
+                self._socket.send(jsonrpc.encode(jsonrpc.failure(error, None)))
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    async def _line(self) -> bytes | None:
+        """The next line without its end; None where there is none.  `ProtocolError` for one that cannot be taken."""
+        scanned = 0
+        late = ProtocolError(jsonrpc.INVALID_REQUEST, f"the message was not whole within {HALF_MESSAGE_S:g} s")
+        with trio.move_on_after(HALF_MESSAGE_S if self._received else IDLE_S) as patience:
+            while (end := self._received.find(b"\n", scanned)) < 0:
+                scanned = len(self._received)
+                if scanned > limits.RPC_MESSAGE_BYTES_MAX:
+                    raise jsonrpc.too_long()
+                part = await self._receive()
                 if not part:
-                    return
-                received += part
-            line, _, rest = bytes(received).partition(b"\n")
-            received = bytearray(rest)
-            answer = await self._answer(line)
-            if answer is not None:
-                await self._send(stream, answer)
+                    return None
+                if not scanned:
+                    patience.deadline = trio.current_time() + HALF_MESSAGE_S
+                self._received += part
+        if patience.cancelled_caught:
+            if self._received:
+                raise late
+            raise trio.TooSlowError
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return line
 
-    @staticmethod
-    async def _send(stream: trio.SocketStream, message: Json) -> None:
+    async def _receive(self) -> bytes:
+        while True:
+            try:
+                return self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket.fileno())
+
+    async def _send(self, message: bytes) -> None:
+        rest = memoryview(message)
         with trio.fail_after(STALLED_S):
-            await stream.send_all(jsonrpc.encode(message))
+            while rest:
+                try:
+                    rest = rest[self._socket.send(rest) :]
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._socket.fileno())
 
-    async def _answer(self, line: bytes) -> Json:
-        """The answer to a line; None where there is none to give."""
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    async def _answer(self, line: bytes) -> bytes | None:
+        """The answer to a line, without its end; None where there is none to give."""
         try:
             message = jsonrpc.decode(line)
             if isinstance(message, list) and not 0 < len(message) <= BATCH_MAX:
                 raise ProtocolError(jsonrpc.INVALID_REQUEST, f"a batch has 1 to {BATCH_MAX} requests")
         except ProtocolError as error:
-            return jsonrpc.failure(error, None)
+            return _failure(error, None)
         if not isinstance(message, list):
             return await self._one(message)
-        answers: list[Json] = [answer for one in message if (answer := await self._one(one)) is not None]
-        return answers or None
+        answers = [answer for one in message if (answer := await self._one(one)) is not None]
+        return _bounded(b"[" + b",".join(answers) + b"]", None) if answers else None
 
-    async def _one(self, message: Json) -> Json:
-        number = message.get("id") if isinstance(message, dict) else None
+    async def _one(self, message: Json) -> bytes | None:
         try:
-            name, params, number, answered = jsonrpc.parse_request(message)
-            method = self._methods.get(name)
-            if method is None:
-                raise ProtocolError(jsonrpc.METHOD_NOT_FOUND, f"no method {name!r}")
-            value = await method(params)
-        except (TzfsError, OSError) as error:
-            known = error if isinstance(error, TzfsError) else from_os_error(error, "request")
-            return jsonrpc.failure(known, number if isinstance(number, int | float | str) else None)
+            request = jsonrpc.parse_request(message)
+        except ProtocolError as error:
+            return _failure(error, jsonrpc.id_of(message))
+        try:
+            value = await self._call(request)
+            answer = jsonrpc.encode(jsonrpc.result(value, request.number))[:-1]
+        except TzfsError as error:
+            answer = _failure(error, request.number)
+        except OSError as error:
+            log.warning("control: %s: %s", request.method, error)
+            answer = _failure(from_os_error(error, request.method), request.number)
         except Exception as error:
-            log.exception("control: request failed")
-            return jsonrpc.failure(error, number)
-        return jsonrpc.result(value, number) if answered else None
+            log.exception("control: %s failed", request.method)
+            answer = _failure(error, request.number)
+        return _bounded(answer, request.number) if request.answered else None
+
+    async def _call(self, request: Request) -> Json:
+        run = self._methods.get(request.method)
+        if run is None:
+            raise ProtocolError(jsonrpc.METHOD_NOT_FOUND, f"no method {request.method!r}")
+        if request.params is None:
+            raise ProtocolError(jsonrpc.INVALID_PARAMS, "parameters are given by name")
+        value = run.call(request.params, self._report(request))
+        return await value if isinstance(value, Awaitable) else value
+
+    def _report(self, request: Request) -> Report:
+        async def report(value: Json) -> None:
+            if not request.answered:
+                return
+            message = jsonrpc.encode(jsonrpc.progress(value, request.number))
+            async with self._reporting:
+                if self._lost:
+                    return
+                try:
+                    await self._send(message)
+                except (OSError, trio.TooSlowError):
+                    self._lost = True
+
+        return report
 
 
-def _welcome(client: trio.socket.SocketType) -> bool:
-    raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(raw)
-    if uid in (os.getuid(), 0):
-        return True
-    log.warning("control: user %d was turned away", uid)
-    return False
+def _failure(error: BaseException, number: Json) -> bytes:
+    return jsonrpc.encode(jsonrpc.failure(error, number))[:-1]
+
+
+def _bounded(answer: bytes, number: Json) -> bytes:
+    if len(answer) < limits.RPC_MESSAGE_BYTES_MAX:
+        return answer
+    most = limits.RPC_MESSAGE_BYTES_MAX
+    return _failure(LimitReached(f"the answer has {len(answer)} bytes, a message at most {most}"), number)
 
 
 def _somebody_listens(path: Path) -> bool:
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    """Whether a process has the socket; one that is too busy to take the call counts."""
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        probe.connect(os.fspath(path))
-    except OSError:
-        return False
+        with socket_address(path) as address:
+            probe.connect(address)
+    except OSError as error:
+        return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
     finally:
         probe.close()
     return True

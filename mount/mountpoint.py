@@ -1,20 +1,42 @@
-"""Mountpoints: what is mounted where, whether a directory can take a mount, and taking mounts away."""
+"""Mountpoints: what is mounted where, whether a directory can take a mount, and taking mounts away.
+
+A mount whose process has died stays in the table and answers ENOTCONN to everything; `prepare` takes such a one of
+tzfs away and nothing else.  A mount that is alive may hang: nothing here touches one but to see whether it is dead.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from tzfs.errors import Busy, NotADirectory, NotFound, PermissionDenied, StoreError, from_os_error
+from tzfs.errors import (
+    Busy,
+    InvalidArgument,
+    NotADirectory,
+    NotFound,
+    NotPermitted,
+    PermissionDenied,
+    StoreError,
+    from_os_error,
+)
+from tzfs.mount.background import has_ended
 
-FSTYPE = "fuse.tzfs"
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
+FSTYPE: Final = "fuse.tzfs"
+SOURCE_PREFIX: Final = "tzfs:"
+END_S: Final = 60.0  # a daemon's last commit: 64 MiB of payload and 8,000 rows on a slow disk, with room
+STALE_MAX: Final = 64  # dead mounts on top of each other that `prepare` takes away
+_ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
+_MNT_DETACH: Final = 2
+_UMOUNT_NOFOLLOW: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +47,11 @@ class Mounted:
     fstype: str
     source: str
 
+    @property
+    def name(self) -> str:
+        """The filesystem's or snapshot's name, for a mount of ours."""
+        return self.source.removeprefix(SOURCE_PREFIX)
+
 
 def _unescape(raw: bytes) -> str:
     return os.fsdecode(_ESCAPE.sub(lambda m: bytes((int(m[1], 8),)), raw))
@@ -34,17 +61,48 @@ def mounts(mountinfo: bytes | None = None) -> list[Mounted]:
     """Everything mounted in this process's namespace, in the order it was mounted."""
     raw = Path("/proc/self/mountinfo").read_bytes() if mountinfo is None else mountinfo
     found = []
-    for line in raw.splitlines():
+    for line in raw.split(b"\n"):  # a name may have any other line end in it
         head, _, tail = line.partition(b" - ")
         before, after = head.split(b" "), tail.split(b" ")
         if len(before) >= 5 and len(after) >= 2:
-            found.append(Mounted(Path(_unescape(before[4])), after[0].decode(), _unescape(after[1])))
+            found.append(Mounted(Path(_unescape(before[4])), _unescape(after[0]), _unescape(after[1])))
     return found
 
 
+def tzfs_mounts() -> list[Mounted]:
+    """The mounts of tzfs, dead ones included, in the order they were made."""
+    return [m for m in mounts() if m.fstype == FSTYPE]
+
+
 def mount_at(path: Path) -> Mounted | None:
-    """What is mounted at exactly that path, the topmost."""
+    """What is mounted at exactly that path, the topmost; the path has no symbolic link in it."""
     return next((m for m in reversed(mounts()) if m.path == path), None)
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The path without symbolic links, a mount that it names left untouched."""
+    head, tail = os.path.split(os.path.join(os.getcwd(), path).rstrip("/"))
+    if tail in ("", ".", ".."):
+        return Path(os.path.realpath(path))
+    place = Path(os.path.realpath(head), tail)
+    return place if mount_at(place) is not None else Path(os.path.realpath(place))
+
+
+def find(target: str) -> Mounted:
+    """The mount of tzfs that a name or a path means; a path has a `/` in front of it or is one of the two.
+
+    `NotFound`; `Busy` where a name is mounted at more places than one, which it names.
+    """
+    here = mount_at(locate(target))
+    if here is not None and here.fstype == FSTYPE:
+        return here
+    named = [m for m in tzfs_mounts() if m.name == target]
+    if len(named) > 1:
+        places = [os.fspath(m.path) for m in named]
+        raise Busy(f"{target} is mounted at {', '.join(places)}", holders=places, hint="give the directory")
+    if not named:
+        raise NotFound(f"{target}: nothing of tzfs is mounted there", hint="tzfs status shows what is mounted")
+    return named[0]
 
 
 def is_dead(path: Path) -> bool:
@@ -56,57 +114,121 @@ def is_dead(path: Path) -> bool:
     return False
 
 
-def prepare(path: Path) -> Path:
-    """The mountpoint, resolved and fit to be mounted on: a dead mount of ours is taken away first.
+def prepare(path: Path, *, must_stay: Sequence[Path] = ()) -> Path:
+    """The mountpoint, resolved and fit to be mounted on: dead mounts of ours are taken away first.
 
-    Raises `NotFound`, `NotADirectory`, `Busy` (something is mounted there), `PermissionDenied`.
+    What is in `must_stay` (the store) may not lie below it: the mount would hide it, and wait for itself.  Raises
+    `NotFound`, `NotADirectory`, `Busy` (something is mounted there), `PermissionDenied`, `InvalidArgument`.
     """
-    absolute = Path(os.path.abspath(path))
-    try:  # without touching the last component: a dead mount cannot be resolved
-        resolved = absolute.parent.resolve(strict=True) / absolute.name
+    try:
+        resolved = locate(path)
     except OSError as error:
-        raise NotFound(f"mountpoint {path}: {os.strerror(error.errno or 0)}") from None
+        raise from_os_error(error, f"mountpoint {path}") from error
     there = mount_at(resolved)
-    if there is not None and there.fstype == FSTYPE and is_dead(resolved):
+    for _ in range(STALE_MAX):
+        if there is None or there.fstype != FSTYPE or not is_dead(resolved):
+            break
         unmount(resolved, lazy=True)
         there = mount_at(resolved)
     if there is not None:
         raise Busy(
             f"mountpoint {path}: {there.source} is mounted there", holders=(there.source,), hint="unmount it first"
         )
+    _check_directory(path, resolved)
+    for other in must_stay:
+        if Path(os.path.realpath(other)).is_relative_to(resolved):
+            raise InvalidArgument(f"mountpoint {path}: the mount would hide {other}", hint="mount somewhere else")
+    return resolved
+
+
+def _check_directory(path: Path, resolved: Path) -> None:
     try:
         found = os.stat(resolved)
     except FileNotFoundError:
         raise NotFound(f"mountpoint {path}: no such directory", hint=f"mkdir {path}") from None
     except PermissionError:
         raise PermissionDenied(f"mountpoint {path}: permission denied") from None
+    except NotADirectoryError:
+        raise NotADirectory(f"mountpoint {path}: not a directory on the way") from None
     except OSError as error:
         raise from_os_error(error, f"mountpoint {path}") from error
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectory(f"mountpoint {path} is not a directory")
-    resolved = resolved.resolve()
-    if os.getuid() != 0 and (found.st_uid != os.getuid() or not os.access(resolved, os.W_OK)):
+    # fusermount3's rule: who could not put files there may not cover it either
+    if os.getuid() != 0 and (
+        not os.access(resolved, os.W_OK) or (found.st_mode & stat.S_ISVTX and found.st_uid != os.getuid())
+    ):
         raise PermissionDenied(f"mountpoint {path} is not a directory of yours")
-    return resolved
 
 
-def unmount(path: Path, *, lazy: bool = False) -> None:
-    """Takes a mount away; `Busy` while programs use it, unless `lazy`."""
-    command = (
-        ["umount", "--no-canonicalize"] if os.getuid() == 0 else [shutil.which("fusermount3") or "fusermount3", "-u"]
-    )
-    if lazy:
-        command.append("-l" if os.getuid() == 0 else "-z")
+def unmount(path: Path, *, lazy: bool = False, daemon: int | None = None, timeout_s: float = END_S) -> None:
+    """Takes a mount away; `Busy` while programs use it, unless `lazy`, when it goes as soon as they have left.
+
+    Given the pid of the mount's process, it returns when that has ended, and with it the last commit is done; `Busy`
+    if it takes longer than `timeout_s`.  With `lazy` it does not wait.
+    """
+    pidfd = _open_process(daemon) if daemon is not None and not lazy else None
+    try:
+        if os.getuid() != 0 or not _umount(path, lazy=lazy):
+            _fusermount(path, lazy=lazy)
+        if pidfd is not None and not has_ended(pidfd, timeout_s):
+            raise Busy(
+                f"{path} is unmounted, but process {daemon} is still at work",
+                holders=(f"process {daemon}",),
+                hint="its log says at what",
+            )
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _open_process(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _umount(path: Path, *, lazy: bool) -> bool:
+    """umount2(2); False where this root may not mount, as in a container: fusermount3 may be able to."""
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), flags) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EPERM:
+        return False
+    if number in (errno.EINVAL, errno.ENOENT):
+        raise NotFound(f"{path}: nothing is mounted there")
+    if number == errno.EBUSY:
+        raise _busy(path)
+    raise StoreError(f"{path}: {os.strerror(number)}")
+
+
+def _fusermount(path: Path, *, lazy: bool) -> None:
+    program = shutil.which("fusermount3") or shutil.which("fusermount") or "fusermount3"
     try:
         done = subprocess.run(
-            [*command, "--", os.fspath(path)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+            [program, "-u", *(["-z"] if lazy else []), "--", os.fspath(path)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
         )
     except OSError as error:
-        raise StoreError(f"{command[0]}: {os.strerror(error.errno or 0)}", hint="install fuse3") from error
+        raise StoreError(f"{program}: {os.strerror(error.errno or 0)}", hint="install fuse3") from error
     if done.returncode != 0:
         reason = done.stderr.strip()
         if "busy" in reason.lower():
-            raise Busy(f"{path}: programs are using it", hint="leave it and close its files, or give --lazy")
+            raise _busy(path)
         if mount_at(path) is None:
             raise NotFound(f"{path}: nothing is mounted there")
+        if "not permitted" in reason.lower():
+            raise NotPermitted(f"{path}: the mount is another user's")
         raise StoreError(f"{path}: {reason or 'could not be unmounted'}")
+
+
+def _busy(path: Path) -> Busy:
+    return Busy(f"{path}: programs are using it", hint="leave it and close its files, or give --lazy")

@@ -135,7 +135,7 @@ def gather(target: bytearray | memoryview, pieces: Sequence[tuple[int, Buffer]])
         return
     held = [_from_buffer("uint8_t[]", piece) for _, piece in pieces]
     _lib.tzfs_gather(
-        _from_buffer("uint8_t[]", target),
+        _from_buffer("uint8_t[]", target, require_writable=True),
         len(target),
         _new("uint8_t *[]", held),
         _new("size_t[]", [offset for offset, _ in pieces]),

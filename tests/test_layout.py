@@ -59,7 +59,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     # talking to whoever has a filesystem mounted
     "tzfs.runtime": ("tzfs.limits", "tzfs.errors"),
     "tzfs.jsonrpc": ("tzfs.limits", "tzfs.errors"),
-    "tzfs.control": ("tzfs.limits", "tzfs.errors", "tzfs.jsonrpc"),
+    "tzfs.control": ("tzfs.limits", "tzfs.errors", "tzfs.runtime", "tzfs.jsonrpc"),
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management"),

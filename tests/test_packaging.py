@@ -10,12 +10,16 @@ import ast
 import shutil
 import subprocess
 import sysconfig
+import tomllib
 import venv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
+
+import tzfs
+from tzfs.format.superblock import CREATED_BY
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 COPIED: Final = ("tzfs", "mount", "native", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -107,6 +111,11 @@ def test_the_format_document_and_the_type_marker_are_installed(installed: Instal
 
 def test_the_command_is_installed(installed: Installed) -> None:
     assert (installed.environment / "bin" / "tzfs").is_file()
+
+
+def test_the_version_is_the_same_wherever_it_is_told() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == tzfs.__version__ == CREATED_BY
 
 
 def test_every_folder_with_modules_is_listed_in_setup() -> None:

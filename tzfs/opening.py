@@ -152,6 +152,7 @@ def committed_state(directory: Path) -> CommittedState:
     try:
         txn = meta.begin_read()
         try:
+            read_superblock(txn).check(for_writing=False)
             return CommittedState(read_counters(txn), read_snapshots(txn), charged_bytes(txn))
         finally:
             txn.close()

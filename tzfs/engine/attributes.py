@@ -193,7 +193,11 @@ class Attributes:
         stored: Value = bytes(value)
         if len(value) > INLINE_VALUE_BYTES_MAX:
             extent = head.payload.allocate(len(value))
-            head.payload.write([(extent, value)])
+            try:
+                head.payload.write([(extent, value)])
+            except BaseException:
+                head.unused_extents.append((extent, len(value)))
+                raise
             at = head.epoch_of(ino)
             stored = (Slice(0, len(value), extent, at, 0, len(value), len(value), CODEC_RAW, page_sums(value)),)
         head.begin_change()

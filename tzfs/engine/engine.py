@@ -28,7 +28,7 @@ from tzfs.engine.view import View
 from tzfs.errors import CorruptionError, Exists, InvalidArgument, NotFound
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters, unpack_counters
-from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table
+from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
 from tzfs.format.records import Inode, Reclaim, Snapshot
 from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock, unpack_superblock
 from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction
@@ -123,6 +123,7 @@ class Engine:
         try:
             self.superblock = superblock
             counters = read_counters(txn)
+            counters.txg = Txg(counters.txg + 1)  # the one that was committed is over
             self._trim(txn, counters)
             head = Head(meta, payload, txn, counters, settings=settings or Settings(), clock=clock)
             self._snapshots = read_snapshots(txn)
@@ -361,16 +362,15 @@ class Engine:
         if name in self._snapshots:
             raise Exists(f"snapshot {name!r} exists")
         head.admit(limits.PAGE_BYTES)
+        guid, given = os.urandom(16), dict(properties or {})
+        records.pack_snapshot(Snapshot(head.epoch, guid, 0, 0, 0, 0, given))  # too long properties are refused now
         made: list[Snapshot] = []
 
         def finish() -> None:
             counters = head.counters
             made.append(
-                Snapshot(
-                    counters.epoch, os.urandom(16), head.clock(), counters.txg, counters.inodes, counters.bytes,
-                    dict(properties or {}),
-                )
-            )  # fmt: skip
+                Snapshot(counters.epoch, guid, head.clock(), counters.txg, counters.inodes, counters.bytes, given)
+            )
             head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, records.pack_snapshot(made[0])))
             counters.epoch = Epoch(counters.epoch + 1)
             failpoints.hit("snapshot.row")

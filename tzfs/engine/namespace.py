@@ -324,7 +324,6 @@ class Namespace:
             self._contents.drop(inode, at)
         head.inodes.pop(ino, None)
         head.dirty_inodes.discard(ino)
-        head.dirents.pop(ino, None)
         if ino < head.first_ino:
             head.buried[ino] = (at, inode)
             head.dirty_rows += 2

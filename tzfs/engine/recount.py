@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
+from tzfs.engine.reads import masked, reclaims_of
 from tzfs.engine.slices import extents
 from tzfs.engine.versions import extent_charge
 from tzfs.errors import CorruptionError
@@ -34,6 +35,16 @@ class Recount:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _References:
+    """Which inodes and data ids live, and which rows refer to one."""
+
+    inodes: set[int] = field(default_factory=set)
+    data: set[int] = field(default_factory=set)
+    of_inodes: list[tuple[int, str]] = field(default_factory=list)
+    of_data: list[tuple[int, int, str]] = field(default_factory=list)  # (data id, chunk index, row)
+
+
 def recount(txn: ReadTransaction, epoch: int) -> Recount:
     """Counts everything, and checks the invariant of versions, `change` and `dead` on the way."""
     out = Recount()
@@ -52,8 +63,16 @@ def recount(txn: ReadTransaction, epoch: int) -> Recount:
         if table is Table.EXTENT:
             lifetimes[int.from_bytes(prefix, "big"), birth] = (death, charge)
     changes = {keys.change_parts(key) for key, _ in txn.range(Table.CHANGE, b"")}
+    references = _References()
     for table in keys.VERSIONED:
-        _count_table(txn, table, epoch, out, deaths, changes, cells, charged, lifetimes)
+        _count_table(txn, table, epoch, out, deaths, changes, cells, charged, lifetimes, references)
+    out.problems += [f"no such inode: {row}" for ino, row in references.of_inodes if ino not in references.inodes]
+    reclaims = reclaims_of(txn)
+    out.problems += [
+        f"no such data id: {row}"
+        for data, index, row in references.of_data
+        if data not in references.data and not masked(reclaims, data, index, keys.EPOCH_MAX)
+    ]
     for since, table, prefix in changes:
         out.problems.append(f"change row without a version: {table.name} {prefix.hex()} born at {since}")
     uses: dict[int, list[int]] = {}
@@ -80,6 +99,7 @@ def _count_table(
     cells: Counter[tuple[int, int]],
     charged: Counter[tuple[int, int]],
     lifetimes: dict[tuple[int, int], tuple[int, int]],
+    references: _References,
 ) -> None:
     previous = b""
     for key, value in txn.range(table, b""):
@@ -102,8 +122,18 @@ def _count_table(
         if body is None:
             continue
         charged[LIVE, birth] += len(key) + len(value)
+        about = int.from_bytes(prefix[:8], "big")
         if table is Table.INODE:
-            _count_inode(out, records.unpack_inode(keys.Ino(int.from_bytes(prefix, "big")), key, body))
+            inode = records.unpack_inode(keys.Ino(about), key, body)
+            _count_inode(out, inode)
+            references.inodes.add(about)
+            references.data.add(inode.data)
+        elif table in (Table.INLINE, Table.CHUNK):
+            references.of_data.append((about, keys.chunk_index(prefix) if table is Table.CHUNK else 0, name))
+        else:
+            references.of_inodes.append((about, name))
+            if table is Table.DIRENT:
+                references.of_inodes.append((records.unpack_dirent(key, body)[0], name))
         named: bytes | tuple[Slice, ...] = b""
         if table is Table.CHUNK:
             named = records.unpack_slices(table, key, body)

@@ -128,11 +128,11 @@ class TxgCommitter:
             self._publish(finish)
             failpoints.hit("commit.rows")
             head.txn.commit()
+            failpoints.hit("commit.done")
+            self._next_group()
         except BaseException as error:
             head.fail(f"commit of transaction group {head.counters.txg} failed: {error}")
             raise
-        failpoints.hit("commit.done")
-        self._next_group()
 
     def _publish(self, finish: Callable[[], None] | None) -> None:
         head = self._head

@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from tzfs.errors import CorruptionError, ForeignStore
+from tzfs.errors import CorruptionError, ForeignStore, LimitReached
 from tzfs.format.keys import DataId, Epoch, ExtentId, Ino, Table
 from tzfs.native import record_sum
 
@@ -369,11 +369,17 @@ class Snapshot:
 
 
 _SNAPSHOT: Final = struct.Struct(">Q16sqQQQ")
+SNAPSHOT_JSON_BYTES_MAX: Final = 4000  # with 61 bytes before it, the record stays in its page
 
 
 def pack_snapshot(s: Snapshot) -> bytes:
-    rest = {**s.extra, "properties": s.properties, "holds": s.holds}
-    return _SNAPSHOT.pack(s.epoch, s.guid, s.created_ns, s.txg, s.inodes, s.bytes) + pack_json(rest)
+    """`LimitReached` where properties and holds are too long together: find out before anything is changed."""
+    rest = pack_json({**s.extra, "properties": s.properties, "holds": s.holds})
+    if len(rest) > SNAPSHOT_JSON_BYTES_MAX:
+        raise LimitReached(
+            f"a snapshot's properties and holds would take {len(rest)} bytes; at most {SNAPSHOT_JSON_BYTES_MAX} fit"
+        )
+    return _SNAPSHOT.pack(s.epoch, s.guid, s.created_ns, s.txg, s.inodes, s.bytes) + rest
 
 
 def unpack_snapshot(key: bytes, body: bytes) -> Snapshot:

@@ -34,6 +34,7 @@ FORMAT_VERSION: Final = 1
 CHECKSUM: Final = "fnv1a-folded"
 PAYLOAD_CHECKSUM: Final = "xxh3-32/4k"
 NAMES: Final = "bytes"
+CREATED_BY: Final = "0.1.0"  # tzfs.__version__, which is above this floor; a test compares them
 
 
 class Kind(StrEnum):
@@ -93,7 +94,7 @@ class Superblock:
 
     guid: str
     created_ns: int
-    created_by: str = ""
+    created_by: str = CREATED_BY
     format_version: int = FORMAT_VERSION
     generation: int = 0
     compat: int = 0
@@ -106,7 +107,9 @@ class Superblock:
     extra: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def new(cls, *, guid: bytes, created_ns: int, created_by: str = "", origin: Origin | None = None) -> Superblock:
+    def new(
+        cls, *, guid: bytes, created_ns: int, created_by: str = CREATED_BY, origin: Origin | None = None
+    ) -> Superblock:
         """That of a filesystem just made."""
         made = cls(guid.hex(), created_ns, created_by, origin=origin)
         return made if origin is None else made.with_features(f for f in FEATURES if f.name == "origin")

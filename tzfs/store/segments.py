@@ -265,8 +265,9 @@ class Segments:
         number = extent_segment(extent)
         try:
             hit(_PUNCH)
-            with self._using(number) as fd:
+            with self._writing, self._using(number) as fd:
                 space.punch(fd, extent_offset(extent), nbytes)
+                self._unsynced.add(number)  # the commit that forgets the extent must not outlive its hole
         except SegmentGone:
             pass
         except OSError as error:

@@ -1,0 +1,66 @@
+"""Engines on stores in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tzfs.engine.engine import Engine, Settings
+from tzfs.store.memory import MemoryMeta, MemoryPayload
+
+GUID = bytes(range(16))
+
+
+class Workspace:
+    """An engine that can be closed, or broken off, and opened again."""
+
+    def __init__(self) -> None:
+        self.meta, self.payload = MemoryMeta(), MemoryPayload()
+        Engine.format(self.meta, guid=GUID, now_ns=1)
+        self.engine = Engine(self.meta, self.payload, settings=Settings())
+
+    def file(self, name: bytes, data: bytes = b"", parent: int = 1) -> int:
+        ino = self.engine.mknod(parent, name, 0o100644, uid=1, gid=1).ino
+        if data:
+            self.engine.write(ino, 0, data)
+        return ino
+
+    def crash(self) -> None:
+        self.engine.abandon()
+        self._reopen()
+
+    def restart(self) -> None:
+        self.engine.close()
+        self._reopen()
+
+    def _reopen(self) -> None:
+        self.meta, self.payload = self.meta.after_crash(), self.payload.after_crash()
+        self.engine = Engine(self.meta, self.payload, settings=Settings())
+
+    def settle(self) -> None:
+        """All background work done and committed."""
+        while True:
+            self.engine.commit()
+            while self.engine.background_step():
+                pass
+            if not self.engine.dirty:
+                return
+
+    def assert_sound(self) -> None:
+        assert self.engine.recount().problems == []
+        assert self.engine.drift == []
+
+
+@pytest.fixture
+def ws() -> Iterator[Workspace]:
+    workspace = Workspace()
+    yield workspace
+    if workspace.engine.failed is None:
+        workspace.assert_sound()
+        workspace.engine.close()
+
+
+@pytest.fixture
+def make() -> Callable[[], Workspace]:
+    return Workspace

@@ -1,0 +1,1 @@
+"""Stores as earlier formats wrote them, and the program that made each."""

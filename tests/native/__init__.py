@@ -1,0 +1,1 @@
+"""What is done in C against its Python references, and under the sanitizers."""
