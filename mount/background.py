@@ -172,10 +172,7 @@ def _fork_again(serve: Serve, writing: int, log_path: Path, mask: _Mask) -> NoRe
     status = 1
     try:
         os.setsid()
-        if os.fork() == 0:
-            status = _Daemon(writing, log_path, mask).run(serve)
-        else:
-            status = 0
+        status = _Daemon(writing, log_path, mask).run(serve) if os.fork() == 0 else 0
     except OSError as error:
         os.write(writing, jsonrpc.encode(jsonrpc.failure(from_os_error(error, "going to the background"), None)))
     finally:

@@ -42,6 +42,7 @@ CONTROL_TREE = limits.SNAPSHOT_VIEWS_MAX - 1
 ZFS_NODE = CONTROL_TREE << limits.INO_BITS | 1
 SNAPSHOTS_NODE = CONTROL_TREE << limits.INO_BITS | 2
 WRITING = 1 << 63  # in a file handle: it may write
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 ZFS_NAME, SNAPSHOTS_NAME = b".zfs", b"snapshot"
 LISTING_BATCH = 48  # entries with attributes that fit the kernel's 4-8 KiB of a READDIR, and a few
 
@@ -479,8 +480,8 @@ class Operations(pyfuse3.Operations):
     @answered
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         self._check_xattr()
-        if name.startswith(b"system."):
-            raise FUSEError(errno.ENOTSUP)  # ACLs would have to be obeyed
+        if not name.startswith(XATTR_NAMESPACES):
+            raise FUSEError(errno.ENOTSUP)  # of `system.`, ACLs would have to be obeyed
         self._writable(inode).setxattr(inode, name, value)
         self._changed()
 
@@ -492,13 +493,18 @@ class Operations(pyfuse3.Operations):
 
     # -- contents ----------------------------------------------------------------------------------------------------
 
-    def _open(self, node: int, flags: int) -> FileInfo:
-        """A handle; O_TRUNC comes with OPEN, and what is read-only is not opened for writing."""
+    def _open(self, node: int, flags: int, *, uid: int) -> FileInfo:
+        """A handle; O_TRUNC comes with OPEN, and what is read-only is not opened for writing.
+
+        The kernel takes set-user-ID and set-group-ID away at a write, but leaves it to us at O_TRUNC.
+        """
         if not flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             return FileInfo(fh=cast(Any, node), keep_cache=True)
         engine = self._writable(node)
         if flags & os.O_TRUNC:
-            engine.setattr(node, size=0)
+            mode = engine.inode(node).mode & 0o7777
+            kept = mode if uid == 0 else mode & ~0o4000 & ~(0o2000 if mode & 0o010 else 0)
+            engine.setattr(node, size=0, mode=kept if kept != mode else None)
             self._changed()
         self._writers[node] = self._writers.get(node, 0) + 1
         return FileInfo(fh=cast(Any, node | WRITING), keep_cache=True)
@@ -509,7 +515,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return self._open(inode, flags)
+        return self._open(inode, flags, uid=ctx.uid)
 
     @answered
     def create(
@@ -525,7 +531,7 @@ class Operations(pyfuse3.Operations):
         else:
             flags &= ~os.O_TRUNC
         self._changed()
-        return self._open(inode.ino, flags), self._told(inode)
+        return self._open(inode.ino, flags, uid=ctx.uid), self._told(inode)
 
     @answered_later
     async def read(self, fh: int, off: int, size: int) -> bytes:

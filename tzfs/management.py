@@ -22,12 +22,19 @@ from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.control import ControlClient, connect
 from tzfs.engine.engine import Settings
-from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound
+from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound, StoreError
 from tzfs.filesystem import FileSystem
 from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State, check
-from tzfs.names import FilesystemName, Scope, SnapshotName, parse_filesystem, parse_snapshot
+from tzfs.names import (
+    FilesystemName,
+    Scope,
+    SnapshotName,
+    parse_filesystem,
+    parse_property_target,
+    parse_snapshot,
+)
 from tzfs.opening import Reader, Writer, committed_state, format_filesystem
 from tzfs.runtime import default_store
 from tzfs.store.lease import live_views
@@ -282,13 +289,16 @@ class Store:
 
     # -- what there is -------------------------------------------------------------------------------------------
 
-    def status(self) -> list[MountStatus]:
-        """Every mount and every other process that has a filesystem of the store open."""
+    def status(self, *, ask: bool = True) -> list[MountStatus]:
+        """Every mount and every other process that has a filesystem of the store open.
+
+        With `ask` each mount is asked whether it has failed; without, nobody is waited for.
+        """
         out = []
         for info in self.catalog.list():
             holder = self.catalog.holder(info)
             if holder is not None:
-                out.append(self._holder_status(info, holder))
+                out.append(self._holder_status(info, holder, ask=ask))
             for view in live_views(info.folder):
                 mountpoint = str(view.get("mountpoint") or "-")
                 out.append(
@@ -296,7 +306,9 @@ class Store:
                 )
         return out
 
-    def _holder_status(self, info: FilesystemInfo, holder: Mapping[str, str | int | float | None]) -> MountStatus:
+    def _holder_status(
+        self, info: FilesystemInfo, holder: Mapping[str, str | int | float | None], *, ask: bool
+    ) -> MountStatus:
         status = MountStatus(
             str(info.name),
             str(holder.get("mountpoint") or "-"),
@@ -304,22 +316,21 @@ class Store:
             str(holder.get("kind") or "-"),
         )
         where = holder.get("socket")
-        if isinstance(where, str):
+        if ask and isinstance(where, str):
             try:
                 with connect(Path(where), timeout_s=5.0) as mount:
                     answer = mount.call("info")
                 failed: Json = answer.get("failed") if isinstance(answer, dict) else None
                 if isinstance(failed, str):
                     status = replace(status, failed=failed)
-            except (NotFound, MountFailed) as error:
-                status = replace(status, failed=str(error))
+            except (NotFound, StoreError) as error:  # it is just beginning, ending, or stuck
+                if self.catalog.holder(info) is not None:
+                    status = replace(status, failed=f"does not answer: {error}")
         return status
 
 
 def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope:
     """A target as `set` takes it, parsed."""
-    from tzfs.names import parse_property_target
-
     return parse_property_target(target) if isinstance(target, str) else target
 
 

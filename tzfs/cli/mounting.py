@@ -106,19 +106,19 @@ def umount_command(ctx: click.Context, lazy: bool, target: str) -> None:
         mountpoint.unmount(where, lazy=lazy)  # a mount of another store, or one whose process is gone
         return
     mountpoint.unmount(Path(found.mountpoint), lazy=lazy)
-    _wait(lambda: not any(s.pid == found.pid for s in store.status()), found)
+    _wait(lambda: not any(s.pid == found.pid for s in store.status(ask=False)), found)
 
 
 def _find(store: Store, target: str) -> MountStatus | None:
     where = os.path.abspath(target)
-    by_path = [s for s in store.status() if s.mountpoint == where or s.mountpoint == os.path.realpath(target)]
+    by_path = [s for s in store.status(ask=False) if s.mountpoint == where or s.mountpoint == os.path.realpath(target)]
     if by_path:
         return by_path[-1]
     try:
         name = str(parse(target))
     except TzfsError:
         return None
-    by_name = [s for s in store.status() if s.what == name and s.mountpoint != "-"]
+    by_name = [s for s in store.status(ask=False) if s.what == name and s.mountpoint != "-"]
     if len(by_name) > 1:
         places = [s.mountpoint for s in by_name]
         raise Busy(f"{name} is mounted at {', '.join(places)}", holders=places, hint="give the directory")

@@ -44,7 +44,7 @@ def run_command(ctx: click.Context, options: tuple[str, ...], name: str, command
 def _mounted(store: Store, name: str, options: tuple[str, ...]) -> Iterator[Path]:
     info = store.get(name)
     check(Command.RUN, info.name, info.state)
-    for status in store.status():
+    for status in store.status(ask=False):
         if status.what == str(info.name) and status.mountpoint != "-":
             yield Path(status.mountpoint)
             return
@@ -68,13 +68,13 @@ def _leave(store_path: Path, where: Path) -> None:
     from tzfs.mount import mountpoint
 
     with open_store(store_path) as store:
-        found = next((s for s in store.status() if s.mountpoint == os.fspath(where)), None)
+        found = next((s for s in store.status(ask=False) if s.mountpoint == os.fspath(where)), None)
         try:
             mountpoint.unmount(where)
         except TzfsError:
             mountpoint.unmount(where, lazy=True)  # the command has left something running in it
         if found is not None:
-            mounting._wait(lambda: not any(s.pid == found.pid for s in store.status()), found)
+            mounting._wait(lambda: not any(s.pid == found.pid for s in store.status(ask=False)), found)
 
 
 def _execute(command: tuple[str, ...], where: Path) -> int:
