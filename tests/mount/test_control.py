@@ -1,138 +1,29 @@
-"""The control socket from both ends, with methods of the test's own: server in a thread, clients as programs are.
+"""Calls and messages over the control socket: server in a thread, clients as programs are.
 
-What is about time runs in one loop with a clock that jumps (test_control_patience.py); parameters and messages without
-a socket are in test_method.py and tests/test_jsonrpc.py.
+The socket itself, and peers that are not what they should be: test_control_socket.py.  What is about time runs in one
+loop with a clock that jumps: test_control_patience.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import socket
-import stat
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import cast
 
 import pytest
 import trio
 
+from tests.mount.controlled import ANSWER_S, METHODS, Nothing, Raw, error_code, failing, request, serving
 from tzfs import limits
 from tzfs.control import ControlClient, connect
-from tzfs.errors import (
-    Busy,
-    Exists,
-    InternalError,
-    InvalidArgument,
-    LimitReached,
-    NoSpace,
-    NotFound,
-    StoreError,
-    TzfsError,
-)
+from tzfs.errors import Busy, InternalError, InvalidArgument, LimitReached, NoSpace, TzfsError
 from tzfs.jsonrpc import Json, Params
 from tzfs.mount.control import BATCH_MAX, ControlServer
-from tzfs.mount.method import Declared, Handler, Report, method, reporting
-
-ANSWER_S = 20.0  # far beyond any answer of a live server; what is late is hung
-
-
-class Nothing(TypedDict):
-    """No parameters."""
-
-
-class Greeting(TypedDict):
-    name: str
-    times: NotRequired[int]
-
-
-class Count(TypedDict):
-    to: int
-
-
-async def ping(params: Params) -> Json:
-    return "pong"
-
-
-def greet(params: Greeting) -> Json:
-    return " ".join([f"hello {params['name']}"] * params.get("times", 1))
-
-
-async def count(params: Count, report: Report) -> Json:
-    for number in range(params["to"]):
-        await report({"done": number})
-    return params["to"]
-
-
-async def count_in_threads(params: Count, report: Report) -> Json:
-    async with trio.open_nursery() as nursery:
-        for number in range(params["to"]):
-            nursery.start_soon(
-                trio.to_thread.run_sync, lambda n=number: trio.from_thread.run(report, "x" * 9000 + str(n))
-            )
-    return params["to"]
-
-
-def failing(error: BaseException) -> Handler:
-    def fail(params: Params) -> Json:
-        raise error
-
-    return fail
-
-
-METHODS: dict[str, Handler | Declared] = {
-    "ping": ping,
-    "greet": method(Greeting, greet),
-    "count": reporting(Count, count),
-    "count.in.threads": reporting(Count, count_in_threads),
-    "echo": lambda params: dict(params),
-    "busy": failing(Busy("in use", holders=["pid 1", "pid 2"], hint="wait")),
-    "space": failing(NoSpace("the disk is full")),
-    "os": failing(OSError(28, "No space left on device")),
-    "bug": failing(ZeroDivisionError("secret detail")),
-    "no json": lambda params: cast(Json, b"bytes"),
-    "not a number": lambda params: float("nan"),
-    "much": lambda params: "x" * limits.RPC_MESSAGE_BYTES_MAX,
-}
-
-
-@contextmanager
-def serving(path: Path, methods: dict[str, Handler | Declared] = METHODS) -> Iterator[ControlServer]:
-    """A server in a thread of its own; it is cancelled at the end, whoever is connected."""
-    server = ControlServer(path, methods)
-    server.bind()
-    up = threading.Event()
-    handed: list[tuple[trio.lowlevel.TrioToken, trio.CancelScope]] = []
-    raised: list[BaseException] = []
-
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve)
-            handed.append((trio.lowlevel.current_trio_token(), nursery.cancel_scope))
-            up.set()
-
-    def run() -> None:
-        try:
-            trio.run(main)
-        except BaseException as error:
-            raised.append(error)
-        finally:
-            up.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert up.wait(ANSWER_S)
-    try:
-        yield server
-    finally:
-        if handed:
-            token, scope = handed[0]
-            token.run_sync_soon(scope.cancel)
-        thread.join(ANSWER_S)
-        assert not thread.is_alive()
-        assert not raised, raised
+from tzfs.mount.method import Declared, Handler, Report, reporting
 
 
 @pytest.fixture
@@ -152,53 +43,11 @@ def client(server: ControlServer, path: Path) -> Iterator[ControlClient]:
         yield client
 
 
-class Raw:
-    """A client that sends whatever bytes it likes."""
-
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(ANSWER_S)
-        self.socket.connect(os.fspath(path))
-        self._lines = self.socket.makefile("rb")
-
-    def send(self, message: object) -> None:
-        self.socket.sendall(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> dict[str, Json]:
-        line = self._lines.readline()
-        assert line.endswith(b"\n"), f"the connection ended after {line!r}"
-        return cast("dict[str, Json]", json.loads(line))
-
-    def ask(self, message: object) -> dict[str, Json]:
-        self.send(message)
-        return self.receive()
-
-    def at_end(self) -> bool:
-        try:
-            return self._lines.read(1) == b""
-        except ConnectionResetError:
-            return True
-
-    def close(self) -> None:
-        self._lines.close()
-        self.socket.close()
-
-
 @pytest.fixture
 def raw(server: ControlServer, path: Path) -> Iterator[Raw]:
     raw = Raw(path)
     yield raw
     raw.close()
-
-
-def request(name: str, number: object = 1, **params: object) -> dict[str, object]:
-    return {"jsonrpc": "2.0", "method": name, "params": params, "id": number}
-
-
-def error_code(answer: dict[str, Json]) -> Json:
-    error = answer["error"]
-    assert isinstance(error, dict)
-    return error["code"]
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
@@ -517,217 +366,6 @@ def test_a_request_is_carried_out_though_its_client_has_gone(path: Path) -> None
         assert done.wait(ANSWER_S)
         with connect(path) as client:
             assert client.call("ping") == "pong"
-
-
-# -- the socket's file -------------------------------------------------------------------------------------------------
-
-
-def test_only_the_owner_may_connect(server: ControlServer, path: Path) -> None:
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert path.stat().st_uid == os.getuid()
-
-
-def test_the_end_of_a_server_takes_its_file_away_and_ends_its_clients(path: Path) -> None:
-    with serving(path):
-        clients = [connect(path), connect(path)]
-        half = Raw(path)
-        half.send(b'{"half')
-        assert clients[0].call("ping") == "pong"
-    assert not path.exists()
-    for client in clients:
-        with pytest.raises(StoreError, match="ended the connection"):
-            client.call("ping")
-    assert half.at_end()
-    half.close()
-    with pytest.raises(NotFound, match="no mount listens"):
-        connect(path)
-
-
-def test_a_server_that_has_bound_and_never_served_takes_its_file_away(path: Path) -> None:
-    server = ControlServer(path, METHODS)
-    server.bind()
-    assert path.exists()
-    server.close()
-    server.close()
-    assert not path.exists()
-
-
-def test_a_socket_left_by_a_crash_is_replaced(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as crashed:
-        crashed.bind(os.fspath(path))
-        crashed.listen()
-    with pytest.raises(NotFound):
-        connect(path)
-    with serving(path), connect(path) as client:
-        assert client.call("ping") == "pong"
-
-
-def test_a_second_server_is_refused_and_the_first_goes_on(server: ControlServer, path: Path) -> None:
-    with pytest.raises(Exists, match="another process listens"):
-        ControlServer(path, METHODS).bind()
-    with connect(path) as client:
-        assert client.call("ping") == "pong"
-
-
-def test_a_server_that_is_too_busy_to_accept_counts_as_one(path: Path) -> None:
-    with ExitStack() as stack:
-        busy = stack.enter_context(socket.socket(socket.AF_UNIX))
-        busy.bind(os.fspath(path))
-        busy.listen(0)
-        for _ in range(2):  # its queue is full
-            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
-            waiting.setblocking(False)
-            try:
-                waiting.connect(os.fspath(path))
-            except BlockingIOError:
-                break
-        with pytest.raises(Exists, match="another process listens"):
-            ControlServer(path, METHODS).bind()
-        with pytest.raises(StoreError, match=r"takes no connection within 0\.05 s"):
-            connect(path, timeout_s=0.05)
-
-
-def test_a_file_at_the_path_is_refused_and_kept(path: Path) -> None:
-    path.write_text("precious")
-    with pytest.raises(Exists, match="not a socket of ours"):
-        ControlServer(path, METHODS).bind()
-    assert path.read_text() == "precious"
-
-
-@pytest.mark.parametrize("target", ["a file", "a socket", "nothing"])
-def test_a_symbolic_link_at_the_path_is_refused_and_not_followed(path: Path, target: str) -> None:
-    other = path.with_name("other")
-    with socket.socket(socket.AF_UNIX) as listener:
-        if target == "a file":
-            other.write_text("precious")
-        elif target == "a socket":
-            listener.bind(os.fspath(other))
-        path.symlink_to(other)
-        with pytest.raises(Exists, match="not a socket of ours"):
-            ControlServer(path, METHODS).bind()
-        assert path.is_symlink()
-        assert other.exists() == (target != "nothing")
-
-
-@pytest.mark.needs("root")
-def test_another_users_socket_at_the_path_is_refused_and_kept(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as theirs:
-        theirs.bind(os.fspath(path))
-    os.chown(path, 12345, 12345)
-    with pytest.raises(Exists, match="not a socket of ours"):
-        ControlServer(path, METHODS).bind()
-    assert path.exists()
-
-
-def test_another_socket_that_has_taken_the_path_is_left_alone_at_the_end(path: Path) -> None:
-    first = ControlServer(path, METHODS)
-    first.bind()
-    path.unlink()
-    second = ControlServer(path, METHODS)
-    second.bind()
-    first.close()
-    assert path.exists()
-    second.close()
-    assert not path.exists()
-
-
-def test_a_directory_that_is_not_there_is_an_error_that_names_the_socket(tmp_path: Path) -> None:
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(StoreError, match="control socket"):
-        ControlServer(tmp_path / "absent" / "control.sock", METHODS).bind()
-    assert os.listdir("/proc/self/fd") == before
-
-
-def test_a_path_beyond_an_addresss_length_serves_all_the_same(tmp_path: Path) -> None:
-    folder = tmp_path / ("d" * 120)
-    folder.mkdir()
-    path = folder / "control.sock"
-    with serving(path), connect(path) as client:
-        assert client.call("ping") == "pong"
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with pytest.raises(Exists):
-            ControlServer(path, METHODS).bind()
-    assert not path.exists()
-
-
-# -- the other end is not what it should be ------------------------------------------------------------------------------
-
-
-@contextmanager
-def answering(path: Path, conversation: Callable[[socket.socket], None]) -> Iterator[None]:
-    """A server that takes one client and does as it is told."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.fspath(path))
-    listener.listen()
-
-    def run() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            conversation(connection)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(ANSWER_S)
-        listener.close()
-        assert not thread.is_alive()
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (b"", "ended the connection"),
-        (b'{"jsonrpc": "2.0", "id": 1', "ended the connection"),
-        (b"hello\n", "something else than JSON-RPC"),
-        (b"[1]\n", "something else than JSON-RPC"),
-        (b"x" * (limits.RPC_MESSAGE_BYTES_MAX + 65536), "more than a message may have"),
-    ],
-    ids=["nothing", "half", "no json", "no object", "too much"],
-)
-def test_what_is_no_answer_is_the_mounts_fault(path: Path, answer: bytes, message: str) -> None:
-    def conversation(connection: socket.socket) -> None:
-        connection.recv(65536)
-        try:
-            connection.sendall(answer)
-        except (BrokenPipeError, ConnectionResetError):
-            return
-
-    with answering(path, conversation), connect(path) as client, pytest.raises(StoreError, match=message):
-        client.call("ping")
-
-
-def test_answers_to_other_requests_are_passed_over(path: Path) -> None:
-    def conversation(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(b'{"jsonrpc": "2.0", "result": "old", "id": 0}\n')
-        connection.sendall(b'{"jsonrpc": "2.0", "method": "progress", "params": {"id": 0, "value": 1}}\n')
-        connection.sendall(b'{"jsonrpc": "2.0", "result": "new", "id": 1}\n')
-
-    heard: list[Json] = []
-    with answering(path, conversation), connect(path) as client:
-        assert client.call("ping", progress=heard.append) == "new"
-    assert heard == []
-
-
-def test_a_silent_mount_is_given_up_after_the_time_that_was_said(path: Path) -> None:
-    go = threading.Event()
-    with answering(path, lambda connection: cast(None, go.wait(ANSWER_S))), connect(path) as client:
-        with pytest.raises(StoreError, match=r"no answer within 0\.05 s") as caught:
-            client.call("ping", timeout_s=0.05)
-        go.set()
-    assert caught.value.hint == "tzfs status shows whether the mount is alive"
-
-
-def test_where_nobody_listens_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFound):
-        connect(tmp_path / "absent")
-    (tmp_path / "file").touch()
-    with pytest.raises(NotFound):
-        connect(tmp_path / "file")
-    with pytest.raises(NotFound):
-        connect(tmp_path / "absent" / ("long" * 40) / "socket")
 
 
 def test_every_class_of_error_crosses_the_socket_as_itself(path: Path) -> None:
