@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyfuse3
@@ -26,7 +26,7 @@ import trio
 
 from tzfs import failpoints
 from tzfs.errors import MountFailed, TzfsError
-from tzfs.lifecycle import Command
+from tzfs.lifecycle import Command, State
 from tzfs.management import Store, open_store, settings_of
 from tzfs.mount import mountpoint as mountpoints
 from tzfs.mount import pump
@@ -82,18 +82,17 @@ class Mount:
 
     def reload(self) -> None:
         """Reads the filesystem's properties again."""
-        if self.writer is None:
-            return
         with open_store(self.store, create=False) as store:
-            self._apply(store)
+            self.apply(store)
 
-    def _apply(self, store: Store) -> None:
-        assert self.writer is not None
+    def apply(self, store: Store) -> None:
+        """Does as the filesystem's properties say."""
         info = store.catalog.get(self.name)
-        fresh, settings = settings_of(info), self.writer.engine.settings
-        settings.txg_interval_s = fresh.txg_interval_s
-        settings.dirty_bytes_max = fresh.dirty_bytes_max
-        settings.chunk_shift = fresh.chunk_shift
+        if self.writer is not None:
+            fresh, settings = settings_of(info), self.writer.engine.settings
+            settings.txg_interval_s = fresh.txg_interval_s
+            settings.dirty_bytes_max = fresh.dirty_bytes_max
+            settings.chunk_shift = fresh.chunk_shift
         self.snapdir_visible = info.property("snapdir").parsable == "visible"
 
 
@@ -123,8 +122,22 @@ def serve(store_path: Path, name: str, where: Path, options: MountOptions, ready
             reader = stack.enter_context(store.reader(parsed, {"mountpoint": os.fspath(where)}))
             guid, tag = store.get(parsed.filesystem).guid, f"{os.getpid()}"
             operations = Operations(reader.view, xattr=options.xattr)
-            options = MountOptions(options.allow_other, options.xattr, False, True, options.use_pump, options.spin_us)
+            options = replace(options, writeback=False, readonly=True)
             mount = Mount(name, store.path, where, options, operations, None, None, stop)
+        elif options.readonly or store.get(parsed).state is State.ARCHIVED:
+            told = {"kind": "mount", "mountpoint": os.fspath(where)}
+            head = stack.enter_context(store.head_reader(parsed, told))
+            guid, tag = store.get(parsed).guid, "ro"
+            operations = Operations(
+                head.tree,
+                xattr=options.xattr,
+                snapshots=head,
+                snapdir_visible=lambda: mount.snapdir_visible,
+            )
+            options = replace(options, writeback=False, readonly=True)
+            mount = Mount(name, store.path, where, options, operations, None, None, stop)
+            mount.apply(store)
+            head.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
         else:
             told = {"kind": "mount", "mountpoint": os.fspath(where)}
             writer = stack.enter_context(store.writer(parsed, told, Command.MOUNT))
@@ -139,7 +152,7 @@ def serve(store_path: Path, name: str, where: Path, options: MountOptions, ready
                 snapdir_visible=lambda: mount.snapdir_visible,
             )
             mount = Mount(str(parsed), store.path, where, options, operations, committer, writer, stop)
-            mount._apply(store)
+            mount.apply(store)
             writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
         store.close()  # the catalog is opened again when it is needed
         control = ControlServer(socket_path(guid, tag), methods(mount))
@@ -164,8 +177,8 @@ def serve(store_path: Path, name: str, where: Path, options: MountOptions, ready
 def _tune_collector() -> None:
     """Nearly all that the daemon allocates lives until the next commit and then goes by itself.
 
-    Python's collector looks at it every 700 objects in the meantime, which was a third of a request's time; it now looks
-    for cycles after 50,000, and never again at what was there at the start.
+    Python's collector looks at it every 700 objects in the meantime, which was a third of a request's time; it now
+    looks for cycles after 50,000, and never again at what was there at the start.
     """
     gc.collect()
     gc.freeze()

@@ -33,6 +33,7 @@ from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
 from tzfs.mount.committing import Committer
 from tzfs.mount.lookups import LookupCounts
+from tzfs.opening import HeadReader
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ class Operations(pyfuse3.Operations):
         root: Engine | View,
         committer: Committer | None = None,
         *,
+        snapshots: Engine | HeadReader | None = None,
         xattr: bool = False,
         writeback: bool = False,
         snapdir_visible: Callable[[], bool] = lambda: False,
@@ -155,6 +157,7 @@ class Operations(pyfuse3.Operations):
         self.enable_writeback_cache = writeback
         self._live: Engine | View = root
         self._engine = root if isinstance(root, Engine) else None
+        self._snapshots = snapshots or self._engine  # what `.zfs` shows; a mounted snapshot has none
         self._committer = committer
         self._xattr = xattr
         self._snapdir_visible = snapdir_visible
@@ -224,13 +227,12 @@ class Operations(pyfuse3.Operations):
 
     def _view_tree(self, name: bytes) -> int:
         """The tree bits of a snapshot's view; `NotFound`."""
-        engine = self._engine
         text = os.fsdecode(name)
         number = self._view_numbers.get(text)
         if number is None:
-            if engine is None:
+            if self._snapshots is None:
                 raise NotFound("a snapshot has no snapshots")
-            view = engine.view(text)
+            view = self._snapshots.view(text)
             if len(self._views) + 1 >= CONTROL_TREE:
                 raise FUSEError(errno.ENFILE)
             self._views.append(view)
@@ -252,7 +254,7 @@ class Operations(pyfuse3.Operations):
             found = self._live.find(parent_inode, name)
             if found is not None:
                 return self._told(found)
-            if name == ZFS_NAME and parent_inode == ROOT and self._engine is not None:
+            if name == ZFS_NAME and parent_inode == ROOT and self._snapshots is not None:
                 self.counts.add(ZFS_NODE)
                 return self._control_attributes(ZFS_NODE)
             return self._absent()
@@ -344,7 +346,7 @@ class Operations(pyfuse3.Operations):
             if not reply(token, b"..", self._attributes(tree.inode(up), bits), 2):
                 return
             start_id = 2
-        shows_zfs = node == ROOT and self._engine is not None and self._snapdir_visible()
+        shows_zfs = node == ROOT and self._snapshots is not None and self._snapdir_visible()
         del names[start_id - 2 :]  # a program may have gone back
         after = names[-1] if names else b""
         while True:
@@ -367,8 +369,8 @@ class Operations(pyfuse3.Operations):
         entries: list[tuple[bytes, int]] = [(b".", node), (b"..", ZFS_NODE if node == SNAPSHOTS_NODE else ROOT)]
         if node == ZFS_NODE:
             entries.append((SNAPSHOTS_NAME, SNAPSHOTS_NODE))
-        elif self._engine is not None:
-            entries += [(os.fsencode(name), 0) for name in self._engine.snapshots()]
+        elif self._snapshots is not None:
+            entries += [(os.fsencode(name), 0) for name in self._snapshots.snapshots()]
         for position, (name, at) in enumerate(entries[start_id:], start_id):
             if not at:
                 tree = self._view_tree(name)

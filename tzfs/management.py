@@ -35,10 +35,10 @@ from tzfs.names import (
     parse_property_target,
     parse_snapshot,
 )
-from tzfs.opening import Reader, Writer, committed_state, format_filesystem
+from tzfs.opening import HeadReader, Reader, Writer, committed_state, format_filesystem
 from tzfs.runtime import default_store
 from tzfs.store.lease import live_views
-from tzfs.tree import SnapshotView
+from tzfs.tree import SnapshotView, Tree
 
 Name = str | FilesystemName
 
@@ -155,6 +155,17 @@ class Store:
         """The lease, the tables and the engine of a filesystem; `told` says to others who has it."""
         info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=command)
         return Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings_of(info))
+
+    def head_reader(self, name: Name, told: Mapping[str, str]) -> HeadReader:
+        """A filesystem that nobody writes, archived or not, for reading; nobody can write it meanwhile."""
+        info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=Command.MOUNT_READONLY)
+        return HeadReader(info.folder, bytes.fromhex(info.guid), lease=lease)
+
+    @contextmanager
+    def open_readonly(self, name: Name) -> Iterator[Tree]:
+        """The tree of a filesystem that nobody writes, archived or not.  `Busy` where somebody does."""
+        with self.head_reader(name, {"kind": "program"}) as reader:
+            yield Tree(reader.tree)
 
     def reader(self, name: str | SnapshotName, told: Mapping[str, str] | None = None) -> Reader:
         """A snapshot, held against its destruction; `reader.view` has the calls by inode number."""

@@ -136,6 +136,54 @@ class Reader:
         self.close()
 
 
+class HeadReader:
+    """A filesystem that nobody writes, open for reading as it was last committed, with its snapshots.
+
+    It holds the lease, so that nobody begins to write, archive or destroy it meanwhile.
+    """
+
+    def __init__(self, directory: Path, guid: bytes, *, lease: Lease) -> None:
+        """Takes over the lease, and releases it also where opening fails."""
+        with ExitStack() as stack:
+            self.lease = lease
+            stack.callback(lease.release)
+            self._meta = LmdbMeta(directory / META, readonly=True)
+            stack.callback(self._meta.close)
+            txn = self._meta.begin_read()
+            try:
+                superblock = read_superblock(txn)
+                superblock.check(for_writing=False)
+                _check_guid(directory, superblock.guid, guid)
+                counters, self._snapshots = read_counters(txn), read_snapshots(txn)
+            finally:
+                txn.close()
+            self._payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
+            stack.callback(self._payload.close)
+            self._stack = stack.pop_all()
+        head = Snapshot(counters.epoch, guid, 0, counters.txg, counters.inodes, counters.bytes)
+        self.tree = View(self._meta, self._payload, "", head)
+
+    def snapshots(self) -> dict[str, Snapshot]:
+        """All snapshots by name, oldest first."""
+        return dict(self._snapshots)
+
+    def view(self, name: str) -> View:
+        """A snapshot's tree; `NotFound`."""
+        if name not in self._snapshots:
+            raise NotFound(f"no snapshot {name!r}")
+        return View(self._meta, self._payload, name, self._snapshots[name])
+
+    def close(self) -> None:
+        """Gives everything back; the lease last."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 @dataclass(frozen=True, slots=True)
 class CommittedState:
     """A filesystem as last committed.  `used` is what all its versions and extents are charged, the dead ones that

@@ -70,7 +70,7 @@ METHODS: dict[str, Handler | Declared] = {
     "greet": method(Greeting, greet),
     "count": reporting(Count, count),
     "count.in.threads": reporting(Count, count_in_threads),
-    "echo": lambda params: dict(params),
+    "echo": dict,
     "busy": failing(Busy("in use", holders=["pid 1", "pid 2"], hint="wait")),
     "space": failing(NoSpace("the disk is full")),
     "os": failing(OSError(28, "No space left on device")),

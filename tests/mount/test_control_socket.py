@@ -165,7 +165,7 @@ def test_a_path_beyond_an_addresss_length_serves_all_the_same(tmp_path: Path) ->
     assert not path.exists()
 
 
-# -- the other end is not what it should be ------------------------------------------------------------------------------
+# -- the other end is not what it should be ----------------------------------------------------------------------------
 
 
 @contextmanager
@@ -245,7 +245,7 @@ def test_where_nobody_listens_is_not_found(tmp_path: Path) -> None:
         connect(tmp_path / "absent" / ("long" * 40) / "socket")
 
 
-# -- other users ---------------------------------------------------------------------------------------------------------
+# -- other users -------------------------------------------------------------------------------------------------------
 
 OTHER = 12345
 
@@ -304,7 +304,6 @@ def test_another_user_cannot_connect(open_to_all: Path) -> None:
 def test_another_user_that_gets_past_the_sockets_mode_is_turned_away_by_its_credentials(open_to_all: Path) -> None:
     def ask() -> str:
         raw = Raw(open_to_all)
-        raw.send({"jsonrpc": "2.0", "method": "ping", "id": 1})
         answer = raw.receive()
         assert raw.at_end()
         return json.dumps(answer["error"])

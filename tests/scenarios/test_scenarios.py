@@ -160,6 +160,8 @@ def test_a_whole_life_through_the_api(tmp_path: Path) -> None:
             store.open("ws")
         with store.open_snapshot("ws@first") as view:
             assert view.read_text("a.txt") == "one\n"
+        with store.open_readonly("ws") as tree:
+            assert tree.read_text("a.txt") == "two\n"
         store.activate("ws")
         with store.open("ws") as fs:
             assert fs.read_text("a.txt") == "two\n"
@@ -182,8 +184,13 @@ def test_a_whole_life_through_a_mount(tmp_path: Path) -> None:
             with pytest.raises(places.CommandFailed, match="in use by"):
                 places.tzfs(command, "ws", store=store)
     places.tzfs("archive", "ws", store=store)
-    with pytest.raises(places.CommandFailed, match="ARCHIVED"):
-        places.tzfs("mount", "ws", tmp_path / "work", store=store)
+    with mounted(store, "ws", tmp_path / "work") as work:  # read-only
+        assert (work / "a.txt").read_text() == "two\n"
+        assert (work / ".zfs" / "snapshot" / "first" / "a.txt").read_text() == "one\n"
+        with pytest.raises(OSError, match="Read-only"):
+            (work / "b.txt").write_text("more")
+        with pytest.raises(places.CommandFailed, match="in use by"):
+            places.tzfs("activate", "ws", store=store)
     with mounted(store, "ws@first", tmp_path / "past") as past:
         assert (past / "a.txt").read_text() == "one\n"
     places.tzfs("activate", "ws", store=store)

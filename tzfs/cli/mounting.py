@@ -21,6 +21,7 @@ from tzfs.runtime import state_directory
 if TYPE_CHECKING:
     from tzfs.mount.daemon import MountOptions
 
+FLAGS = {"ro": "readonly", "allow_other": "allow_other", "xattr": "xattr", "writeback": "writeback"}
 GONE_S = 60.0  # how long umount waits for the daemon's last commit
 
 
@@ -32,8 +33,8 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
     spin_us: int | None = None
     for text in ",".join(texts).split(","):
         name, _, value = text.strip().partition("=")
-        if name in ("allow_other", "xattr", "writeback") and not value:
-            flags[name] = True
+        if name in FLAGS and not value:
+            flags[FLAGS[name]] = True
         elif name == "nopump" and not value:
             flags["use_pump"] = False
         elif name == "spin" and value.isdigit() and int(value) <= 10_000:
@@ -41,7 +42,7 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
         elif text.strip():
             raise InvalidArgument(
                 f"mount option {text!r} is not known",
-                hint="there are allow_other, xattr, writeback, nopump and spin=MICROSECONDS (0 to 10000)",
+                hint="there are ro, allow_other, xattr, writeback, nopump and spin=MICROSECONDS (0 to 10000)",
             )
     options = MountOptions(**flags)
     return options if spin_us is None else MountOptions(**flags, spin_us=spin_us)
@@ -69,15 +70,15 @@ def mount(store: Store, name: str, where: Path, options: MountOptions, *, foregr
     "options",
     metavar="OPTION,...",
     multiple=True,
-    help="allow_other: other users may enter.  xattr: extended attributes.  writeback: the kernel keeps written "
-    "pages.  "
-    "nopump: pyfuse3's own request loop.  spin=MICROSECONDS: how long to poll for a next request.",
+    help="ro: read-only, as an archived filesystem is anyway.  allow_other: other users may enter.  xattr: extended "
+    "attributes.  writeback: the kernel keeps written pages.  nopump: pyfuse3's own request loop.  spin=MICROSECONDS: "
+    "how long to poll for a next request.",
 )
 @click.argument("name", type=FILESYSTEM)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.pass_context
 def mount_command(ctx: click.Context, foreground: bool, options: tuple[str, ...], name: str, directory: Path) -> None:
-    """Mount a filesystem, or a snapshot of it read-only, at a directory.
+    """Mount a filesystem, or a snapshot of it read-only, at a directory.  An archived one is mounted read-only.
 
     Goes to the background when the mount is ready.  A mountpoint left by a crash is taken over.
 
