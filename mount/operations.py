@@ -482,6 +482,8 @@ class Operations(pyfuse3.Operations):
     @answered
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         self._check_xattr()
+        if name in XATTR_NAMESPACES:
+            raise FUSEError(errno.EINVAL)
         if not name.startswith(XATTR_NAMESPACES):
             raise FUSEError(errno.ENOTSUP)  # of `system.`, ACLs would have to be obeyed
         self._writable(inode).setxattr(inode, name, value)
