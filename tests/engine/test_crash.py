@@ -1,0 +1,198 @@
+"""The process dies, or the disk answers an error, at every point of opening, flushing, committing, snapshots and
+background work; what is found afterwards is a commit, and none before the last one that was acknowledged.
+
+A child runs a fixed workload on disk, with one failpoint armed, and says after each step that it is durable.  The
+parent opens what it left behind, counts everything again, compares with the states the workload goes through, and does
+the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tzfs import failpoints, limits
+from tzfs.engine.engine import Engine, Settings
+from tzfs.errors import TzfsError
+from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.segments import Segments
+
+GUID = bytes(range(16))
+POINTS = sorted(
+    name
+    for name in failpoints.KNOWN
+    if name.split(".")[0] in ("flush", "commit", "snapshot", "reclaim", "punch", "open", "segment", "meta")
+)
+State = dict[str, str]  # path -> first bytes and size; "@name" for each snapshot
+
+
+def small_batches() -> None:
+    """So that the workload's files are large enough for background work."""
+    limits.RECLAIM_AT_ONCE_CHUNKS = 2  # type: ignore[misc]  # Final, but for this
+    limits.RECLAIM_BATCH_CHUNKS = 3  # type: ignore[misc]
+
+
+def workload(engine: Engine) -> Iterator[State]:
+    """Steps, each ended by a commit; yields the state that is durable then.  Can be begun again at any of them."""
+    names = {name for name, _, _ in engine.readdir(1, b"", 1000)}
+    for step in range(8):
+        name = b"file-%d" % step
+        if name not in names:
+            ino = engine.mknod(1, name, 0o100644, uid=0, gid=0).ino
+            engine.write(ino, 0, b"%d" % step * 3000)
+        if step % 3 == 1 and (big := b"big-%d" % step) not in names:
+            ino = engine.mknod(1, big, 0o100644, uid=0, gid=0).ino
+            for chunk in range(5):
+                engine.write(ino, chunk << 17, b"B" * 9000)
+        if step % 3 == 2 and (big := b"big-%d" % (step - 1)) in {n for n, _, _ in engine.readdir(1, b"big", 1000)}:
+            engine.unlink(1, big)
+        if step % 4 == 3 and f"s{step}" not in engine.snapshots():
+            engine.snapshot(f"s{step}")
+        else:
+            engine.commit()
+        while engine.background_step():
+            pass
+        engine.commit()
+        yield state_of(engine)
+
+
+def state_of(engine: Engine) -> State:
+    out = {}
+    for name, inode in engine.readdir_plus(1, b"", 1000):
+        out[name.decode()] = f"{engine.read(inode.ino, 0, 3).decode()} {inode.size}"
+    return out | {f"@{name}": str(s.inodes) for name, s in engine.snapshots().items()}
+
+
+def open_engine(folder: Path) -> tuple[Engine, LmdbMeta, Segments]:
+    fresh = not (folder / "meta").exists()
+    meta = LmdbMeta(folder / "meta", create=fresh)
+    try:
+        if fresh:
+            Engine.format(meta, guid=GUID, now_ns=1)
+        payload = Segments(folder / "segments", guid=GUID, create=fresh)
+        try:
+            return Engine(meta, payload, settings=Settings()), meta, payload
+        except BaseException:
+            payload.close()
+            raise
+    except BaseException:
+        meta.close()
+        raise
+
+
+def close(engine: Engine, meta: LmdbMeta, payload: Segments) -> None:
+    try:
+        if engine.failed is None:
+            engine.close()
+        else:
+            engine.abandon()
+    finally:
+        payload.close()
+        meta.close()
+
+
+def child(folder: Path) -> None:
+    """The program that dies: prints each durable state."""
+    small_batches()
+    opened = open_engine(folder)
+    for state in workload(opened[0]):
+        print(json.dumps(state), flush=True)
+    close(*opened)
+
+
+def states(folder: Path) -> list[State]:
+    """The states that the workload goes through when nothing happens."""
+    opened = open_engine(folder)
+    found = [state_of(opened[0]), *workload(opened[0])]
+    close(*opened)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
+    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[State]:
+    before = limits.RECLAIM_AT_ONCE_CHUNKS, limits.RECLAIM_BATCH_CHUNKS
+    small_batches()
+    try:
+        return states(tmp_path_factory.mktemp("expected"))
+    finally:
+        limits.RECLAIM_AT_ONCE_CHUNKS, limits.RECLAIM_BATCH_CHUNKS = before  # type: ignore[misc]
+
+
+def prepare(folder: Path) -> None:
+    """An empty filesystem, so that a point of opening is one of opening what is there."""
+    close(*open_engine(folder))
+
+
+def check_and_finish(folder: Path, said: list[State], expected: list[State]) -> None:
+    """What is there is a state of the workload, none before the last one said; and the rest can still be done."""
+    opened = open_engine(folder)
+    try:
+        engine = opened[0]
+        assert engine.recount().problems == []
+        found = state_of(engine)
+        begun = {key for state in expected for key in state}
+        assert set(found) <= begun
+        if said:
+            missing = {k: v for k, v in said[-1].items() if found.get(k) != v and not k.startswith("big-")}
+            assert not missing, "acknowledged, and gone"
+        for name, value in found.items():
+            assert any(state.get(name) == value for state in expected), f"{name} is neither old nor new"
+        *_, last = workload(engine)
+        assert {k: v for k, v in last.items() if k[0] != "@"} == {k: v for k, v in expected[-1].items() if k[0] != "@"}
+        assert {k for k in last if k[0] == "@"} == {k for k in expected[-1] if k[0] == "@"}
+        assert engine.recount().problems == []
+        assert engine.drift == []
+    finally:
+        close(*opened)
+
+
+@pytest.mark.parametrize("nth", [1, 4])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_crash_leaves_a_commit(tmp_path: Path, expected: list[State], point: str, nth: int) -> None:
+    prepare(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-c", "import sys, pathlib; from tests.engine import test_crash as t; "
+         "t.child(pathlib.Path(sys.argv[1]))", str(tmp_path)],
+        env={**os.environ, "TZFS_FAILPOINTS": f"{point}=crash@{nth}", "PYTHONPATH": os.getcwd()},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert run.returncode in (0, failpoints.CRASH_STATUS), run.stderr
+    said = [json.loads(line) for line in run.stdout.splitlines()]
+    check_and_finish(tmp_path, said, expected)
+
+
+@pytest.mark.parametrize("action", ["error:EIO", "error:ENOSPC"])
+@pytest.mark.parametrize("point", POINTS)
+def test_an_error_leaves_a_commit_and_everything_given_back(
+    tmp_path: Path, expected: list[State], point: str, action: str
+) -> None:
+    prepare(tmp_path)
+    before = sorted(os.listdir("/proc/self/fd"))
+    said: list[State] = []
+    failpoints.arm(point, action)
+    try:
+        opened = open_engine(tmp_path)
+    except (TzfsError, OSError):
+        failpoints.disarm_all()
+    else:
+        try:
+            said.extend(workload(opened[0]))
+        except (TzfsError, OSError):
+            pass
+        finally:
+            failpoints.disarm_all()
+            close(*opened)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    check_and_finish(tmp_path, said, expected)
