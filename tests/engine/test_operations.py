@@ -1,0 +1,270 @@
+"""Each operation in process: its effect, and every error of its manual page that an engine can answer.
+
+The same operations are held to the kernel's own filesystems, on real mounts, by `tests/posix`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from tests.engine.conftest import Workspace
+from tzfs import errors, limits
+from tzfs.engine import permissions
+from tzfs.engine.engine import Engine
+from tzfs.errors import errno_of
+from tzfs.format.records import Inode
+
+REG, DIR, LNK, FIFO, CHR = 0o100000, 0o040000, 0o120000, 0o010000, 0o020000
+LONG = b"n" * 256
+
+
+class Tree:
+    """What the table of errors works on: a directory with a file, a symlink, a full and an empty directory."""
+
+    def __init__(self, ws: Workspace) -> None:
+        e = self.engine = ws.engine
+        self.file = ws.file(b"file", b"contents")
+        self.other = ws.file(b"other")
+        self.link = e.symlink(1, b"link", b"target", uid=0, gid=0).ino
+        self.full = e.mkdir(1, b"full", 0o755, uid=0, gid=0).ino
+        self.inner = e.mkdir(self.full, b"inner", 0o755, uid=0, gid=0).ino
+        self.empty = e.mkdir(1, b"empty", 0o755, uid=0, gid=0).ino
+        gone = e.mkdir(1, b"gone", 0o755, uid=0, gid=0).ino
+        e.referenced = lambda ino: ino == gone
+        e.rmdir(1, b"gone")
+        self.removed = gone  # a directory that somebody still stands in
+        e.setxattr(self.file, b"user.a", b"1")
+        e.commit()
+
+
+Call = Callable[[Engine, Tree], object]
+
+
+def make(e: Engine, parent: int, name: bytes, mode: int = REG | 0o644) -> Inode:
+    return e.mknod(parent, name, mode, uid=0, gid=0)
+
+
+ERRORS: list[tuple[str, int, Call]] = [
+    ("lookup: no entry", errno.ENOENT, lambda e, t: e.lookup(1, b"missing")),
+    ("lookup: not a directory", errno.ENOTDIR, lambda e, t: e.lookup(t.file, b"a")),
+    ("lookup: name too long", errno.ENAMETOOLONG, lambda e, t: e.lookup(1, LONG)),
+    ("lookup: stale", errno.ESTALE, lambda e, t: e.lookup(999, b"a")),
+    ("getattr: stale", errno.ESTALE, lambda e, t: e.inode(999)),
+    ("mknod: exists", errno.EEXIST, lambda e, t: make(e, 1, b"file")),
+    ("mknod: not a directory", errno.ENOTDIR, lambda e, t: make(e, t.file, b"a")),
+    ("mknod: name too long", errno.ENAMETOOLONG, lambda e, t: make(e, 1, LONG)),
+    ("mknod: empty name", errno.EINVAL, lambda e, t: make(e, 1, b"")),
+    ("mknod: a slash", errno.EINVAL, lambda e, t: make(e, 1, b"a/b")),
+    ("mknod: dot dot", errno.EINVAL, lambda e, t: make(e, 1, b"..")),
+    ("mknod: a directory", errno.EINVAL, lambda e, t: make(e, 1, b"a", DIR | 0o755)),
+    ("mknod: in a removed directory", errno.ENOENT, lambda e, t: make(e, t.removed, b"a")),
+    ("mkdir: exists", errno.EEXIST, lambda e, t: e.mkdir(1, b"file", 0o755, uid=0, gid=0)),
+    ("mkdir: in a removed directory", errno.ENOENT, lambda e, t: e.mkdir(t.removed, b"a", 0o755, uid=0, gid=0)),
+    ("symlink: exists", errno.EEXIST, lambda e, t: e.symlink(1, b"file", b"t", uid=0, gid=0)),
+    ("symlink: empty target", errno.EINVAL, lambda e, t: e.symlink(1, b"a", b"", uid=0, gid=0)),
+    ("symlink: target too long", errno.ENAMETOOLONG, lambda e, t: e.symlink(1, b"a", b"t" * 4096, uid=0, gid=0)),
+    ("readlink: not a symlink", errno.EINVAL, lambda e, t: e.readlink(t.file)),
+    ("link: a directory", errno.EPERM, lambda e, t: e.link(t.empty, 1, b"a")),
+    ("link: exists", errno.EEXIST, lambda e, t: e.link(t.file, 1, b"other")),
+    ("link: stale", errno.ESTALE, lambda e, t: e.link(999, 1, b"a")),
+    ("link: not a directory", errno.ENOTDIR, lambda e, t: e.link(t.file, t.other, b"a")),
+    ("unlink: no entry", errno.ENOENT, lambda e, t: e.unlink(1, b"missing")),
+    ("unlink: a directory", errno.EISDIR, lambda e, t: e.unlink(1, b"empty")),
+    ("unlink: not in a directory", errno.ENOTDIR, lambda e, t: e.unlink(t.file, b"a")),
+    ("rmdir: no entry", errno.ENOENT, lambda e, t: e.rmdir(1, b"missing")),
+    ("rmdir: not a directory", errno.ENOTDIR, lambda e, t: e.rmdir(1, b"file")),
+    ("rmdir: not empty", errno.ENOTEMPTY, lambda e, t: e.rmdir(1, b"full")),
+    ("rename: no entry", errno.ENOENT, lambda e, t: e.rename(1, b"missing", 1, b"a")),
+    ("rename: over a full directory", errno.ENOTEMPTY, lambda e, t: e.rename(1, b"empty", 1, b"full")),
+    ("rename: a file over a directory", errno.EISDIR, lambda e, t: e.rename(1, b"file", 1, b"empty")),
+    ("rename: a directory over a file", errno.ENOTDIR, lambda e, t: e.rename(1, b"empty", 1, b"file")),
+    ("rename: into itself", errno.EINVAL, lambda e, t: e.rename(1, b"full", t.inner, b"a")),
+    ("rename: noreplace", errno.EEXIST, lambda e, t: e.rename(1, b"file", 1, b"other", 1)),
+    ("rename: exchange with nothing", errno.ENOENT, lambda e, t: e.rename(1, b"file", 1, b"missing", 2)),
+    ("rename: exchange with its own parent", errno.EINVAL, lambda e, t: e.rename(1, b"full", t.full, b"inner", 2)),
+    ("rename: contradictory flags", errno.EINVAL, lambda e, t: e.rename(1, b"file", 1, b"other", 3)),
+    ("rename: unknown flags", errno.EINVAL, lambda e, t: e.rename(1, b"file", 1, b"other", 4)),
+    ("rename: into a removed directory", errno.ENOENT, lambda e, t: e.rename(1, b"file", t.removed, b"a")),
+    ("rename: name too long", errno.ENAMETOOLONG, lambda e, t: e.rename(1, b"file", 1, LONG)),
+    ("read: a directory", errno.EISDIR, lambda e, t: e.read(t.full, 0, 1)),
+    ("read: negative", errno.EINVAL, lambda e, t: e.read(t.file, -1, 1)),
+    ("write: a directory", errno.EISDIR, lambda e, t: e.write(t.full, 0, b"a")),
+    ("write: a symlink", errno.EINVAL, lambda e, t: e.write(t.link, 0, b"a")),
+    ("write: too far", errno.EFBIG, lambda e, t: e.write(t.file, limits.FILE_BYTES_MAX, b"a")),
+    ("truncate: a directory", errno.EISDIR, lambda e, t: e.setattr(t.full, size=0)),
+    ("truncate: a symlink", errno.EINVAL, lambda e, t: e.setattr(t.link, size=0)),
+    ("truncate: negative", errno.EINVAL, lambda e, t: e.setattr(t.file, size=-1)),
+    ("truncate: too far", errno.EFBIG, lambda e, t: e.setattr(t.file, size=limits.FILE_BYTES_MAX + 1)),
+    ("setattr: stale", errno.ESTALE, lambda e, t: e.setattr(999, mode=0)),
+    ("readdir: not a directory", errno.ENOTDIR, lambda e, t: e.readdir(t.file, b"", 10)),
+    ("getxattr: none", errno.ENODATA, lambda e, t: e.getxattr(t.file, b"user.b")),
+    ("setxattr: create what exists", errno.EEXIST, lambda e, t: e.setxattr(t.file, b"user.a", b"2", 1)),
+    ("setxattr: replace what does not", errno.ENODATA, lambda e, t: e.setxattr(t.file, b"user.b", b"2", 2)),
+    ("setxattr: both", errno.EINVAL, lambda e, t: e.setxattr(t.file, b"user.a", b"2", 3)),
+    ("setxattr: too large", errno.E2BIG, lambda e, t: e.setxattr(t.file, b"user.b", b"2" * 65537)),
+    ("setxattr: name too long", errno.ERANGE, lambda e, t: e.setxattr(t.file, b"user." + LONG, b"2")),
+    ("setxattr: no name", errno.EINVAL, lambda e, t: e.setxattr(t.file, b"", b"2")),
+    ("removexattr: none", errno.ENODATA, lambda e, t: e.removexattr(t.file, b"user.b")),
+    ("view: no such snapshot", errno.ENOENT, lambda e, t: e.view("missing")),
+]
+
+
+@pytest.mark.parametrize(("number", "call"), [row[1:] for row in ERRORS], ids=[row[0] for row in ERRORS])
+@pytest.mark.parametrize("committed", [False, True], ids=["dirty", "committed"])
+def test_an_error_has_its_errno_and_changes_nothing(ws: Workspace, number: int, call: Call, committed: bool) -> None:
+    tree = Tree(ws)
+    if not committed:
+        ws.engine.setattr(1, mode=0o700)
+    was_dirty, before = ws.engine.dirty, ws.engine.readdir_plus(1, b"", 100)
+    with pytest.raises(errors.TzfsError) as raised:
+        call(ws.engine, tree)
+    assert errno_of(raised.value) == number
+    assert ws.engine.dirty == was_dirty
+    assert ws.engine.readdir_plus(1, b"", 100) == before
+    ws.engine.forget(tree.removed)
+
+
+def test_every_kind_of_inode_can_be_made(ws: Workspace) -> None:
+    for name, mode, rdev in ((b"r", REG | 0o640, 0), (b"f", FIFO | 0o600, 0), (b"c", CHR | 0o600, 0x103)):
+        made = ws.engine.mknod(1, name, mode, uid=5, gid=6, rdev=rdev)
+        assert (made.mode, made.uid, made.gid, made.rdev, made.nlink, made.size) == (mode, 5, 6, rdev, 1, 0)
+    ws.restart()
+    assert ws.engine.lookup(1, b"c").rdev == 0x103
+
+
+def test_files_in_a_set_group_id_directory_take_its_group_and_directories_its_bit(ws: Workspace) -> None:
+    top = ws.engine.mkdir(1, b"team", 0o2775, uid=1, gid=50).ino
+    file = ws.engine.mknod(top, b"f", REG | 0o644, uid=1, gid=1)
+    below = ws.engine.mkdir(top, b"d", 0o755, uid=1, gid=1)
+    assert file.gid == below.gid == 50
+    assert below.mode & 0o2000
+    assert not file.mode & 0o2000
+
+
+def test_a_new_owner_takes_set_user_id_away(ws: Workspace) -> None:
+    ino = make(ws.engine, 1, b"f", REG | 0o6755).ino
+    assert ws.engine.setattr(ino, uid=7).mode & 0o7777 == 0o755
+    ws.engine.setattr(ino, mode=0o2745)  # without group execute, the bit means mandatory locking
+    assert ws.engine.setattr(ino, gid=7).mode & 0o7777 == 0o2745
+
+
+def test_times_are_kept_to_the_nanosecond_and_before_1970(ws: Workspace) -> None:
+    ino = ws.file(b"f")
+    ws.engine.setattr(ino, atime_ns=1_234_567_890_123_456_789, mtime_ns=-1)
+    ws.restart()
+    inode = ws.engine.inode(ino)
+    assert (inode.atime_ns, inode.mtime_ns) == (1_234_567_890_123_456_789, -1)
+    assert ws.engine.setattr(ino, mtime_ns=1 << 70).mtime_ns == (1 << 63) - 1
+
+
+def test_a_hole_reads_as_zeros_and_takes_nothing(ws: Workspace) -> None:
+    ino = ws.file(b"sparse")
+    before = ws.engine.counters.bytes
+    ws.engine.write(ino, 1 << 40, b"end")
+    ws.engine.setattr(ino, size=1 << 41)
+    ws.engine.commit()
+    assert ws.engine.read(ino, (1 << 40) - 2, 7) == b"\0\0end\0\0"
+    assert ws.engine.read(ino, 1 << 30, 10) == bytes(10)
+    assert ws.engine.counters.bytes - before < 10_000
+
+
+def test_growing_after_shrinking_does_not_bring_old_bytes_back(ws: Workspace) -> None:
+    for size in (3000, 100_000, 400_000):
+        ino = ws.file(b"f%d" % size, b"x" * size)
+        ws.engine.commit()
+        ws.engine.setattr(ino, size=size // 3)
+        ws.engine.setattr(ino, size=size)
+        ws.restart()
+        assert ws.engine.read(ino, 0, size) == b"x" * (size // 3) + bytes(size - size // 3)
+
+
+@pytest.mark.parametrize("size", [1, 3999, 4000, 4001, 4095])
+def test_symlink_targets_of_every_length(ws: Workspace, size: int) -> None:
+    ino = ws.engine.symlink(1, b"l", b"t" * size, uid=0, gid=0).ino
+    assert ws.engine.readlink(ino) == b"t" * size
+    ws.restart()
+    assert ws.engine.readlink(ino) == b"t" * size
+
+
+@pytest.mark.parametrize("size", [0, 1, 3999, 4000, 65536])
+def test_attribute_values_of_every_length(ws: Workspace, size: int) -> None:
+    ino = ws.file(b"f")
+    ws.engine.setxattr(ino, b"user.a", b"v" * size)
+    ws.engine.snapshot("s")
+    ws.engine.removexattr(ino, b"user.a")
+    ws.restart()
+    assert ws.engine.listxattr(ino) == []
+    assert ws.engine.view("s").getxattr(ino, b"user.a") == b"v" * size
+
+
+def test_the_list_of_attribute_names_has_a_limit(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "XATTR_LIST_BYTES_MAX", 20)
+    ino = ws.file(b"f")
+    ws.engine.setxattr(ino, b"user.12345", b"")
+    with pytest.raises(errors.AttributeTooBig):
+        ws.engine.setxattr(ino, b"user.67890", b"")
+
+
+def test_links_and_subdirectories_have_a_limit(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINKS_MAX", 3)
+    ino = ws.file(b"f")
+    ws.engine.link(ino, 1, b"g")
+    ws.engine.link(ino, 1, b"h")
+    with pytest.raises(errors.TooManyLinks) as raised:
+        ws.engine.link(ino, 1, b"i")
+    assert errno_of(raised.value) == errno.EMLINK
+    ws.engine.mkdir(1, b"d", 0o755, uid=0, gid=0)
+    with pytest.raises(errors.TooManyLinks):
+        ws.engine.mkdir(1, b"e", 0o755, uid=0, gid=0)
+
+
+def test_an_unlinked_file_lives_until_it_is_forgotten_and_not_over_a_crash(ws: Workspace) -> None:
+    ino = ws.file(b"f", b"still here")
+    ws.engine.referenced = lambda number: number == ino
+    ws.engine.unlink(1, b"f")
+    ws.engine.snapshot("s")
+    ws.engine.write(ino, 0, b"STILL")
+    assert ws.engine.read(ino, 0, 20) == b"STILL here"
+    assert ws.engine.inode(ino).nlink == 0
+    ws.crash()
+    ws.settle()
+    with pytest.raises(errors.Stale):
+        ws.engine.inode(ino)
+    assert ws.engine.orphans == 0
+
+
+def test_statfs_counts_what_there_is(ws: Workspace) -> None:
+    before = ws.engine.statfs()
+    ws.file(b"f", b"x" * 100_000)
+    ws.engine.commit()
+    after = ws.engine.statfs()
+    assert after.blocks - before.blocks == 100_000 // 4096 + 1
+    assert (after.files - after.files_free) - (before.files - before.files_free) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "groups", "granted"),
+    [
+        (0o700, 1, 9, (), 7),
+        (0o070, 1, 9, (), 0),  # the owner's bits count for the owner, even if others have more
+        (0o070, 2, 1, (), 7),
+        (0o070, 2, 9, (1,), 7),
+        (0o007, 2, 9, (), 7),
+        (0o000, 0, 0, (), 6),  # root needs some execute bit to execute
+        (0o001, 0, 0, (), 7),
+    ],
+)
+def test_mode_bits(ws: Workspace, mode: int, uid: int, gid: int, groups: tuple[int, ...], granted: int) -> None:
+    inode = ws.engine.mknod(1, b"f", REG | mode, uid=1, gid=1)
+    for wanted in range(8):
+        may = permissions.may(inode, wanted, uid=uid, gid=gid, groups=groups)
+        assert may == (wanted & granted == wanted)
+
+
+def test_a_sticky_directory_protects_what_others_own(ws: Workspace) -> None:
+    directory = ws.engine.mkdir(1, b"tmp", 0o1777, uid=1, gid=1)
+    inode = ws.engine.mknod(directory.ino, b"f", REG | 0o666, uid=2, gid=2)
+    assert [permissions.may_remove(directory, inode, uid=uid) for uid in (0, 1, 2, 3)] == [True, True, True, False]
