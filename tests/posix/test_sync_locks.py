@@ -38,7 +38,9 @@ def test_statvfs_tells_real_figures(root: Path) -> None:
     assert 0 < found.f_bavail <= found.f_bfree <= found.f_blocks
     assert 0 < found.f_ffree <= found.f_files
     with opened(root) as descriptor:
-        assert os.fstatvfs(descriptor).f_blocks == found.f_blocks
+        again = os.fstatvfs(descriptor)
+        assert (again.f_bsize, again.f_namemax) == (found.f_bsize, found.f_namemax)
+        assert abs(again.f_blocks - found.f_blocks) < found.f_blocks / 100, "others use the disk below meanwhile"
 
 
 def _in_child(path: Path, lock: int, *, record: bool) -> bool:
