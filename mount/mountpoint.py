@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +107,23 @@ def find(target: str) -> Mounted:
 
 
 def is_dead(path: Path) -> bool:
-    """Whether a FUSE mount is there whose process has gone."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+    """Whether a FUSE mount is there whose process has gone.
+
+    Asked with statvfs, which the kernel never answers from its caches; a process that has stopped answers nothing, and
+    counts as alive after `ANSWER_S`.
+    """
+    dead: list[bool] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(path)
+        except OSError as error:
+            dead.append(error.errno in (errno.ENOTCONN, errno.ECONNABORTED))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return dead == [True]
 
 
 def prepare(path: Path, *, must_stay: Sequence[Path] = ()) -> Path:
@@ -225,7 +237,7 @@ def _fusermount(path: Path, *, lazy: bool) -> None:
             raise _busy(path)
         if mount_at(path) is None:
             raise NotFound(f"{path}: nothing is mounted there")
-        if "not permitted" in reason.lower():
+        if "not permitted" in reason.lower() or "not found in" in reason.lower():  # fusermount3 looks for the user's
             raise NotPermitted(f"{path}: the mount is another user's")
         raise StoreError(f"{path}: {reason or 'could not be unmounted'}")
 
