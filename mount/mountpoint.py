@@ -32,6 +32,7 @@ from tzfs.errors import (
 from tzfs.mount.background import has_ended
 
 FSTYPE: Final = "fuse.tzfs"
+ANSWER_S: Final = 5.0  # how long a mount may take to say that it is alive
 SOURCE_PREFIX: Final = "tzfs:"
 END_S: Final = 60.0  # a daemon's last commit: 64 MiB of payload and 8,000 rows on a slow disk, with room
 STALE_MAX: Final = 64  # dead mounts on top of each other that `prepare` takes away
