@@ -44,9 +44,12 @@ class Committer:
         self.last_background_ns: int | None = None
 
     def changed(self) -> None:
-        """Something has become dirty.  Wakes `run` if it sleeps without a time, or if the commit cannot wait for it."""
-        if not self._timed or (self._engine.commit_due and not self._kick.is_set()):
+        """Something has become dirty.  Wakes `run` if it sleeps without a time, or if what is dirty cannot wait."""
+        engine = self._engine
+        if not self._timed:
             self._timed = True
+            self._kick.set()
+        elif (engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES or engine.commit_due) and not self._kick.is_set():
             self._kick.set()
 
     async def commit(self) -> None:
@@ -57,13 +60,13 @@ class Committer:
             if self._done >= ticket:
                 return
             await trio.lowlevel.checkpoint()  # what already waits for an answer joins in
-            await self._flush()
+            await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
             self._finish(self._engine.commit)
 
     async def snapshot(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
         """A snapshot of everything answered so far."""
         async with self._lock:
-            await self._flush()
+            await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
             return self._finish(lambda: self._engine.snapshot(name, properties))
 
     def _finish(self, commit: Callable[[], T]) -> T:
@@ -78,10 +81,11 @@ class Committer:
         self.slowest_commit_ms = max(self.slowest_commit_ms, self.last_commit_ms)
         return answer
 
-    async def _flush(self) -> None:
+    async def _flush(self, enough: int) -> None:
+        """Writes dirty payload to its extents until no more than `enough` bytes are dirty."""
         engine = self._engine
         for _ in range(FLUSH_ROUNDS_MAX):
-            if engine.dirty_bytes <= limits.FLUSH_REMAINDER_BYTES_MAX:
+            if engine.dirty_bytes <= enough:
                 return
             job = engine.begin_flush()
             if job is None:
@@ -96,7 +100,7 @@ class Committer:
         """Waits while writers are ahead of the disk: the brake of a write."""
         async with self._lock:
             if self._engine.dirty_bytes >= self._engine.settings.dirty_bytes_max:
-                await self._flush()
+                await self._flush(self._engine.settings.dirty_bytes_max // 2)
 
     def _report_failure(self) -> None:
         if self._engine.failed is not None:
@@ -118,6 +122,9 @@ class Committer:
             try:
                 if due is not None and (engine.commit_due or time.time_ns() >= due):
                     await self.commit()
+                elif engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
+                    async with self._lock:
+                        await self._flush(limits.FLUSH_AHEAD_BYTES)
                 if engine.background_pending:
                     await self._background()
             except (TzfsError, OSError) as error:
@@ -126,7 +133,7 @@ class Committer:
     def _wait_s(self) -> float | None:
         """How long there is nothing to do; None for until something changes."""
         engine = self._engine
-        if engine.commit_due or engine.background_pending:
+        if engine.commit_due or engine.background_pending or engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
             return 0.0
         due = engine.commit_due_at_ns()
         return None if due is None else max(0.0, (due - time.time_ns()) / 1e9)

@@ -2,6 +2,8 @@
 
 A buffer is a byte array that covers the chunk from its start to the highest byte written, and the spans of it that were
 written: ascending, disjoint, not touching.  Outside the spans its bytes mean nothing.
+
+A large first write is not copied: the buffer then is a view of the caller's `bytes`, until it is written to again.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from collections.abc import Iterator
 
 from tzfs.limits import PAGE_BYTES
 
+SHARED_BYTES_MIN = 32 * 1024  # from here on a copy costs more than a view
+
 
 class Buffer:
     """Written spans of one chunk."""
@@ -17,7 +21,7 @@ class Buffer:
     __slots__ = ("data", "spans")
 
     def __init__(self) -> None:
-        self.data = bytearray()
+        self.data: bytearray | memoryview = bytearray()
         self.spans: list[tuple[int, int]] = []
 
     @property
@@ -29,6 +33,14 @@ class Buffer:
         """Writes `payload` at `offset` of the chunk."""
         data, spans = self.data, self.spans
         end = offset + len(payload)
+        if not spans and offset == 0 and end >= SHARED_BYTES_MIN:
+            view = memoryview(payload)
+            if type(view.obj) is bytes:  # nobody can change it
+                self.data = view
+                spans.append((0, end))
+                return
+        if isinstance(data, memoryview):
+            data = self.data = bytearray(data)
         if offset == len(data):
             data += payload
         else:
@@ -69,6 +81,8 @@ class Buffer:
 
     def truncate(self, size: int) -> None:
         """Forgets everything from `size` on."""
+        if isinstance(self.data, memoryview):
+            self.data = bytearray(self.data)
         del self.data[size:]
         self.spans = [(lo, min(hi, size)) for lo, hi in self.spans if lo < size]
 
