@@ -1,115 +1,34 @@
-"""File contents: inline bytes, chunks of slices, and what was written to them since the last commit.
+"""File contents: reading, writing, truncating and dropping them, in memory.
 
 A regular file or symlink hangs its contents on a data id.  While it has never been larger than `INLINE_BYTES_MAX` they
 are one row of `inline`, and the inode says so (`FLAG_INLINE`); after that they are chunks, until truncation to nothing
-gives the file a new data id.  A written chunk passes through three layers, each read above the one before it:
+gives the file a new data id.  `chunks` has what is changed, `flushing` takes it to the disk, `content_rows` into the
+tables.
 
-    slices (in extents)  <-  flushing (frozen, being written by a job)  <-  dirty (written since)
-
-`begin_flush` freezes what is dirty and gives it extents; the job writes, sums and syncs them on any thread; `end_flush`
-turns what is still wanted of it into slices.  Nothing refers to an extent before the job has synced it.
-
-Invariants: slices and buffers never reach beyond the file's size; a `Contents` is in `head.contents` exactly while it
-may differ from its rows; an extent given to a job ends in a slice or in `head.unused_extents`.
+Invariant: slices and buffers never reach beyond the file's size.
 """
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
-
-from tzfs import failpoints, limits
+from tzfs import limits
 from tzfs.engine import reads, slices
 from tzfs.engine.buffers import Buffer
+from tzfs.engine.chunks import CHUNK_INDEX_MAX, Chunk, Contents
+from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.head import S_IFDIR, S_IFMT, S_IFREG, Drop, Head
 from tzfs.engine.reads import ReadPlan
-from tzfs.errors import CorruptionError, FileTooBig, InternalError, InvalidArgument, IsADirectory, StoreError
-from tzfs.format import keys, records
-from tzfs.format.keys import DataId, Epoch, ExtentId, Ino, Table
-from tzfs.format.records import CODEC_RAW, FLAG_INLINE, Inode, Reclaim, Slice
-from tzfs.native import page_sums
-from tzfs.store.interface import PayloadStore
-
-failpoints.declare("flush.write", "a job is about to write payload to its extents")
-failpoints.declare("flush.sync", "payload is written and about to be synced")
-failpoints.declare("flush.synced", "payload is durable, nothing refers to it yet")
-
-CHUNK_INDEX_MAX = 1 << 52  # above every chunk of the largest file
-
-
-class Chunk:
-    """One chunk with its layers.  `base` is what its newest row says, `fresh` the extents written since."""
-
-    __slots__ = ("base", "changed", "dirty", "flushing", "fresh", "slices")
-
-    def __init__(self, base: slices.Slices) -> None:
-        self.base = base
-        self.slices = base
-        self.changed = False
-        self.dirty: Buffer | None = None
-        self.flushing: Buffer | None = None
-        self.fresh: dict[ExtentId, int] = {}
-
-
-class Contents:
-    """The changed contents of one data id.  `inline` is None where they are not, or not yet, held as inline bytes."""
-
-    __slots__ = ("chunks", "data", "inline", "inline_changed", "ino")
-
-    def __init__(self, ino: Ino, data: DataId) -> None:
-        self.ino, self.data = ino, data
-        self.inline: bytearray | None = None
-        self.inline_changed = False
-        self.chunks: dict[int, Chunk] = {}
-
-
-@dataclass(slots=True)
-class _Entry:
-    contents: Contents
-    index: int
-    chunk: Chunk
-    buffer: Buffer
-    lo: int
-    hi: int
-    extent: ExtentId
-    sums: bytes = b""
-
-
-@dataclass(slots=True)
-class FlushJob:
-    """Frozen buffers on their way to the disk.  `run` may be called on any thread, once; `done` is set when it ends."""
-
-    payload: PayloadStore
-    entries: list[_Entry]
-    bytes: int
-    done: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
-
-    def run(self) -> None:
-        """Sums, writes and syncs; an error is kept for `end_flush`, which fails the head with it."""
-        try:
-            parts: list[tuple[ExtentId, memoryview]] = []
-            for e in self.entries:
-                view = memoryview(e.buffer.data)[e.lo : e.hi]
-                e.sums = page_sums(view)
-                parts.append((e.extent, view))
-            failpoints.hit("flush.write")
-            self.payload.write(parts)
-            failpoints.hit("flush.sync")
-            self.payload.sync()
-            failpoints.hit("flush.synced")
-        except BaseException as error:  # whatever it is, the engine's thread must hear of it
-            self.error = error
-        finally:
-            self.done.set()
+from tzfs.errors import FileTooBig, InvalidArgument, IsADirectory
+from tzfs.format import keys
+from tzfs.format.keys import Epoch, Table
+from tzfs.format.records import FLAG_INLINE, Inode
 
 
 class ContentsTable:
     """All contents of a head."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, rows: ContentRows) -> None:
         self._head = head
-        self.running: FlushJob | None = None
+        self._rows = rows
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -321,27 +240,15 @@ class ContentsTable:
             if size & ((1 << shift) - 1):
                 self._chunk(inode, contents, size >> shift)
             lo = (size + (1 << shift) - 1) >> shift
-            for index in self._stored(inode.data, lo) or ():
+            for index in self._rows.stored(inode.data, lo) or ():
                 self._chunk(inode, contents, index)
                 head.dirty_rows += 2
-
-    def _stored(self, data: DataId, lo: int) -> list[int] | None:
-        """Chunk indexes from `lo` on that have rows and are not being reclaimed; None for too many to remove at
-        once."""
-        head = self._head
-        if data >= head.first_data:
-            return []
-        found = reads.chunk_indexes(head.txn, data, lo, CHUNK_INDEX_MAX, limits.RECLAIM_AT_ONCE_CHUNKS + 1)
-        if len(found) > limits.RECLAIM_AT_ONCE_CHUNKS:
-            return None
-        reclaims = head.reclaims.values()
-        return [i for i in found if not reads.masked(reclaims, data, i, keys.EPOCH_MAX)]
 
     def _shrink(self, inode: Inode, size: int) -> None:
         head, shift = self._head, inode.chunk_shift
         contents = head.contents[inode.data]
         lo = (size + (1 << shift) - 1) >> shift
-        many = self._stored(inode.data, lo) is None
+        many = self._rows.stored(inode.data, lo) is None
         for index in [i for i in contents.chunks if i >= lo]:
             chunk = contents.chunks[index]
             self._discard_buffers(chunk)
@@ -351,7 +258,7 @@ class ContentsTable:
             else:
                 chunk.slices, chunk.changed = (), True
         if many:
-            self.add_reclaim(inode.data, lo, CHUNK_INDEX_MAX, head.epoch_of(inode.ino))
+            self._rows.add_reclaim(inode.data, lo, CHUNK_INDEX_MAX, head.epoch_of(inode.ino))
         begin = size & ((1 << shift) - 1)
         if begin:
             chunk = contents.chunks[size >> shift]
@@ -365,22 +272,6 @@ class ContentsTable:
             if chunk.dirty is not None:
                 chunk.dirty.truncate(begin)
                 head.dirty_bytes += chunk.dirty.disk_bytes - before
-
-    def add_reclaim(self, data: DataId, lo: int, hi: int, at: Epoch) -> None:
-        """Chunks [lo, hi) are gone from `at` on and will be removed in the background; ranges never overlap."""
-        for r in sorted(r for r in self._head.reclaims.values() if r.data == data and r.hi > lo):
-            if lo < r.lo:
-                self._add_range(Reclaim(data, lo, min(r.lo, hi), at))
-            lo = r.hi
-        if lo < hi:
-            self._add_range(Reclaim(data, lo, hi, at))
-
-    def _add_range(self, r: Reclaim) -> None:
-        head = self._head
-        number = head.counters.next_id
-        head.counters.next_id += 1
-        head.reclaims[number] = r
-        head.reclaims_changed.add(number)
 
     def drop(self, inode: Inode, at: Epoch) -> None:
         """All contents of the inode's data id are gone from `at` on."""
@@ -408,177 +299,3 @@ class ContentsTable:
     def _discard_extents(self, chunk: Chunk) -> None:
         self._head.unused_extents.extend(chunk.fresh.items())
         chunk.fresh.clear()
-
-    # -- flushing ----------------------------------------------------------------------------------------------------
-
-    def begin_flush(self) -> FlushJob | None:
-        """Freezes what is dirty and gives it extents; None when nothing is.  One job at a time."""
-        if self.running is not None:
-            raise InternalError("a flush is running already")
-        head, entries, total = self._head, [], 0
-        for contents in head.contents.values():
-            for index, chunk in contents.chunks.items():
-                buffer = chunk.dirty
-                if buffer is None:
-                    continue
-                chunk.dirty = None
-                if not buffer.spans:
-                    continue
-                self._absorb(chunk, buffer)
-                for lo, hi in buffer.spans:
-                    extent = head.payload.allocate(hi - lo)
-                    entries.append(_Entry(contents, index, chunk, buffer, lo, hi, extent))
-                    total += hi - lo
-                chunk.flushing = buffer
-        head.dirty_bytes = 0
-        if not entries:
-            return None
-        self.running = FlushJob(head.payload, entries, total)
-        return self.running
-
-    def _absorb(self, chunk: Chunk, buffer: Buffer) -> None:
-        """Where the chunk has become fragmented, takes what it keeps into the buffer, to be written as one extent."""
-        kept: list[Slice] = list(chunk.slices)
-        for lo, hi in buffer.spans:
-            kept = slices.cut(tuple(kept), lo, hi)
-        if not kept or not slices.fragmented(tuple(kept), len(buffer.spans)):
-            return
-        plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
-        plan.add_slices(0, kept, 0, plan.size)
-        try:
-            old = plan.execute()
-        except (CorruptionError, StoreError):
-            return  # what cannot be read stays where it is, for whoever reads it to hear of
-        below = Buffer()
-        for s in kept:
-            below.write(s.offset, old[s.offset : s.offset + s.length])
-        merged = buffer.over(below)
-        buffer.data, buffer.spans = merged.data, merged.spans
-
-    def end_flush(self) -> None:
-        """Turns what the job wrote into slices.  A job that failed fails the head: a sync is never tried again."""
-        job, self.running = self.running, None
-        head = self._head
-        if job is None:
-            return
-        job.done.wait()
-        if job.error is not None:
-            head.fail(f"payload could not be made durable: {job.error}")
-            raise StoreError(f"payload could not be made durable: {job.error}") from job.error
-        for e in job.entries:
-            chunk, length = e.chunk, e.hi - e.lo
-            wanted = (
-                chunk.flushing is e.buffer
-                and head.contents.get(e.contents.data) is e.contents
-                and e.contents.chunks.get(e.index) is chunk
-            )
-            if not wanted:
-                head.unused_extents.append((e.extent, length))
-                continue
-            at = head.epoch_of(e.contents.ino)
-            new = Slice(e.lo, length, e.extent, at, 0, length, length, CODEC_RAW, e.sums)
-            chunk.slices = slices.insert(chunk.slices, new)
-            chunk.fresh[e.extent] = length
-            chunk.changed = True
-        for e in job.entries:
-            if e.chunk.flushing is e.buffer:
-                e.chunk.flushing = None
-
-    # -- publishing --------------------------------------------------------------------------------------------------
-
-    def publish(self) -> None:
-        """Turns all changed contents into rows of the transaction.  Every buffer must have been flushed."""
-        head = self._head
-        versions, txg = head.versions, head.counters.txg
-        for drop in head.drops:
-            self._publish_drop(drop)
-        for data in sorted(head.contents):
-            contents = head.contents[data]
-            at, fresh = head.epoch_of(contents.ino), data >= head.first_data
-            if contents.inline_changed:
-                if contents.inline:
-                    versions.put(Table.INLINE, keys.inline(data), bytes(contents.inline), at, fresh=fresh)
-                elif not fresh:
-                    versions.remove(Table.INLINE, keys.inline(data), at)
-            for index in sorted(contents.chunks):
-                chunk = contents.chunks[index]
-                if chunk.dirty is not None or chunk.flushing is not None:
-                    raise InternalError(f"chunk {index} of data {data} was not flushed before publishing")
-                if chunk.changed:
-                    self._publish_chunk(contents.data, index, chunk, at, fresh=fresh)
-        for extent, stored in head.unused_extents:
-            versions.punch(ExtentId(extent), stored, txg)
-        for number in head.reclaims_changed:
-            key = keys.reclaim(number)
-            r = head.reclaims.get(number)
-            if r is None:
-                head.txn.delete(Table.RECLAIM, key)
-            else:
-                body = records.pack_plain(Table.RECLAIM, *r)
-                head.txn.put(Table.RECLAIM, key, records.seal(Table.RECLAIM, key, body))
-        head.contents.clear()
-        head.drops.clear()
-        head.unused_extents.clear()
-        head.reclaims_changed.clear()
-
-    def _publish_chunk(self, data: DataId, index: int, chunk: Chunk, at: Epoch, *, fresh: bool) -> None:
-        head = self._head
-        versions, txg = head.versions, head.counters.txg
-        if not fresh:
-            self._finish(data, index)
-        old, new = slices.extents(chunk.base), slices.extents(chunk.slices)
-        prefix = keys.chunk(data, index)
-        if chunk.slices:
-            versions.put(Table.CHUNK, prefix, records.pack_slices(chunk.slices), at, fresh=fresh)
-        elif not fresh:
-            versions.remove(Table.CHUNK, prefix, at)
-        for (extent, birth), stored in new.items():
-            if (extent, birth) not in old:
-                versions.extent_born(extent, birth, stored)
-        for (extent, birth), stored in old.items():
-            if (extent, birth) not in new:
-                versions.extent_died(extent, birth, stored, at, txg)
-        kept = {extent for extent, _ in new}
-        for extent, stored in chunk.fresh.items():
-            if extent not in kept:
-                versions.punch(extent, stored, txg)
-
-    def _finish(self, data: DataId, index: int) -> None:
-        """A write into a range being reclaimed: this chunk first, and the range splits around it."""
-        head = self._head
-        for number, r in list(head.reclaims.items()):
-            if r.data == data and r.lo <= index < r.hi:
-                self.remove_chunk(data, index, r.at)
-                head.versions.settle()  # the same key is about to be put
-                del head.reclaims[number]
-                head.reclaims_changed.add(number)
-                if r.lo < index:
-                    self._add_range(r._replace(hi=index))
-                if index + 1 < r.hi:
-                    self._add_range(r._replace(lo=index + 1))
-
-    def remove_chunk(self, data: DataId, index: int, at: Epoch) -> None:
-        """The chunk is absent from `at` on, and its extents die with it."""
-        head = self._head
-        prefix = keys.chunk(data, index)
-        body = reads.body_at(head.txn, Table.CHUNK, prefix, at)
-        if body is None:
-            return
-        named = slices.extents(records.unpack_slices(Table.CHUNK, prefix, body))
-        head.versions.remove(Table.CHUNK, prefix, at)
-        for (extent, birth), stored in named.items():
-            head.versions.extent_died(extent, birth, stored, at, head.counters.txg)
-
-    def _publish_drop(self, drop: Drop) -> None:
-        head = self._head
-        if drop.inline:
-            head.versions.remove(Table.INLINE, keys.inline(drop.data), drop.at)
-        if drop.hi == 1:
-            stored: list[int] | None = [0]  # most files have one chunk, and need no search
-        else:
-            stored = self._stored(drop.data, 0) if drop.hi else []
-        if stored is None:
-            self.add_reclaim(drop.data, 0, CHUNK_INDEX_MAX, drop.at)
-            return
-        for index in stored:
-            self.remove_chunk(drop.data, index, drop.at)

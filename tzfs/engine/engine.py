@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from tzfs import failpoints, limits
 from tzfs.engine import recount as counting
 from tzfs.engine.attributes import Attributes
-from tzfs.engine.contents import ContentsTable, FlushJob
+from tzfs.engine.content_rows import ContentRows
+from tzfs.engine.contents import ContentsTable
+from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import S_IFDIR, Head, Settings
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.reclaim import Reclaimer
@@ -142,11 +144,13 @@ class Engine:
             txn.close()
             raise
         self._head = head
-        self._contents = contents = ContentsTable(head)
+        rows = ContentRows(head)
+        self._flusher = flusher = Flusher(head)
+        self._contents = contents = ContentsTable(head, rows)
         self._namespace = namespace = Namespace(head, contents)
         self._attributes = attributes = Attributes(head, contents)
-        self._txg = TxgCommitter(head, contents, namespace, attributes, raw)
-        self._reclaimer = Reclaimer(head, contents, namespace)
+        self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, raw)
+        self._reclaimer = Reclaimer(head, rows, namespace)
 
         self.lookup = namespace.lookup
         self.find = namespace.find
@@ -295,16 +299,16 @@ class Engine:
     def begin_flush(self) -> FlushJob | None:
         """Freezes dirty payload for a job to write; None when there is none.  See `contents`."""
         self._head.check()
-        return self._contents.begin_flush()
+        return self._flusher.begin()
 
     @property
     def flushing(self) -> FlushJob | None:
         """The job that `begin_flush` has handed out and `end_flush` has not taken in yet."""
-        return self._contents.running
+        return self._flusher.running
 
     def end_flush(self) -> None:
         """Takes in what the running job has written."""
-        self._contents.end_flush()
+        self._flusher.end()
 
     def background_step(self) -> bool:
         """A bounded batch of reclaiming and punching; whether there may be more to do now."""
@@ -427,6 +431,6 @@ class Engine:
             if self._head.failed is None and not self._head.changing:
                 self.commit()
         finally:
-            if self._contents.running is not None:
-                self._contents.running.done.wait()
+            if self._flusher.running is not None:
+                self._flusher.running.done.wait()
             self._head.txn.close()

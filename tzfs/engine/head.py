@@ -31,7 +31,7 @@ from tzfs.format.records import Inode, Reclaim, Slice
 from tzfs.store.interface import MetaStore, PayloadStore, WriteTransaction
 
 if TYPE_CHECKING:
-    from tzfs.engine.contents import Contents
+    from tzfs.engine.chunks import Contents
 
 S_IFMT = 0o170000
 S_IFDIR = 0o040000

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tzfs import failpoints, limits
 from tzfs.engine import reads
-from tzfs.engine.contents import ContentsTable
+from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.versions import extent_charge
@@ -71,8 +71,8 @@ def _merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
 class Reclaimer:
     """The background work of a head."""
 
-    def __init__(self, head: Head, contents: ContentsTable, namespace: Namespace) -> None:
-        self._head, self._contents, self._namespace = head, contents, namespace
+    def __init__(self, head: Head, rows: ContentRows, namespace: Namespace) -> None:
+        self._head, self._rows, self._namespace = head, rows, namespace
         self._crashed_orphans = sorted(head.orphans)
         self.pins: dict[int, int] = {}  # transaction group -> planned reads under way that rely on it
         self._punchable = True
@@ -132,7 +132,7 @@ class Reclaimer:
         found = reads.chunk_indexes(head.txn, r.data, r.lo, r.hi, limits.RECLAIM_BATCH_CHUNKS)
         head.begin_change()
         for index in found:
-            self._contents.remove_chunk(r.data, index, r.at)
+            self._rows.remove_chunk(r.data, index, r.at)
         head.versions.settle()
         head.reclaims_changed.add(number)
         if len(found) < limits.RECLAIM_BATCH_CHUNKS:

@@ -21,7 +21,8 @@ from collections.abc import Callable
 
 from tzfs import failpoints, limits
 from tzfs.engine.attributes import Attributes
-from tzfs.engine.contents import ContentsTable
+from tzfs.engine.content_rows import ContentRows
+from tzfs.engine.flushing import Flusher
 from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
 from tzfs.errors import Fenced, NoSpace
@@ -44,12 +45,14 @@ class TxgCommitter:
     def __init__(
         self,
         head: Head,
-        contents: ContentsTable,
+        flusher: Flusher,
+        rows: ContentRows,
         namespace: Namespace,
         attributes: Attributes,
         superblock: bytes,
     ) -> None:
-        self._head, self._contents, self._namespace, self._attributes = head, contents, namespace, attributes
+        self._head, self._flusher, self._rows = head, flusher, rows
+        self._namespace, self._attributes = namespace, attributes
         self._superblock = superblock
         self._reserved_txg = -1
         self._payload_reserved = 0
@@ -117,11 +120,11 @@ class TxgCommitter:
             return
         try:
             failpoints.hit("commit.begin")
-            self._contents.end_flush()
-            job = self._contents.begin_flush()
+            self._flusher.end()
+            job = self._flusher.begin()
             if job is not None:
                 job.run()
-                self._contents.end_flush()
+                self._flusher.end()
             else:
                 head.payload.sync()
             failpoints.hit("commit.publish")
@@ -141,7 +144,7 @@ class TxgCommitter:
             raise Fenced("another process has taken the lease of this filesystem")
         self._namespace.publish()
         self._attributes.publish()
-        self._contents.publish()
+        self._rows.publish()
         for ino, (at, _) in sorted(head.buried.items()):
             if ino < head.first_ino:
                 versions.remove(Table.INODE, keys.inode(ino), at)

@@ -1,0 +1,153 @@
+"""The rows of contents: how changed chunks and inline bytes, and those that are gone, become rows of a transaction.
+
+A range of chunks that is gone, and too many to remove at once, is a row of `reclaim`: its chunks read as holes from its
+epoch on, and are removed in the background.  A write into such a range first finishes the chunk it touches, and the
+range splits around it; ranges of one data id never overlap.
+"""
+
+from __future__ import annotations
+
+from tzfs import limits
+from tzfs.engine import reads, slices
+from tzfs.engine.chunks import CHUNK_INDEX_MAX, Chunk
+from tzfs.engine.head import Drop, Head
+from tzfs.errors import InternalError
+from tzfs.format import keys, records
+from tzfs.format.keys import DataId, Epoch, ExtentId, Table
+from tzfs.format.records import Reclaim
+
+
+class ContentRows:
+    """The rows of a head's contents."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+
+    # -- what is stored, and what is being reclaimed -----------------------------------------------------------------
+
+    def stored(self, data: DataId, lo: int) -> list[int] | None:
+        """Chunk indexes from `lo` on that have rows and are not being reclaimed; None for too many to remove at
+        once."""
+        head = self._head
+        if data >= head.first_data:
+            return []
+        found = reads.chunk_indexes(head.txn, data, lo, CHUNK_INDEX_MAX, limits.RECLAIM_AT_ONCE_CHUNKS + 1)
+        if len(found) > limits.RECLAIM_AT_ONCE_CHUNKS:
+            return None
+        reclaims = head.reclaims.values()
+        return [i for i in found if not reads.masked(reclaims, data, i, keys.EPOCH_MAX)]
+
+    def add_reclaim(self, data: DataId, lo: int, hi: int, at: Epoch) -> None:
+        """Chunks [lo, hi) are gone from `at` on and will be removed in the background; ranges never overlap."""
+        for r in sorted(r for r in self._head.reclaims.values() if r.data == data and r.hi > lo):
+            if lo < r.lo:
+                self._add_range(Reclaim(data, lo, min(r.lo, hi), at))
+            lo = r.hi
+        if lo < hi:
+            self._add_range(Reclaim(data, lo, hi, at))
+
+    def _add_range(self, r: Reclaim) -> None:
+        head = self._head
+        number = head.counters.next_id
+        head.counters.next_id += 1
+        head.reclaims[number] = r
+        head.reclaims_changed.add(number)
+
+    # -- publishing --------------------------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Turns all changed contents into rows of the transaction.  Every buffer must have been flushed."""
+        head = self._head
+        versions, txg = head.versions, head.counters.txg
+        for drop in head.drops:
+            self._publish_drop(drop)
+        for data in sorted(head.contents):
+            contents = head.contents[data]
+            at, fresh = head.epoch_of(contents.ino), data >= head.first_data
+            if contents.inline_changed:
+                if contents.inline:
+                    versions.put(Table.INLINE, keys.inline(data), bytes(contents.inline), at, fresh=fresh)
+                elif not fresh:
+                    versions.remove(Table.INLINE, keys.inline(data), at)
+            for index in sorted(contents.chunks):
+                chunk = contents.chunks[index]
+                if chunk.dirty is not None or chunk.flushing is not None:
+                    raise InternalError(f"chunk {index} of data {data} was not flushed before publishing")
+                if chunk.changed:
+                    self._publish_chunk(contents.data, index, chunk, at, fresh=fresh)
+        for extent, stored in head.unused_extents:
+            versions.punch(ExtentId(extent), stored, txg)
+        for number in head.reclaims_changed:
+            key = keys.reclaim(number)
+            r = head.reclaims.get(number)
+            if r is None:
+                head.txn.delete(Table.RECLAIM, key)
+            else:
+                body = records.pack_plain(Table.RECLAIM, *r)
+                head.txn.put(Table.RECLAIM, key, records.seal(Table.RECLAIM, key, body))
+        head.contents.clear()
+        head.drops.clear()
+        head.unused_extents.clear()
+        head.reclaims_changed.clear()
+
+    def _publish_chunk(self, data: DataId, index: int, chunk: Chunk, at: Epoch, *, fresh: bool) -> None:
+        head = self._head
+        versions, txg = head.versions, head.counters.txg
+        if not fresh:
+            self._finish(data, index)
+        old, new = slices.extents(chunk.base), slices.extents(chunk.slices)
+        prefix = keys.chunk(data, index)
+        if chunk.slices:
+            versions.put(Table.CHUNK, prefix, records.pack_slices(chunk.slices), at, fresh=fresh)
+        elif not fresh:
+            versions.remove(Table.CHUNK, prefix, at)
+        for (extent, birth), stored in new.items():
+            if (extent, birth) not in old:
+                versions.extent_born(extent, birth, stored)
+        for (extent, birth), stored in old.items():
+            if (extent, birth) not in new:
+                versions.extent_died(extent, birth, stored, at, txg)
+        kept = {extent for extent, _ in new}
+        for extent, stored in chunk.fresh.items():
+            if extent not in kept:
+                versions.punch(extent, stored, txg)
+
+    def _finish(self, data: DataId, index: int) -> None:
+        """A write into a range being reclaimed: this chunk first, and the range splits around it."""
+        head = self._head
+        for number, r in list(head.reclaims.items()):
+            if r.data == data and r.lo <= index < r.hi:
+                self.remove_chunk(data, index, r.at)
+                head.versions.settle()  # the same key is about to be put
+                del head.reclaims[number]
+                head.reclaims_changed.add(number)
+                if r.lo < index:
+                    self._add_range(r._replace(hi=index))
+                if index + 1 < r.hi:
+                    self._add_range(r._replace(lo=index + 1))
+
+    def remove_chunk(self, data: DataId, index: int, at: Epoch) -> None:
+        """The chunk is absent from `at` on, and its extents die with it."""
+        head = self._head
+        prefix = keys.chunk(data, index)
+        body = reads.body_at(head.txn, Table.CHUNK, prefix, at)
+        if body is None:
+            return
+        named = slices.extents(records.unpack_slices(Table.CHUNK, prefix, body))
+        head.versions.remove(Table.CHUNK, prefix, at)
+        for (extent, birth), stored in named.items():
+            head.versions.extent_died(extent, birth, stored, at, head.counters.txg)
+
+    def _publish_drop(self, drop: Drop) -> None:
+        head = self._head
+        if drop.inline:
+            head.versions.remove(Table.INLINE, keys.inline(drop.data), drop.at)
+        if drop.hi == 1:
+            stored: list[int] | None = [0]  # most files have one chunk, and need no search
+        else:
+            stored = self.stored(drop.data, 0) if drop.hi else []
+        if stored is None:
+            self.add_reclaim(drop.data, 0, CHUNK_INDEX_MAX, drop.at)
+            return
+        for index in stored:
+            self.remove_chunk(drop.data, index, drop.at)

@@ -1,0 +1,150 @@
+"""Getting dirty payload to the disk before anything refers to it.
+
+`begin` freezes what is dirty and gives it extents; the job sums, writes and syncs it on any thread, while the head goes
+on; `end` turns what is still wanted of it into slices.  A chunk that has become fragmented is rewritten on the way.
+
+Invariant: an extent given to a job ends in a slice or in `head.unused_extents`.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from tzfs import failpoints
+from tzfs.engine import slices
+from tzfs.engine.buffers import Buffer
+from tzfs.engine.chunks import Chunk, Contents
+from tzfs.engine.head import Head
+from tzfs.engine.reads import ReadPlan
+from tzfs.errors import CorruptionError, InternalError, StoreError
+from tzfs.format.keys import ExtentId
+from tzfs.format.records import CODEC_RAW, Slice
+from tzfs.native import page_sums
+from tzfs.store.interface import PayloadStore
+
+failpoints.declare("flush.write", "a job is about to write payload to its extents")
+failpoints.declare("flush.sync", "payload is written and about to be synced")
+failpoints.declare("flush.synced", "payload is durable, nothing refers to it yet")
+
+
+@dataclass(slots=True)
+class _Entry:
+    contents: Contents
+    index: int
+    chunk: Chunk
+    buffer: Buffer
+    lo: int
+    hi: int
+    extent: ExtentId
+    sums: bytes = b""
+
+
+@dataclass(slots=True)
+class FlushJob:
+    """Frozen buffers on their way to the disk.  `run` may be called on any thread, once; `done` is set when it ends."""
+
+    payload: PayloadStore
+    entries: list[_Entry]
+    bytes: int
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        """Sums, writes and syncs; an error is kept for `end`, which fails the head with it."""
+        try:
+            parts: list[tuple[ExtentId, memoryview]] = []
+            for e in self.entries:
+                view = memoryview(e.buffer.data)[e.lo : e.hi]
+                e.sums = page_sums(view)
+                parts.append((e.extent, view))
+            failpoints.hit("flush.write")
+            self.payload.write(parts)
+            failpoints.hit("flush.sync")
+            self.payload.sync()
+            failpoints.hit("flush.synced")
+        except BaseException as error:  # whatever it is, the engine's thread must hear of it
+            self.error = error
+        finally:
+            self.done.set()
+
+
+class Flusher:
+    """The flushing of a head, one job at a time: `running` is the one that has begun and not ended."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self.running: FlushJob | None = None
+
+    def begin(self) -> FlushJob | None:
+        """Freezes what is dirty and gives it extents; None when nothing is.  One job at a time."""
+        if self.running is not None:
+            raise InternalError("a flush is running already")
+        head, entries, total = self._head, [], 0
+        for contents in head.contents.values():
+            for index, chunk in contents.chunks.items():
+                buffer = chunk.dirty
+                if buffer is None:
+                    continue
+                chunk.dirty = None
+                if not buffer.spans:
+                    continue
+                self._absorb(chunk, buffer)
+                for lo, hi in buffer.spans:
+                    extent = head.payload.allocate(hi - lo)
+                    entries.append(_Entry(contents, index, chunk, buffer, lo, hi, extent))
+                    total += hi - lo
+                chunk.flushing = buffer
+        head.dirty_bytes = 0
+        if not entries:
+            return None
+        self.running = FlushJob(head.payload, entries, total)
+        return self.running
+
+    def _absorb(self, chunk: Chunk, buffer: Buffer) -> None:
+        """Where the chunk has become fragmented, takes what it keeps into the buffer, to be written as one extent."""
+        kept: list[Slice] = list(chunk.slices)
+        for lo, hi in buffer.spans:
+            kept = slices.cut(tuple(kept), lo, hi)
+        if not kept or not slices.fragmented(tuple(kept), len(buffer.spans)):
+            return
+        plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
+        plan.add_slices(0, kept, 0, plan.size)
+        try:
+            old = plan.execute()
+        except (CorruptionError, StoreError):
+            return  # what cannot be read stays where it is, for whoever reads it to hear of
+        below = Buffer()
+        for s in kept:
+            below.write(s.offset, old[s.offset : s.offset + s.length])
+        merged = buffer.over(below)
+        buffer.data, buffer.spans = merged.data, merged.spans
+
+    def end(self) -> None:
+        """Turns what the job wrote into slices.  A job that failed fails the head: a sync is never tried again."""
+        job, self.running = self.running, None
+        head = self._head
+        if job is None:
+            return
+        job.done.wait()
+        if job.error is not None:
+            head.fail(f"payload could not be made durable: {job.error}")
+            raise StoreError(f"payload could not be made durable: {job.error}") from job.error
+        for e in job.entries:
+            chunk, length = e.chunk, e.hi - e.lo
+            wanted = (
+                chunk.flushing is e.buffer
+                and head.contents.get(e.contents.data) is e.contents
+                and e.contents.chunks.get(e.index) is chunk
+            )
+            if not wanted:
+                head.unused_extents.append((e.extent, length))
+                continue
+            at = head.epoch_of(e.contents.ino)
+            new = Slice(e.lo, length, e.extent, at, 0, length, length, CODEC_RAW, e.sums)
+            chunk.slices = slices.insert(chunk.slices, new)
+            chunk.fresh[e.extent] = length
+            chunk.changed = True
+        for e in job.entries:
+            if e.chunk.flushing is e.buffer:
+                e.chunk.flushing = None
