@@ -82,6 +82,7 @@ def run(serve: Serve, *, foreground: bool, log_path: Path) -> int:
             try:
                 child = os.fork()
                 if child == 0:
+                    pipe.close()
                     _fork_again(serve, writing, log_path, before)
             finally:
                 os.close(writing)

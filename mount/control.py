@@ -25,7 +25,7 @@ import struct
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -44,12 +44,6 @@ BATCH_MAX: Final = 100
 ACCEPT_PAUSE_S: Final = 0.1  # until the next try when the process has no descriptor left
 _RECEIVE_BYTES: Final = 65536
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
-
-
-class _Started(Protocol):
-    """What `trio.Nursery.start` hands over."""
-
-    def started(self) -> None: ...
 
 
 class ControlServer:
@@ -108,7 +102,7 @@ class ControlServer:
             self._listener.close()
             self._listener = None
 
-    async def serve(self, task_status: _Started = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(self) -> None:
         """Serves until cancelled, then closes; binds first if that has not been done.
 
         When it is cancelled nobody is let in any more, and it returns when the handlers that are under way have.
@@ -119,7 +113,6 @@ class ControlServer:
         assert listener is not None
         async with trio.open_nursery() as nursery:
             try:
-                task_status.started()
                 while True:
                     await trio.lowlevel.wait_readable(listener.fileno())
                     if not self._accept(listener, nursery):

@@ -1,9 +1,10 @@
 """The process behind a mount: opens what is mounted, serves the kernel and the control socket, ends cleanly.
 
-Lifecycle: open (lease, tables, engine, or a snapshot's reader) -> mount -> ready -> serve -> unmount -> close.
-SIGTERM, SIGINT, `umount` and the control socket's `unmount` all lead to the same end: the mount goes, what is dirty is
-committed, the lease is released.  What fails before ready undoes what was done and is raised to whoever started the
-daemon.
+Lifecycle: open (lease, tables, engine, or a snapshot's reader) -> mount -> ready -> serve -> unmount -> close. SIGTERM,
+SIGINT, `umount` and the control socket's `unmount` all lead to the same end: the mount goes, what is dirty is
+committed, the lease is released.  While programs use the mount it goes from the tree of directories at once, and the
+rest follows when they have left; a second signal does not wait for them.  What fails before ready undoes what was done
+and is raised to whoever started the daemon.
 
 One trio thread runs everything but payload I/O.  An engine that has failed keeps the mount there, answering EIO, so
 that nothing is written under the mountpoint in the belief that it is the workspace; `status` says why.
@@ -26,7 +27,7 @@ import pyfuse3
 import trio
 
 from tzfs import failpoints
-from tzfs.errors import MountFailed, TzfsError
+from tzfs.errors import MountFailed, TzfsError, from_os_error
 from tzfs.lifecycle import Command, State
 from tzfs.management import Store, open_store, settings_of
 from tzfs.mount import mountpoint as mountpoints
@@ -110,9 +111,16 @@ def fuse_options(name: str, options: MountOptions) -> set[str]:
 def serve(store_path: Path, name: str, where: Path, options: MountOptions, ready: Callable[[], None]) -> None:
     """Mounts `name` (FS or FS@SNAP) at `where`, calls `ready`, and returns when the mount has ended.
 
-    Raises whatever keeps it from being mounted, with everything given back; a failure of the engine after that is
-    reported by the mount itself.
+    Raises the `TzfsError` that keeps it from being mounted, with everything given back; a failure of the engine after
+    that is reported by the mount itself.
     """
+    try:
+        _serve(store_path, name, where, options, ready)
+    except OSError as error:
+        raise from_os_error(error, f"mount of {name}") from error
+
+
+def _serve(store_path: Path, name: str, where: Path, options: MountOptions, ready: Callable[[], None]) -> None:
     parsed = parse(name)
     with ExitStack() as stack:
         store = stack.enter_context(open_store(store_path, create=False))
@@ -227,8 +235,12 @@ async def _loop(mount: Mount, control: ControlServer, ready: Callable[[], None])
 async def _watch_signals(mount: Mount) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
-            log.info("signal %d: unmounting", number)
-            mount.stop.set()
+            if mount.stop.is_set():
+                log.warning("signal %d: ending, whoever still uses the mount", number)
+                pyfuse3.terminate()
+            else:
+                log.info("signal %d: unmounting", number)
+                mount.stop.set()
 
 
 async def _stop_when_asked(mount: Mount) -> None:

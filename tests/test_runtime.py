@@ -119,7 +119,7 @@ def test_a_place_where_others_may_put_another_directory_is_refused(tmp_path: Pat
 
 
 def test_a_fallback_that_is_not_there_is_an_error_that_names_the_directory(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="runtime directory .*absent.*: No such file"):
+    with pytest.raises(StoreError, match=r"runtime directory .*absent.*: No such file"):
         runtime._runtime_directory(fallback=tmp_path / "absent")
 
 

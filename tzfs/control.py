@@ -21,7 +21,7 @@ from typing import Final, Self
 
 from tzfs import jsonrpc, limits
 from tzfs.errors import LimitReached, NotFound, NotPermitted, PermissionDenied, StoreError
-from tzfs.jsonrpc import Json
+from tzfs.jsonrpc import Json, Params
 from tzfs.runtime import socket_address
 
 TIMEOUT_S: Final = 60.0
@@ -46,14 +46,17 @@ class ControlClient:
     def close(self) -> None:
         self._socket.close()
 
-    def call(
+    def call(self, method: str, /, **params: Json) -> Json:
+        """The method's result, within `TIMEOUT_S`; otherwise as `ask`."""
+        return self.ask(method, params)
+
+    def ask(
         self,
         method: str,
-        /,
+        params: Params,
         *,
         progress: Callable[[Json], None] | None = None,
         timeout_s: float | None = TIMEOUT_S,
-        **params: Json,
     ) -> Json:
         """The method's result; `progress` hears how far it has come, where the method tells.
 

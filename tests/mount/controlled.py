@@ -50,11 +50,12 @@ async def count(params: Count, report: Report) -> Json:
 
 
 async def count_in_threads(params: Count, report: Report) -> Json:
+    async def one(number: int) -> None:
+        await trio.to_thread.run_sync(lambda: trio.from_thread.run(report, "x" * 9000 + str(number)))
+
     async with trio.open_nursery() as nursery:
         for number in range(params["to"]):
-            nursery.start_soon(
-                trio.to_thread.run_sync, lambda n=number: trio.from_thread.run(report, "x" * 9000 + str(n))
-            )
+            nursery.start_soon(one, number)
     return params["to"]
 
 
@@ -92,7 +93,7 @@ def serving(path: Path, methods: dict[str, Handler | Declared] = METHODS) -> Ite
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve)
+            nursery.start_soon(server.serve)
             handed.append((trio.lowlevel.current_trio_token(), nursery.cancel_scope))
             up.set()
 

@@ -115,14 +115,14 @@ def test_an_unknown_method_and_wrong_parameters_are_the_callers_fault(client: Co
 
 def test_progress_comes_before_the_answer_and_belongs_to_its_request(client: ControlClient) -> None:
     heard: list[Json] = []
-    assert client.call("count", to=3, progress=heard.append) == 3
+    assert client.ask("count", {"to": 3}, progress=heard.append) == 3
     assert heard == [{"done": 0}, {"done": 1}, {"done": 2}]
     assert client.call("count", to=2) == 2  # nobody listens
 
 
 def test_reports_from_several_threads_do_not_mix(client: ControlClient) -> None:
     heard: list[Json] = []
-    assert client.call("count.in.threads", to=40, progress=heard.append) == 40
+    assert client.ask("count.in.threads", {"to": 40}, progress=heard.append) == 40
     assert sorted(str(text) for text in heard) == sorted("x" * 9000 + str(n) for n in range(40))
 
 

@@ -222,7 +222,7 @@ def test_answers_to_other_requests_are_passed_over(path: Path) -> None:
 
     heard: list[Json] = []
     with answering(path, conversation), connect(path) as client:
-        assert client.call("ping", progress=heard.append) == "new"
+        assert client.ask("ping", {}, progress=heard.append) == "new"
     assert heard == []
 
 
@@ -230,7 +230,7 @@ def test_a_silent_mount_is_given_up_after_the_time_that_was_said(path: Path) -> 
     go = threading.Event()
     with answering(path, lambda connection: cast(None, go.wait(ANSWER_S))), connect(path) as client:
         with pytest.raises(StoreError, match=r"no answer within 0\.05 s") as caught:
-            client.call("ping", timeout_s=0.05)
+            client.ask("ping", {}, timeout_s=0.05)
         go.set()
     assert caught.value.hint == "tzfs status shows whether the mount is alive"
 
