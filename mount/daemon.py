@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -124,7 +125,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
     parsed = parse(name)
     with ExitStack() as stack:
         store = stack.enter_context(open_store(store_path, create=False))
-        where = mountpoints.prepare(where)
+        where = mountpoints.prepare(where, must_stay=[store_path])
         stop = trio.Event()
         mount: Mount
         if isinstance(parsed, SnapshotName):
@@ -215,7 +216,9 @@ def _close_session() -> None:
 
 async def _loop(mount: Mount, control: ControlServer, ready: Callable[[], None]) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch_signals, mount)
+        watching = trio.Event()
+        nursery.start_soon(_watch_signals, mount, watching)
+        await watching.wait()  # `ready` lets signals in that have waited: by then there is somebody to take them
         nursery.start_soon(control.serve)
         if mount.committer is not None:
             nursery.start_soon(mount.committer.run)
@@ -232,8 +235,9 @@ async def _loop(mount: Mount, control: ControlServer, ready: Callable[[], None])
         nursery.cancel_scope.cancel()
 
 
-async def _watch_signals(mount: Mount) -> None:
+async def _watch_signals(mount: Mount, watching: trio.Event) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        watching.set()
         async for number in signals:
             if mount.stop.is_set():
                 log.warning("signal %d: ending, whoever still uses the mount", number)
@@ -249,7 +253,7 @@ async def _stop_when_asked(mount: Mount) -> None:
     await trio.sleep(0)
     for lazy in (False, True):
         try:
-            await trio.to_thread.run_sync(lambda lazy=lazy: mountpoints.unmount(mount.mountpoint, lazy=lazy))
+            await trio.to_thread.run_sync(partial(mountpoints.unmount, mount.mountpoint, lazy=lazy))
             return
         except TzfsError as error:
             log.info("unmount: %s", error)

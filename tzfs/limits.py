@@ -37,7 +37,7 @@ EXTENT_BYTES_MAX: Final = 1 * MIB  # one chunk of the largest size
 
 TXG_INTERVAL_S_DEFAULT: Final = 1.0  # what a crash may cost at most, unless fsynced
 DIRTY_BYTES_MAX_DEFAULT: Final = 64 * MIB  # written payload waiting in memory; 60 ms of a 1 GiB/s disk
-DIRTY_ROWS_MAX: Final = 8000  # rows waiting for a commit, 3 us each: it stops the mount for 25 ms, a ping waits 50
+DIRTY_ROWS_MAX: Final = 5000  # rows waiting for a commit, 3 us each: it stops the mount for 15 ms, a ping waits 50
 FLUSH_AHEAD_BYTES: Final = 8 * MIB  # dirty payload that is written in a thread without waiting for a commit: 8 ms
 FLUSH_REMAINDER_BYTES_MAX: Final = 256 * KIB  # small enough to be written and synced without yielding: 1 ms
 META_RESERVE_BYTES: Final = 32 * MIB  # the largest txg: 2 * DIRTY_ROWS_MAX rows, each on a page of its own

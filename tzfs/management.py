@@ -242,7 +242,7 @@ class Store:
         mount = self.mounted(info)
         if mount is not None:
             with mount:
-                answer = mount.call("gc")
+                answer = mount.ask("gc", {}, timeout_s=None)  # as long as there is something to collect
             if not isinstance(answer, dict):
                 raise MountFailed("the mount did not say what it collected")
             return Collected(**{key: int(str(answer[key])) for key in ("bytes", "orphans", "chunks", "segments")})

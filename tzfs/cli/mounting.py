@@ -54,7 +54,7 @@ def mount(store: Store, name: str, where: Path, options: MountOptions, *, foregr
 
     parsed = parse(name)
     info = store.get(parsed.filesystem if isinstance(parsed, SnapshotName) else parsed)
-    where = mountpoint.prepare(where)
+    where = mountpoint.prepare(where, must_stay=[store.path])
     log_path = state_directory() / f"{info.guid}.log"
     path = store.path
     store.close()  # tables do not survive a fork
