@@ -53,6 +53,12 @@ class Committer:
             self._kick.set()
 
     async def commit(self) -> None:
+        """Everything answered so far is durable when it returns, and in the tables, for readers elsewhere."""
+        async with self._lock:
+            await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
+            self._finish(self._engine.commit)
+
+    async def harden(self) -> None:
         """Everything answered so far is durable when it returns."""
         self._asked += 1
         ticket = self._asked
@@ -61,7 +67,7 @@ class Committer:
                 return
             await trio.lowlevel.checkpoint()  # what already waits for an answer joins in
             await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
-            self._finish(self._engine.commit)
+            self._finish(self._engine.harden)
 
     async def snapshot(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
         """A snapshot of everything answered so far."""

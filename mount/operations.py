@@ -600,4 +600,4 @@ class Operations(pyfuse3.Operations):
 
     async def _commit(self) -> None:
         if self._committer is not None:
-            await self._committer.commit()
+            await self._committer.harden()

@@ -56,7 +56,7 @@ class FileSystem(Tree):
 
     def sync(self) -> None:
         """Everything done so far is durable when it returns."""
-        self._engine.commit()
+        self._engine.harden()
 
     def _did(self) -> None:
         """After each change: commits when it is time, and does a batch of what is due in the background."""

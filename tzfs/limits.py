@@ -40,6 +40,7 @@ DIRTY_BYTES_MAX_DEFAULT: Final = 64 * MIB  # written payload waiting in memory; 
 DIRTY_ROWS_MAX: Final = 5000  # rows waiting for a commit, 3 us each: it stops the mount for 15 ms, a ping waits 50
 FLUSH_AHEAD_BYTES: Final = 8 * MIB  # dirty payload that is written in a thread without waiting for a commit: 8 ms
 FLUSH_REMAINDER_BYTES_MAX: Final = 256 * KIB  # small enough to be written and synced without yielding: 1 ms
+REDO_PAYLOAD_BYTES_MAX: Final = 64 * KIB  # dirty payload that an fsync puts into the redo log; more goes to its extents
 META_RESERVE_BYTES: Final = 32 * MIB  # the largest txg: 2 * DIRTY_ROWS_MAX rows, each on a page of its own
 RECLAIM_AT_ONCE_CHUNKS: Final = 64  # removed within the operation; more become a background reclaim
 RECLAIM_BATCH_CHUNKS: Final = 512  # 512 * (chunk + change + punch + segment) rows: a txg's share

@@ -24,6 +24,7 @@ from tzfs.format.records import Snapshot
 from tzfs.layout import META, SEGMENTS
 from tzfs.store.lease import Lease, ViewHold
 from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.redo import REDO_FILE, RedoLog, replay
 from tzfs.store.segments import Segments
 
 failpoints.declare("writer.lease", "the lease is taken, nothing is open")
@@ -56,6 +57,25 @@ def _check_guid(directory: Path, found: str, guid: bytes) -> None:
         )
 
 
+def _redo(directory: Path, guid: bytes) -> None:
+    """Does what a writer that crashed has left in the redo log, for somebody who only reads; under the lease."""
+    with ExitStack() as stack:
+        meta = LmdbMeta(directory / META, readonly=True)
+        stack.callback(meta.close)
+        log = RedoLog(directory / REDO_FILE, guid, readonly=True)
+        stack.callback(log.close)
+        if not log.pending(meta.commit_number):
+            return
+    with ExitStack() as stack:
+        meta = LmdbMeta(directory / META)
+        stack.callback(meta.close)
+        payload = Segments(directory / SEGMENTS, guid=guid)
+        stack.callback(payload.close)
+        log = RedoLog(directory / REDO_FILE, guid)
+        stack.callback(log.close)
+        replay(log, meta, payload)
+
+
 class Writer:
     """One filesystem open for writing: `engine` does the work, `lease` says who may."""
 
@@ -76,7 +96,10 @@ class Writer:
             payload = Segments(directory / SEGMENTS, guid=guid)
             stack.callback(payload.close)
             failpoints.hit("writer.payload")
-            self.engine = Engine(meta, payload, settings=settings, disk=_free(directory))
+            redo = RedoLog(directory / REDO_FILE, guid)
+            stack.callback(redo.close)
+            replay(redo, meta, payload)
+            self.engine = Engine(meta, payload, redo=redo, settings=settings, disk=_free(directory))
             stack.callback(self.engine.close)
             self._stack = stack.pop_all()
         self.directory = directory
@@ -147,6 +170,7 @@ class HeadReader:
         with ExitStack() as stack:
             self.lease = lease
             stack.callback(lease.release)
+            _redo(directory, guid)
             self._meta = LmdbMeta(directory / META, readonly=True)
             stack.callback(self._meta.close)
             txn = self._meta.begin_read()

@@ -21,13 +21,14 @@ from tzfs import failpoints, limits
 from tzfs.engine.engine import Engine, Settings
 from tzfs.errors import TzfsError
 from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.redo import RedoLog, replay
 from tzfs.store.segments import Segments
 
 GUID = bytes(range(16))
 POINTS = sorted(
     name
     for name in failpoints.KNOWN
-    if name.split(".")[0] in ("flush", "commit", "snapshot", "reclaim", "punch", "open", "segment", "meta")
+    if name.split(".")[0] in ("flush", "commit", "snapshot", "reclaim", "punch", "open", "segment", "meta", "redo")
 )
 State = dict[str, str]  # path -> first bytes and size; "@name" for each snapshot
 
@@ -54,11 +55,16 @@ def workload(engine: Engine) -> Iterator[State]:
             engine.unlink(1, big)
         if step % 4 == 3 and f"s{step}" not in engine.snapshots():
             engine.snapshot(f"s{step}")
-        else:
+        elif step % 2:
             engine.commit()
+        else:
+            engine.harden()
         while engine.background_step():
             pass
-        engine.commit()
+        if step == 5:
+            engine.commit()
+        else:
+            engine.harden()
         yield state_of(engine)
 
 
@@ -69,7 +75,7 @@ def state_of(engine: Engine) -> State:
     return out | {f"@{name}": str(s.inodes) for name, s in engine.snapshots().items()}
 
 
-def open_engine(folder: Path) -> tuple[Engine, LmdbMeta, Segments]:
+def open_engine(folder: Path) -> tuple[Engine, RedoLog, Segments, LmdbMeta]:
     fresh = not (folder / "meta").exists()
     meta = LmdbMeta(folder / "meta", create=fresh)
     try:
@@ -77,7 +83,13 @@ def open_engine(folder: Path) -> tuple[Engine, LmdbMeta, Segments]:
             Engine.format(meta, guid=GUID, now_ns=1)
         payload = Segments(folder / "segments", guid=GUID, create=fresh)
         try:
-            return Engine(meta, payload, settings=Settings()), meta, payload
+            redo = RedoLog(folder / "redo", GUID)
+            try:
+                replay(redo, meta, payload)
+                return Engine(meta, payload, redo=redo, settings=Settings()), redo, payload, meta
+            except BaseException:
+                redo.close()
+                raise
         except BaseException:
             payload.close()
             raise
@@ -86,13 +98,14 @@ def open_engine(folder: Path) -> tuple[Engine, LmdbMeta, Segments]:
         raise
 
 
-def close(engine: Engine, meta: LmdbMeta, payload: Segments) -> None:
+def close(engine: Engine, redo: RedoLog, payload: Segments, meta: LmdbMeta) -> None:
     try:
         if engine.failed is None:
             engine.close()
         else:
             engine.abandon()
     finally:
+        redo.close()
         payload.close()
         meta.close()
 
@@ -131,8 +144,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[State]:
 
 
 def prepare(folder: Path) -> None:
-    """An empty filesystem, so that a point of opening is one of opening what is there."""
-    close(*open_engine(folder))
+    """A filesystem with a first step that only the redo log has, so that opening has something to do again."""
+    opened = open_engine(folder)
+    steps = workload(opened[0])
+    next(steps)
+    opened[0].abandon()
+    close(*opened)
 
 
 def check_and_finish(folder: Path, said: list[State], expected: list[State]) -> None:

@@ -20,9 +20,10 @@ from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
 from tzfs.engine.view import View
 from tzfs.format.records import Inode
-from tzfs.store.interface import MetaStore, PayloadStore
+from tzfs.store.interface import MetaStore, PayloadStore, RedoStore
 from tzfs.store.lmdb_store import LmdbMeta
-from tzfs.store.memory import MemoryMeta, MemoryPayload
+from tzfs.store.memory import MemoryMeta, MemoryPayload, MemoryRedo
+from tzfs.store.redo import RedoLog, replay
 from tzfs.store.segments import Segments
 
 GUID = bytes(range(16))
@@ -37,10 +38,11 @@ class MemoryStores:
 
     def __init__(self) -> None:
         self.meta, self.payload = MemoryMeta(), MemoryPayload()
+        self.redo = MemoryRedo(room=4)
         Engine.format(self.meta, guid=GUID, now_ns=1)
 
-    def stores(self) -> tuple[MetaStore, PayloadStore]:
-        return self.meta, self.payload
+    def stores(self) -> tuple[MetaStore, PayloadStore, RedoStore]:
+        return self.meta, self.payload, self.redo
 
     def crash(self) -> None:
         self.meta, self.payload = self.meta.after_crash(), self.payload.after_crash()
@@ -60,18 +62,21 @@ class DiskStores:
         self.meta = LmdbMeta(folder / "meta", create=True)
         Engine.format(self.meta, guid=GUID, now_ns=1)
         self.payload = Segments(folder / "segments", guid=GUID, create=True)
+        self.redo = RedoLog(folder / "redo", GUID)
 
-    def stores(self) -> tuple[MetaStore, PayloadStore]:
-        return self.meta, self.payload
+    def stores(self) -> tuple[MetaStore, PayloadStore, RedoStore]:
+        return self.meta, self.payload, self.redo
 
     def restart(self) -> None:
         self.close()
         self.meta = LmdbMeta(self._folder / "meta")
         self.payload = Segments(self._folder / "segments", guid=GUID)
+        self.redo = RedoLog(self._folder / "redo", GUID)
 
     crash = restart
 
     def close(self) -> None:
+        self.redo.close()
         self.payload.close()
         self.meta.close()
 
@@ -91,7 +96,9 @@ class World:
 
     def _open(self) -> Engine:
         settings = Settings(chunk_shift=12, dirty_rows_max=10_000)
-        engine = Engine(*self.stores.stores(), settings=settings, clock=self._clock)
+        meta, payload, redo = self.stores.stores()
+        replay(redo, meta, payload)
+        engine = Engine(meta, payload, redo=redo, settings=settings, clock=self._clock)
         engine.referenced = lambda ino: ino in self.model.open
         self.commits = engine.commits
         return engine
@@ -272,7 +279,10 @@ class World:
             self.model.snapshot(name)
 
     def do_commit(self, a: int, b: int, c: int, d: int) -> None:
-        self.engine.commit()
+        if a % 3:
+            self.engine.harden()
+        else:
+            self.engine.commit()
 
     def do_flush(self, a: int, b: int, c: int, d: int) -> None:
         """The two halves of a flush with other steps in between; the job itself may run late."""

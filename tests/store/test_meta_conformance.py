@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from tests.store.stores import Made
 from tzfs.errors import InternalError, NoSpace, ReadOnly, StoreError
 from tzfs.format.keys import EPOCH_MAX, FILESYSTEM_TABLES, Table, dirent, inode, suffix
-from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, MetaStore, ReadTransaction, Row, WriteTransaction
+from tzfs.store.interface import (
+    KEY_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    Change,
+    MetaStore,
+    ReadTransaction,
+    Row,
+    WriteTransaction,
+)
 
 EDGE_EPOCHS = (0, 1, 2, EPOCH_MAX // 2, EPOCH_MAX - 1, EPOCH_MAX)
 
@@ -439,3 +447,41 @@ def _commit_failures(meta: MetaStore) -> list[tuple[Callable[[], None], type[Sto
         (lambda: failpoints.arm("meta.commit", "error:ENOSPC"), NoSpace),
         (lambda: failpoints.arm("meta.commit", "error:EIO"), StoreError),
     ]
+
+
+def test_what_changes_a_table_is_recorded_from_when_it_is_asked_for(store: Made) -> None:
+    meta = store.meta()
+    txn = meta.begin_write()
+    changes: list[Change] = []
+    txn.put(Table.SYS, b"before", b"0")
+    txn.record(changes)
+    txn.put(Table.SYS, b"a", b"1")
+    txn.put_many(Table.INODE, [(b"b", b"2"), (b"c", b"3")])
+    assert txn.delete(Table.SYS, b"before")
+    txn.record(None)
+    txn.put(Table.SYS, b"after", b"4")
+    expected: list[Change] = [
+        (Table.SYS, b"a", b"1"), (Table.INODE, b"b", b"2"), (Table.INODE, b"c", b"3"), (Table.SYS, b"before", None),
+    ]  # fmt: skip
+    assert changes == expected
+    txn.commit()
+    meta.close()
+
+
+def test_each_commit_has_a_higher_number_and_a_restart_keeps_it(store: Made) -> None:
+    meta = store.meta()
+    numbers = [meta.commit_number]
+    for value in (b"1", b"2"):
+        txn = meta.begin_write()
+        txn.put(Table.SYS, b"key", value)
+        assert meta.commit_number == numbers[-1], "not while the transaction is open"
+        txn.commit()
+        numbers.append(meta.commit_number)
+    assert numbers[0] < numbers[1] < numbers[2]
+    txn = meta.begin_write()
+    txn.put(Table.SYS, b"key", b"3")
+    txn.close()
+    assert meta.commit_number == numbers[2], "what was aborted has none"
+    again = store.meta_again(meta)
+    assert again.commit_number == numbers[2]
+    again.close()

@@ -194,6 +194,7 @@ class Attributes:
         if len(value) > INLINE_VALUE_BYTES_MAX:
             extent = head.payload.allocate(len(value))
             try:
+                head.values_unsynced = True
                 head.payload.write([(extent, value)])
             except BaseException:
                 head.unused_extents.append((extent, len(value)))

@@ -33,7 +33,7 @@ from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters, unpack_c
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
 from tzfs.format.records import Inode, Reclaim, Snapshot
 from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock, unpack_superblock
-from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction
+from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
 
 __all__ = ["Engine", "Settings", "StatFs", "charged_bytes", "read_counters", "read_snapshots", "read_superblock"]
 
@@ -102,11 +102,15 @@ class Engine:
         meta: MetaStore,
         payload: PayloadStore,
         *,
+        redo: RedoStore | None = None,
         settings: Settings | None = None,
         clock: Callable[[], int] = time.time_ns,
         disk: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
-        """Opens for writing.  `disk` answers (bytes free for us, bytes free in all) of the disk below, for `statfs`."""
+        """Opens for writing.  What an earlier writer left in `redo` has been replayed.
+
+        `disk` answers (bytes free for us, bytes free in all) of the disk below, for `statfs`.
+        """
         self.meta, self.payload = meta, payload
         self._disk = disk or (lambda: (1 << 40, 1 << 40))
         txn = meta.begin_write()
@@ -149,7 +153,7 @@ class Engine:
         self._contents = contents = ContentsTable(head, rows)
         self._namespace = namespace = Namespace(head, contents)
         self._attributes = attributes = Attributes(head, contents)
-        self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, raw)
+        self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, raw, redo)
         self._reclaimer = Reclaimer(head, rows, namespace)
 
         self.lookup = namespace.lookup
@@ -295,6 +299,12 @@ class Engine:
         """Everything answered so far is durable when it returns.  An error fails the engine."""
         self._txg.commit()
         self._reclaimer.committed()
+
+    def harden(self) -> None:
+        """As `commit`, and cheaper where little is dirty; readers elsewhere see it at the next commit."""
+        self._txg.harden()
+        if not self._head.logged_rows:
+            self._reclaimer.committed()
 
     def begin_flush(self) -> FlushJob | None:
         """Freezes dirty payload for a job to write; None when there is none.  See `contents`."""

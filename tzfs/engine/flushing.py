@@ -50,19 +50,24 @@ class FlushJob:
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
-    def run(self) -> None:
-        """Sums, writes and syncs; an error is kept for `end`, which fails the head with it."""
+    parts: list[tuple[ExtentId, memoryview]] = field(default_factory=list)
+
+    def run(self, *, sync: bool = True) -> None:
+        """Sums, writes and syncs; an error is kept for `end`, which fails the head with it.
+
+        Without `sync` it is the caller's to have `parts` in the redo log before anything refers to them.
+        """
         try:
-            parts: list[tuple[ExtentId, memoryview]] = []
             for e in self.entries:
                 view = memoryview(e.buffer.data)[e.lo : e.hi]
                 e.sums = page_sums(view)
-                parts.append((e.extent, view))
+                self.parts.append((e.extent, view))
             failpoints.hit("flush.write")
-            self.payload.write(parts)
-            failpoints.hit("flush.sync")
-            self.payload.sync()
-            failpoints.hit("flush.synced")
+            self.payload.write(self.parts)
+            if sync:
+                failpoints.hit("flush.sync")
+                self.payload.sync()
+                failpoints.hit("flush.synced")
         except BaseException as error:  # whatever it is, the engine's thread must hear of it
             self.error = error
         finally:

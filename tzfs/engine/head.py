@@ -87,6 +87,8 @@ class Head:
         self.dirty_rows = 0
         self.dirty_bytes = 0
         self.dirty_since_ns = 0
+        self.logged_rows = 0  # of groups that the redo log has and the tables have not
+        self.values_unsynced = False  # payload of extended attributes was written that no flush has synced
         self.full = False  # the reserve could not be renewed: nothing that adds is accepted
         self.first_ino, self.first_data = counters.next_ino, counters.next_data
 

@@ -152,6 +152,9 @@ class Reclaimer:
         """
         head = self._head
         head.check()
+        if head.logged_rows:  # the tables of the last commit, which others read, still name what groups since freed
+            self._punchable = False
+            return None
         horizon = min(self.pins, default=head.counters.txg)
         rows: list[bytes] = []
         holes: list[tuple[int, int]] = []  # (extent, bytes)
@@ -186,7 +189,7 @@ class Reclaimer:
     def unlink_dead_segments(self) -> None:
         """Unlinks segments whose counters are at zero and that nothing waits to be punched in."""
         head = self._head
-        if self.pins:
+        if self.pins or head.logged_rows:
             return
         dead = []
         for key, value in head.txn.range(Table.SEGMENT, b""):

@@ -30,6 +30,7 @@ from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, pack_counters
 from tzfs.format.keys import Table, Txg
 from tzfs.format.superblock import SUPERBLOCK_KEY
+from tzfs.store.interface import Change, RedoStore
 
 failpoints.declare("commit.begin", "a commit is about to flush what is left")
 failpoints.declare("commit.publish", "payload is durable; rows are about to be written")
@@ -50,10 +51,15 @@ class TxgCommitter:
         namespace: Namespace,
         attributes: Attributes,
         superblock: bytes,
+        redo: RedoStore | None,
     ) -> None:
         self._head, self._flusher, self._rows = head, flusher, rows
         self._namespace, self._attributes = namespace, attributes
         self._superblock = superblock
+        self._redo = redo
+        self._logged_since_ns = 0
+        self._changes: list[Change] = []  # to the transaction, since it began or was last logged
+        self._begin_recording()
         self._reserved_txg = -1
         self._payload_reserved = 0
         self.commits = 0
@@ -66,9 +72,12 @@ class TxgCommitter:
         return head.dirty_rows >= head.settings.dirty_rows_max or head.dirty_bytes >= head.settings.dirty_bytes_max
 
     def due_at_ns(self) -> int | None:
-        """When what is dirty has waited for the interval, on the head's clock; None when nothing is dirty."""
+        """When what the tables have not has waited for the interval, on the head's clock; None when they have all."""
         head = self._head
-        return head.dirty_since_ns + int(head.settings.txg_interval_s * 1e9) if head.dirty else None
+        if not head.dirty and not head.logged_rows:
+            return None
+        since = self._logged_since_ns if head.logged_rows else head.dirty_since_ns
+        return since + int(head.settings.txg_interval_s * 1e9)
 
     # -- space -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +125,7 @@ class TxgCommitter:
         """
         head = self._head
         head.check()
-        if not head.dirty and finish is None:
+        if not head.dirty and not head.logged_rows and finish is None:
             return
         try:
             failpoints.hit("commit.begin")
@@ -128,11 +137,55 @@ class TxgCommitter:
             else:
                 head.payload.sync()
             failpoints.hit("commit.publish")
+            head.txn.record(None)
             self._publish(finish)
             failpoints.hit("commit.rows")
             head.txn.commit()
             failpoints.hit("commit.done")
             self._next_group()
+        except BaseException as error:
+            head.fail(f"commit of transaction group {head.counters.txg} failed: {error}")
+            raise
+
+    def harden(self) -> None:
+        """As `commit`, and cheaper where little is dirty: the group goes into the redo log, the tables follow later.
+
+        Reading elsewhere (another process, a recount) sees it only after the next `commit`.
+        """
+        head = self._head
+        head.check()
+        if not head.dirty:
+            return
+        rows = max(head.dirty_rows, 1)
+        if (
+            self._redo is None
+            or self._flusher.running is not None
+            or head.values_unsynced
+            or head.dirty_bytes > limits.REDO_PAYLOAD_BYTES_MAX
+            or head.logged_rows + rows > head.settings.dirty_rows_max
+        ):
+            self.commit()
+            return
+        try:
+            failpoints.hit("commit.begin")
+            job = self._flusher.begin()
+            if job is not None:
+                job.run(sync=False)
+                self._flusher.end()
+            failpoints.hit("commit.publish")
+            self._publish(None)
+            if self._redo.append(self._base, self._changes, job.parts if job is not None else ()):
+                self._changes.clear()
+                if not head.logged_rows:
+                    self._logged_since_ns = head.dirty_since_ns
+                head.logged_rows += rows
+                self._end_group()
+            else:
+                head.payload.sync()
+                failpoints.hit("commit.rows")
+                head.txn.commit()
+                failpoints.hit("commit.done")
+                self._next_group()
         except BaseException as error:
             head.fail(f"commit of transaction group {head.counters.txg} failed: {error}")
             raise
@@ -171,6 +224,22 @@ class TxgCommitter:
 
     def _next_group(self) -> None:
         head = self._head
+        head.txn = head.meta.begin_write()
+        head.logged_rows = 0
+        head.values_unsynced = False
+        self._begin_recording()
+        self._end_group()
+
+    def _begin_recording(self) -> None:
+        """Background work changes the transaction between groups; the redo log must have that too."""
+        head = self._head
+        self._base = head.meta.commit_number
+        self._changes = []
+        head.txn.record(self._changes if self._redo is not None else None)
+
+    def _end_group(self) -> None:
+        """The group is durable, and the next one begins, in the same transaction or a new one."""
+        head = self._head
         head.buried.clear()
         head.dirty_inodes.clear()
         head.orphans_changed.clear()
@@ -182,5 +251,4 @@ class TxgCommitter:
             for ino in list(head.inodes)[: limits.CACHED_INODES_MAX // 2]:
                 del head.inodes[ino]
         self.commits += 1
-        head.txn = head.meta.begin_write()
         head.versions.begin(head.txn)

@@ -17,12 +17,13 @@ Rules every implementation keeps:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from tzfs.errors import StoreError
 from tzfs.format.keys import Epoch, ExtentId, Table
 
 Row = tuple[bytes, bytes]
+Change = tuple[Table, bytes, bytes | None]  # a row put, or (None) deleted
 Buffer = bytes | bytearray | memoryview
 
 KEY_BYTES_MAX: Final = 511  # LMDB's; every implementation keeps to it
@@ -76,6 +77,10 @@ class WriteTransaction(ReadTransaction, Protocol):
         """True if there was such a row."""
         ...
 
+    def record(self, changes: list[Change] | None) -> None:
+        """From now on what is put and deleted is also appended to `changes`; None ends that."""
+        ...
+
     def commit(self) -> None:
         """Makes the transaction durable.  Raises `NoSpace` or `StoreError`; then nothing of it has happened."""
         ...
@@ -92,6 +97,11 @@ class MetaStore(Protocol):
     @property
     def reserve_supported(self) -> bool:
         """False once the filesystem below has refused to reserve space: then `reserve` only looks at what is free."""
+        ...
+
+    @property
+    def commit_number(self) -> int:
+        """Of the last commit; a later one has a higher number."""
         ...
 
     def begin_read(self) -> ReadTransaction: ...
@@ -171,6 +181,10 @@ class PayloadStore(PayloadReader, Protocol):
         """Writes each buffer to its extent (adjacent ones in one system call); `NoSpace`, `StoreError`."""
         ...
 
+    def restore(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
+        """Writes and syncs extents of an earlier writer, whose segments may have been lost; before `allocate`."""
+        ...
+
     def sync(self) -> None:
         """Everything written before is durable when it returns, new segments and their folder included."""
         ...
@@ -189,4 +203,27 @@ class PayloadStore(PayloadReader, Protocol):
 
     def reserve(self, nbytes: int) -> None:
         """Makes sure that `nbytes` may be appended without meeting a full disk; `NoSpace` otherwise."""
+        ...
+
+
+class Group(NamedTuple):
+    """What one append to a redo log made durable."""
+
+    changes: list[Change]
+    payload: list[tuple[ExtentId, bytes]]
+
+
+class RedoStore(Protocol):
+    """Small transaction groups made durable ahead of the tables; whoever opens for writing does them again first."""
+
+    def append(self, base: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]) -> bool:
+        """Durable when it returns True; False where there is no room: the tables must commit.  `StoreError`."""
+        ...
+
+    def pending(self, base: int) -> list[Group]:
+        """The groups that follow commit `base` of the tables, in order."""
+        ...
+
+    def clear(self) -> None:
+        """No group counts any more, durably."""
         ...

@@ -31,7 +31,7 @@ from tzfs.format.keys import (
     suffix,
 )
 from tzfs.limits import PAGE_BYTES, SEGMENT_BYTES_MAX
-from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Buffer, Row, SegmentGone
+from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Buffer, Change, Group, Row, SegmentGone
 
 
 class _Rows:
@@ -102,7 +102,11 @@ class MemoryWrite(MemoryRead):
     def __init__(self, meta: MemoryMeta) -> None:
         super().__init__(meta)
         self._touched: set[Table] = set()
+        self._changes: list[Change] | None = None
         self._thread = threading.get_ident()
+
+    def record(self, changes: list[Change] | None) -> None:
+        self._changes = changes
 
     def _changing(self, table: Table) -> _Rows:
         rows = self._rows(table)
@@ -121,6 +125,8 @@ class MemoryWrite(MemoryRead):
         if key not in rows.values:
             insort(rows.keys, key)
         rows.values[key] = value
+        if self._changes is not None:
+            self._changes.append((table, key, value))
 
     def put_many(self, table: Table, rows: Sequence[Row]) -> None:
         for key, value in rows:
@@ -128,6 +134,8 @@ class MemoryWrite(MemoryRead):
 
     def delete(self, table: Table, key: bytes) -> bool:
         rows = self._changing(table)
+        if self._changes is not None:
+            self._changes.append((table, key, None))
         if rows.values.pop(key, None) is None:
             return False
         del rows.keys[bisect_left(rows.keys, key)]
@@ -170,6 +178,10 @@ class MemoryMeta:
     def reserve_supported(self) -> bool:
         return True
 
+    @property
+    def commit_number(self) -> int:
+        return self.commits
+
     def begin_read(self) -> MemoryRead:
         self._check_open()
         transaction = MemoryRead(self)
@@ -203,6 +215,7 @@ class MemoryMeta:
         """A store with what was committed, and nothing else."""
         again = MemoryMeta(tables=tuple(self.committed))
         again.committed = {table: rows.copy() for table, rows in self.committed.items()}
+        again.commits = self.commits
         return again
 
     def _check_open(self) -> None:
@@ -275,6 +288,13 @@ class MemoryPayload:
                     raise InternalError(f"segment {number} was not begun by this writer")
                 _write_at(self._live.setdefault(number, bytearray(PAGE_BYTES)), offset, stored)
                 self._unsynced.append((number, offset, stored))
+
+    def restore(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
+        self._check_writable()
+        for extent, data in extents:
+            for segments in (self._live, self._durable):
+                segment = segments.setdefault(extent_segment(extent), bytearray(PAGE_BYTES))
+                _write_at(segment, extent_offset(extent), bytes(data))
 
     def sync(self) -> None:
         self._check_writable()
@@ -352,6 +372,27 @@ class MemoryPayload:
             raise InternalError("the payload store is closed")
         if self._failed is not None:
             raise StoreError(f"payload cannot be written any more: {self._failed}")
+
+
+class MemoryRedo:
+    """A redo log in memory; everything in it is durable.  `room` is how many groups it takes after a commit."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.room = room
+        self._groups: list[tuple[int, Group]] = []
+
+    def append(self, base: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]) -> bool:
+        groups = [group for group in self._groups if group[0] == base]
+        if len(groups) == self.room:
+            return False
+        self._groups = [*groups, (base, Group(list(changes), [(extent, bytes(data)) for extent, data in payload]))]
+        return True
+
+    def pending(self, base: int) -> list[Group]:
+        return [group for after, group in self._groups if after == base]
+
+    def clear(self) -> None:
+        self._groups.clear()
 
 
 def _write_at(segment: bytearray, offset: int, stored: bytes) -> None:

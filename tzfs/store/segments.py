@@ -238,6 +238,25 @@ class Segments:
                 except OSError as error:
                     raise from_os_error(error, f"segment {number}: write") from error
 
+    def restore(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
+        self._check_writable()
+        if self._number:
+            raise InternalError(f"{self.directory}: what was lost is restored before the first extent")
+        with self._writing:
+            for run in _runs(extents):
+                number = extent_segment(run[0][0])
+                try:
+                    fd = self._make_again(number)
+                    try:
+                        _write_run(fd, run)
+                        os.fdatasync(fd)
+                    finally:
+                        os.close(fd)
+                except OSError as error:
+                    raise from_os_error(error, f"segment {number}: write again") from error
+            if extents:
+                folders.sync(self.directory)
+
     def sync(self) -> None:
         self._check_writable()
         with self._writing:
@@ -457,6 +476,20 @@ class Segments:
             raise ForeignStore(f"{path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
         if guid != self._guid or found != number:
             raise ForeignStore(f"{path}: belongs to filesystem {guid.hex()} as segment {found}")
+
+    def _make_again(self, number: int) -> int:
+        """A descriptor of a segment that a crash may have taken away, whole or its header."""
+        fd = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            head = os.pread(fd, HEADER_BYTES, 0)
+            if head.strip(b"\0"):
+                self._check_header(head, number)
+            else:
+                os.pwrite(fd, header(self._guid, number), 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _make(self, number: int) -> int:
         """A new segment file with its header; after a failure there is none."""

@@ -1,0 +1,234 @@
+"""The redo log: small transaction groups made durable by one synced write, ahead of the tables' commit.
+
+An fsync of little would otherwise wait for three syncs: of its payload, of the tables' pages, of their root.  Instead
+the group's rows, and the payload they name, are appended here; the tables commit later, many groups at a time.  A crash
+in between leaves the groups here, and whoever next opens for writing does them again.
+
+`redo` is made at the first append, and grows by halves to `LOG_BYTES_MAX`, always written with zeros first, so that an
+append changes no metadata of the disk's filesystem.  A group begins at a multiple of 4 KiB:
+
+    offset 0    magic, 8 bytes "TZFSREDO"
+    offset 8    format version u32, 1
+    offset 12   flags u32, 0; a log with a flag that is not known is refused
+    offset 16   guid of the filesystem, 16 bytes
+    offset 32   base u64: the number of the tables' commit that the group follows
+    offset 40   number of the group u32: 0, 1, 2 ... since that commit
+    offset 44   changes in it u32
+    offset 48   length of the body u64
+    offset 56   FNV-1a-64 of bytes 0 to 55 and the body, u64
+    offset 64   the body: for each change its table u8 (255: payload), length of the key u16, length of the value u32
+                (2^32 - 1: the row is deleted), key, value.  The key of payload is its extent, u64.
+
+Integers are big-endian.  Invariants:
+
+- Only groups whose base is the tables' last commit count, in order from 0, up to the first that is not whole.  So a
+  commit of the tables makes all groups before it void without a write here, and the next group overwrites the first.
+- A base is never used again for other contents: commits are numbered upwards, and `clear` voids the log of an earlier
+  writer before this one appends.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tzfs.errors import CorruptionError, ForeignStore, NoSpace, StoreError, from_os_error
+from tzfs.failpoints import declare, hit
+from tzfs.format.keys import FILESYSTEM_TABLES, ExtentId, Table
+from tzfs.limits import MIB, PAGE_BYTES
+from tzfs.native import fnv1a64
+from tzfs.store import folders
+from tzfs.store.interface import Buffer, Change, Group, MetaStore, PayloadStore, RedoStore
+
+REDO_FILE: Final = "redo"
+MAGIC: Final = b"TZFSREDO"
+VERSION: Final = 1
+HEADER: Final = struct.Struct(">8sII16sQIIQ")
+HEADER_BYTES: Final = HEADER.size + 8
+LOG_BYTES_MAX: Final = 1 * MIB  # some hundred small groups, then the tables commit
+LOG_BYTES_FIRST: Final = 64 * 1024
+
+_CHANGE: Final = struct.Struct(">BHI")
+_PAYLOAD: Final = 255
+_DELETED: Final = (1 << 32) - 1
+_TABLES: Final = frozenset(FILESYSTEM_TABLES)
+
+_MAKE: Final = declare("redo.make", "before the redo log is made or grows")
+_APPEND: Final = declare("redo.append", "before a group is written to the redo log")
+_APPENDED: Final = declare("redo.appended", "a group is in the redo log, nobody has been told")
+_REPLAY_PAYLOAD: Final = declare("redo.replay.payload", "before payload is written again from the redo log")
+_REPLAY_ROWS: Final = declare("redo.replay.rows", "payload of the redo log is durable; before its rows are written")
+_CLEAR: Final = declare("redo.clear", "the redo log is done again or void, and about to be cleared")
+
+
+def replay(log: RedoStore, meta: MetaStore, payload: PayloadStore) -> int:
+    """Does again what the tables do not have yet, in one commit; the number of groups."""
+    groups = log.pending(meta.commit_number)
+    if groups:
+        hit(_REPLAY_PAYLOAD)
+        payload.restore([part for group in groups for part in group.payload])
+        hit(_REPLAY_ROWS)
+        txn = meta.begin_write()
+        try:
+            for group in groups:
+                for table, key, value in group.changes:
+                    if value is None:
+                        txn.delete(table, key)
+                    else:
+                        txn.put(table, key, value)
+            txn.commit()
+        except BaseException:
+            txn.close()
+            raise
+    hit(_CLEAR)
+    log.clear()
+    return len(groups)
+
+
+def _pack(
+    guid: bytes, base: int, number: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]
+) -> bytes:
+    """One group, zeros up to a whole page."""
+    parts: list[Buffer] = []
+    for table, key, value in changes:
+        if value is None:
+            parts += (_CHANGE.pack(table, len(key), _DELETED), key)
+        else:
+            parts += (_CHANGE.pack(table, len(key), len(value)), key, value)
+    for extent, data in payload:
+        parts += (_CHANGE.pack(_PAYLOAD, 8, len(data)), extent.to_bytes(8, "big"), data)
+    body = b"".join(parts)
+    head = HEADER.pack(MAGIC, VERSION, 0, guid, base, number, len(changes) + len(payload), len(body))
+    whole = b"".join((head, fnv1a64(head + body).to_bytes(8, "big"), body))
+    return whole.ljust(-(-len(whole) // PAGE_BYTES) * PAGE_BYTES, b"\0")
+
+
+def _unpack(body: bytes, count: int, what: str) -> Group:
+    group, at = Group([], []), 0
+    try:
+        for _ in range(count):
+            kind, key_bytes, value_bytes = _CHANGE.unpack_from(body, at)
+            at += _CHANGE.size
+            key = body[at : at + key_bytes]
+            at += key_bytes
+            value = None
+            if value_bytes != _DELETED:
+                value = body[at : at + value_bytes]
+                at += value_bytes
+            if kind == _PAYLOAD and value is not None:
+                group.payload.append((ExtentId(int.from_bytes(key, "big")), value))
+            elif kind in _TABLES:
+                group.changes.append((Table(kind), key, value))
+            else:
+                raise CorruptionError(f"{what}: a change to table {kind}, which there is not")
+    except struct.error:
+        at = -1
+    if at != len(body):
+        raise CorruptionError(f"{what}: a group's changes do not fill it")
+    return group
+
+
+class RedoLog:
+    """The redo log of the filesystem with `guid`, at `path`."""
+
+    def __init__(self, path: Path, guid: bytes, *, readonly: bool = False) -> None:
+        self._path, self._guid = path, guid
+        self._fd = -1
+        self._bytes = 0  # of the file
+        self._base = -1  # of the groups now in it
+        self._number = self._at = 0  # of the next group, and where it goes
+        flags = (os.O_RDONLY if readonly else os.O_RDWR | os.O_DSYNC) | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._fd = os.open(path, flags)
+            self._bytes = os.fstat(self._fd).st_size & -PAGE_BYTES
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise from_os_error(error, f"{path}: open") from error
+
+    def append(self, base: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]) -> bool:
+        if base != self._base:
+            self._base, self._number, self._at = base, 0, 0
+        group = _pack(self._guid, base, self._number, changes, payload)
+        end = self._at + len(group)
+        if end > self._bytes and not self._grow(end):
+            return False
+        try:
+            hit(_APPEND)
+            self._write(group, self._at)
+            hit(_APPENDED)
+        except OSError as error:
+            raise StoreError(f"{self._path}: write: {error.strerror}") from error
+        self._number += 1
+        self._at = end
+        return True
+
+    def pending(self, base: int) -> list[Group]:
+        found: list[Group] = []
+        if self._fd < 0:
+            return found
+        try:
+            raw = os.pread(self._fd, LOG_BYTES_MAX, 0)
+        except OSError as error:
+            raise from_os_error(error, f"{self._path}: read") from error
+        at = 0
+        while at + HEADER_BYTES <= len(raw):
+            magic, version, flags, guid, after, number, count, length = HEADER.unpack_from(raw, at)
+            end = at + HEADER_BYTES + length
+            if magic != MAGIC or end > len(raw):
+                break
+            head, body = raw[at : at + HEADER.size], raw[at + HEADER_BYTES : end]
+            if int.from_bytes(raw[at + HEADER.size : at + HEADER_BYTES], "big") != fnv1a64(head + body):
+                break  # the write was cut off: nobody was told that it was durable
+            if version != VERSION or flags:
+                raise ForeignStore(f"{self._path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
+            if guid != self._guid:
+                raise ForeignStore(f"{self._path}: belongs to filesystem {guid.hex()}")
+            if after != base or number != len(found):
+                break
+            found.append(_unpack(body, count, os.fspath(self._path)))
+            at = end + -end % PAGE_BYTES
+        return found
+
+    def clear(self) -> None:
+        try:
+            if self._fd >= 0 and os.pread(self._fd, len(MAGIC), 0).strip(b"\0"):
+                self._write(bytes(PAGE_BYTES), 0)
+        except OSError as error:
+            raise from_os_error(error, f"{self._path}: clear") from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _grow(self, end: int) -> bool:
+        """Room up to `end`, written; False beyond the largest size, or on a full disk."""
+        size = max(LOG_BYTES_FIRST, 2 * self._bytes, end)
+        if end > LOG_BYTES_MAX:
+            return False
+        try:
+            hit(_MAKE)
+            made = self._fd < 0
+            if made:
+                flags = os.O_RDWR | os.O_CREAT | os.O_DSYNC | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._fd = os.open(self._path, flags, 0o600)
+            size = min(size, LOG_BYTES_MAX)
+            self._write(bytes(size - self._bytes), self._bytes)
+            if made:
+                folders.sync(self._path.parent)
+        except OSError as error:
+            if isinstance(from_os_error(error, ""), NoSpace):
+                return False
+            raise StoreError(f"{self._path}: grow: {error.strerror}") from error
+        self._bytes = size
+        return True
+
+    def _write(self, data: bytes, at: int) -> None:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._fd, view, at)
+            view, at = view[count:], at + count
