@@ -33,6 +33,7 @@ class Committer:
 
     def __init__(self, engine: Engine, failed: Callable[[str], None]) -> None:
         self._engine = engine
+        self.request_waits: Callable[[], bool] = lambda: True  # whether one may be served that shares a commit
         self._failed = failed
         self._lock = trio.Lock()
         self._asked = 0  # commits asked for, and up to which of them they are durable
@@ -62,6 +63,11 @@ class Committer:
         """Everything answered so far is durable when it returns."""
         self._asked += 1
         ticket = self._asked
+        little = self._engine.dirty_bytes <= limits.FLUSH_REMAINDER_BYTES_MAX
+        if little and not self._lock.locked() and not self.request_waits():
+            # Nobody to share it with.  Yielding would let another worker spin for requests meanwhile.
+            self._finish(self._engine.harden)
+            return
         async with self._lock:
             if self._done >= ticket:
                 return

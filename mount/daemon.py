@@ -172,6 +172,8 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             mount.pump = pump.install(spin_ns=options.spin_us * 1000)
             if mount.pump is not None:
                 stack.callback(mount.pump.close)
+                if mount.committer is not None:
+                    mount.committer.request_waits = mount.pump.request_waits
         failpoints.hit("mount.before")
         _mount(name, where, options, operations)
         stack.callback(_close_session)

@@ -38,6 +38,7 @@ import fcntl
 import logging
 import math
 import os
+import select
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -189,6 +190,7 @@ class Pump:
         self._state.turn_max_ns = TURN_MAX_NS
         self._state.deadline_ns = NO_DEADLINE
         self._wake_fd = -1
+        self._fuse_fd = -1
         self._token: trio.lowlevel.TrioToken | None = None
         self._closing = False
         self._guarded = guarded
@@ -241,6 +243,14 @@ class Pump:
             guarded=self._nonblocking,
         )
 
+    def request_waits(self) -> bool:
+        """Whether a request can be read now."""
+        if self._fuse_fd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._fuse_fd, select.POLLIN)
+        return bool(poll.poll(0))
+
     # -- what pyfuse3 calls --------------------------------------------------------------------------------------------
 
     def _begin_session(self) -> _Lock:
@@ -251,6 +261,7 @@ class Pump:
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
+        self._fuse_fd = fd
         while True:
             if self._closing:
                 raise trio.ClosedResourceError("the FUSE descriptor is being closed")

@@ -4,7 +4,7 @@ An fsync of little would otherwise wait for three syncs: of its payload, of the 
 the group's rows, and the payload they name, are appended here; the tables commit later, many groups at a time.  A crash
 in between leaves the groups here, and whoever next opens for writing does them again.
 
-`redo` is made at the first append, and grows by halves to `LOG_BYTES_MAX`, always written with zeros first, so that an
+`redo` is made at the first append, and grows fourfold to `LOG_BYTES_MAX`, always written with zeros first, so that an
 append changes no metadata of the disk's filesystem.  A group begins at a multiple of 4 KiB:
 
     offset 0    magic, 8 bytes "TZFSREDO"
@@ -49,7 +49,7 @@ VERSION: Final = 1
 HEADER: Final = struct.Struct(">8sII16sQIIQ")
 HEADER_BYTES: Final = HEADER.size + 8
 LOG_BYTES_MAX: Final = 1 * MIB  # some hundred small groups, then the tables commit
-LOG_BYTES_FIRST: Final = 64 * 1024
+LOG_BYTES_FIRST: Final = 256 * 1024
 
 _CHANGE: Final = struct.Struct(">BHI")
 _PAYLOAD: Final = 255
@@ -207,7 +207,7 @@ class RedoLog:
 
     def _grow(self, end: int) -> bool:
         """Room up to `end`, written; False beyond the largest size, or on a full disk."""
-        size = max(LOG_BYTES_FIRST, 2 * self._bytes, end)
+        size = max(LOG_BYTES_FIRST, 4 * self._bytes, end)
         if end > LOG_BYTES_MAX:
             return False
         try:
