@@ -349,7 +349,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--spin-us", type=int, default=pump.SPIN_NS_DEFAULT // 1000)
     options = parser.parse_args(argv)
     operations = EmptyFs(writeback=options.writeback)
-    fuse_options = set(pyfuse3.default_options) | {"fsname=emptyfs", "noatime"}
+    fuse_options = (set(pyfuse3.default_options) - {"default_permissions"}) | {"fsname=emptyfs", "noatime"}
     with contextlib.ExitStack() as stack:
         installed = None if options.no_pump else pump.install(spin_ns=options.spin_us * 1000)
         if installed is not None:

@@ -12,7 +12,6 @@ import pytest
 
 from tests.engine.conftest import Workspace
 from tzfs import errors, limits
-from tzfs.engine import permissions
 from tzfs.engine.engine import Engine
 from tzfs.errors import errno_of
 from tzfs.format.records import Inode
@@ -243,28 +242,3 @@ def test_statfs_counts_what_there_is(ws: Workspace) -> None:
     after = ws.engine.statfs()
     assert after.blocks - before.blocks == 100_000 // 4096 + 1
     assert (after.files - after.files_free) - (before.files - before.files_free) == 1
-
-
-@pytest.mark.parametrize(
-    ("mode", "uid", "gid", "groups", "granted"),
-    [
-        (0o700, 1, 9, (), 7),
-        (0o070, 1, 9, (), 0),  # the owner's bits count for the owner, even if others have more
-        (0o070, 2, 1, (), 7),
-        (0o070, 2, 9, (1,), 7),
-        (0o007, 2, 9, (), 7),
-        (0o000, 0, 0, (), 6),  # root needs some execute bit to execute
-        (0o001, 0, 0, (), 7),
-    ],
-)
-def test_mode_bits(ws: Workspace, mode: int, uid: int, gid: int, groups: tuple[int, ...], granted: int) -> None:
-    inode = ws.engine.mknod(1, b"f", REG | mode, uid=1, gid=1)
-    for wanted in range(8):
-        may = permissions.may(inode, wanted, uid=uid, gid=gid, groups=groups)
-        assert may == (wanted & granted == wanted)
-
-
-def test_a_sticky_directory_protects_what_others_own(ws: Workspace) -> None:
-    directory = ws.engine.mkdir(1, b"tmp", 0o1777, uid=1, gid=1)
-    inode = ws.engine.mknod(directory.ino, b"f", REG | 0o666, uid=2, gid=2)
-    assert [permissions.may_remove(directory, inode, uid=uid) for uid in (0, 1, 2, 3)] == [True, True, True, False]

@@ -6,7 +6,7 @@ rows of `link`.  A directory's record counts its entries (`size`) and its subdir
 An inode whose last name goes while the kernel still refers to it (`head.referenced`) becomes an orphan: it lives, is
 written at the epoch of its unlink, and is buried by `forget`.  Otherwise it is buried at once.
 
-Nothing here checks permissions; see `permissions`.
+Nothing here checks permissions: the kernel does.
 """
 
 from __future__ import annotations
