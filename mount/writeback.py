@@ -2,18 +2,22 @@
 
 Pages dirtied through shared mappings, and under writeback caching all written ones, reach the filesystem only when the
 kernel writes them.  `syncfs` starts that for everything and does not wait; the invalidation of an inode does, and after
-`syncfs` finds little left.  Both may wait for the mount's own loop to serve those writes, so they run in a thread.
+`syncfs` finds little left.  Both wait for the mount's own loop to serve what the kernel writes, so they run in a
+thread, and without the GIL: pyfuse3's own `syncfs` keeps it, which would stop the loop and so the mount for good.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pyfuse3
 import trio
+
+_libc: Final = ctypes.CDLL(None)  # a call through it lets go of the GIL
 
 
 async def write_out(mountpoint: str, nodes: Sequence[int]) -> None:
@@ -24,7 +28,11 @@ async def write_out(mountpoint: str, nodes: Sequence[int]) -> None:
 
 def _write_out(mountpoint: str, nodes: list[int]) -> None:
     with contextlib.suppress(OSError):
-        pyfuse3.syncfs(os.path.abspath(mountpoint))
+        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _libc.syncfs(fd)  # what it cannot write, the invalidation below or the commit meets again
+        finally:
+            os.close(fd)
     for node in nodes:
         with contextlib.suppress(OSError):  # closed and forgotten meanwhile
             pyfuse3.invalidate_inode(cast(Any, node))
