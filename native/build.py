@@ -1,6 +1,6 @@
 """Builds `tzfs.native._native`: every C file in `src/`, each with its header and its declarations for cffi.
 
-Run it to build in place; `setup.py` names `ffibuilder`.
+`setup.py` names `ffibuilder`; `pip install -e .` builds it in place.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 import cffi
 
 SOURCES = Path(__file__).resolve().parent / "src"
-ROOT = SOURCES.parent.parent
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wno-unused-parameter"]
 
 ffibuilder = cffi.FFI()
@@ -27,7 +26,3 @@ ffibuilder.set_source(
     extra_compile_args=["-O2", "-std=gnu11", "-Werror", *WARNINGS],
     libraries=["dl"],
 )
-
-if __name__ == "__main__":
-    os.chdir(ROOT)
-    ffibuilder.compile(tmpdir=str(ROOT), target=str(ROOT / "native" / "_native.*"), verbose=True)

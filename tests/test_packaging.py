@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tomllib
 import venv
@@ -22,7 +23,7 @@ import tzfs
 from tzfs.format.superblock import CREATED_BY
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
-COPIED: Final = ("tzfs", "mount", "native", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+COPIED: Final = ("tzfs", "mount", "native", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 BUILT: Final = ("*.so", "*.o", "_native.*", "__pycache__", "*.egg-info", "build")
 
 
@@ -52,7 +53,17 @@ def _copy(target: Path) -> Path:
     return target
 
 
-@pytest.fixture(scope="module", params=["plain", "editable"])
+def _archive(source: Path, base: Path) -> Path:
+    """The source archive of a checkout."""
+    program = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    command = [sys.executable, "-c", program, str(base)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = base.glob("*.tar.gz")
+    return archive
+
+
+@pytest.fixture(scope="module", params=["plain", "editable", "archive"])
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     base = tmp_path_factory.mktemp(f"install-{request.param}")
     source, environment = _copy(base / "checkout"), base / "environment"
@@ -60,10 +71,11 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     (site,) = environment.glob("lib/python*/site-packages")
     seen = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "outer.pth").write_text("".join(f"{path}\n" for path in sorted(seen)))
+    what = _archive(source, base) if request.param == "archive" else source
     before = {path.name for path in site.iterdir()}
     command = [str(environment / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
     command += ["--no-build-isolation", "--no-index", "--ignore-installed"]
-    command += ["-e", str(source)] if request.param == "editable" else [str(source)]
+    command += ["-e", str(source)] if request.param == "editable" else [str(what)]
     done = subprocess.run(command, cwd=base, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
     added = {path.name for path in site.iterdir()} - before - {"__pycache__"}
