@@ -29,7 +29,7 @@ from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.reads import ReadPlan
 from tzfs.engine.view import View
-from tzfs.errors import Exists, NotFound, TzfsError, errno_of
+from tzfs.errors import Exists, MountFailed, NotFound, TzfsError, errno_of
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
 from tzfs.mount.committing import Committer
@@ -46,6 +46,7 @@ SNAPSHOTS_NODE = CONTROL_TREE << limits.INO_BITS | 2
 WRITING = 1 << 63  # in a file handle: it may write
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 ZFS_NAME, SNAPSHOTS_NAME = b".zfs", b"snapshot"
+OF_A_LISTING = frozenset({"readdir", "releasedir"})  # requests that begin with a listing's handle, not with a node
 LISTING_BATCH = 48  # entries with attributes that fit the kernel's 4-8 KiB of a READDIR, and a few
 
 P = ParamSpec("P")
@@ -61,15 +62,18 @@ class RequestStatistics:
         self.count = self.errors = self.total_ns = self.slowest_ns = 0
 
 
-def _errno(kind: str, error: BaseException, statistics: RequestStatistics) -> FUSEError:
+def _errno(kind: str, args: tuple[object, ...], error: BaseException, statistics: RequestStatistics) -> FUSEError:
+    """What the kernel is answered; `args` are the request's, of which the first says what it is about."""
     statistics.errors += 1
     if isinstance(error, FUSEError):
         return error
     number = errno_of(error)
     if not isinstance(error, TzfsError):
         log.exception("request %s failed", kind)
-    elif number == errno.EIO:
-        log.error("request %s: %s", kind, error)
+    elif number == errno.EIO and not isinstance(error, MountFailed):  # of that the log has the reason already
+        about = args[0] if args else None
+        inode = f" of inode {about & INO_MASK}" if isinstance(about, int) and kind not in OF_A_LISTING else ""
+        log.error("request %s%s: %s", kind, inode, error)
     return FUSEError(number)
 
 
@@ -85,7 +89,7 @@ def answered(
         try:
             return handler(self, *args, **kwargs)
         except Exception as error:
-            raise _errno(kind, error, statistics) from None
+            raise _errno(kind, args, error, statistics) from None
         finally:
             took = time.perf_counter_ns() - began
             statistics.count += 1
@@ -109,7 +113,7 @@ def answered_later(
         try:
             return await handler(self, *args, **kwargs)
         except Exception as error:
-            raise _errno(kind, error, statistics) from None
+            raise _errno(kind, args, error, statistics) from None
         finally:
             took = time.perf_counter_ns() - began
             statistics.count += 1
@@ -282,7 +286,7 @@ class Operations(pyfuse3.Operations):
                 try:
                     engine.forget(node)
                 except Exception as error:  # nobody waits for an answer
-                    _errno("forget", error, statistics)
+                    _errno("forget", (node,), error, statistics)
 
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
@@ -507,6 +511,8 @@ class Operations(pyfuse3.Operations):
 
         The kernel takes set-user-ID and set-group-ID away at a write, but leaves it to us at O_TRUNC.
         """
+        if self._engine is not None:
+            self._engine.check()
         if not flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             return FileInfo(fh=cast(Any, node), keep_cache=True)
         engine = self._writable(node)

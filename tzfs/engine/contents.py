@@ -234,7 +234,9 @@ class ContentsTable:
         """Loads all that `truncate` will change."""
         head = self._head
         if inode.flags & FLAG_INLINE:
-            self._prepare(inode, 0, 0)
+            contents = self._open(inode)
+            if contents.inline is None:  # nothing of it is kept at 0: what cannot be read can be replaced
+                contents.inline = bytearray(self._inline(inode, None) if size else b"")
         elif 0 < size < inode.size:
             contents, shift = self._open(inode), inode.chunk_shift
             if size & ((1 << shift) - 1):

@@ -300,6 +300,10 @@ class Engine:
         self._txg.commit()
         self._reclaimer.committed()
 
+    def check(self) -> None:
+        """`MountFailed` where the engine has failed: for a request that asks nothing else of it."""
+        self._head.check()
+
     def harden(self) -> None:
         """As `commit`, and cheaper where little is dirty; readers elsewhere see it at the next commit."""
         self._txg.harden()
@@ -347,6 +351,7 @@ class Engine:
 
     def statfs(self) -> StatFs:
         """Used is what the filesystem is charged; free is what the disk below has."""
+        self._head.check()
         available, free = self._disk()
         block = limits.PAGE_BYTES
         used = (self._head.counters.bytes + self._head.dirty_bytes + block - 1) // block
