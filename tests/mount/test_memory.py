@@ -1,0 +1,48 @@
+"""What walking a large tree costs the daemon in memory of its own.
+
+80,000 files in the slow tier, a quarter of them, and a quarter of what 80,000 may add, in the gate.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tests.mount.workspace import Workspace
+
+SLOW = bool(os.environ.get("TZFS_SLOW"))
+FILES = 80_000 if SLOW else 20_000
+FILES_PER_DIRECTORY = 500
+GROWTH_MIB_MAX = 110 if SLOW else 30  # with some 40 MiB at rest: 150 MiB
+CONTENTS = b"contents of a small file\n" * 12
+
+
+def memory_mib(pid: int) -> dict[str, float]:
+    """The daemon's resident memory by kind: its own, and what is mapped of files."""
+    with open(f"/proc/{pid}/status") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    return {kind: int(fields[kind].split()[0]) / 1024 for kind in ("RssAnon", "RssFile", "RssShmem")}
+
+
+def test_walking_a_large_tree_takes_bounded_memory(workspace: Workspace) -> None:
+    with workspace.store() as store, store.open("ws") as fs:
+        for number in range(FILES):
+            directory, name = divmod(number, FILES_PER_DIRECTORY)
+            if name == 0:
+                fs.mkdir(f"/{directory}")
+            fs.write_bytes(f"/{directory}/{name}", CONTENTS)
+    pid = workspace.mount()
+    os.listdir(workspace.mnt)
+    rest = memory_mib(pid)
+    seen = 0
+    for path, _, names in os.walk(os.fspath(workspace.mnt)):
+        for name in names:
+            with open(os.path.join(path, name), "rb") as file:
+                assert file.read() == CONTENTS
+            seen += 1
+    walked = memory_mib(pid)
+    workspace.unmount(pid)
+    for what, figures in (("at rest", rest), ("walked", walked)):
+        print(f"{what}: " + ", ".join(f"{kind} {mib:.0f} MiB" for kind, mib in figures.items()))
+    assert seen == FILES
+    assert walked["RssAnon"] - rest["RssAnon"] < GROWTH_MIB_MAX
+    assert walked["RssAnon"] < 150
