@@ -57,6 +57,17 @@ def _check_guid(directory: Path, found: str, guid: bytes) -> None:
         )
 
 
+def _check_superblock(meta: LmdbMeta, directory: Path, guid: bytes) -> None:
+    """Before anything is written: it is the filesystem that is meant, and one that this tzfs may write."""
+    txn = meta.begin_read()
+    try:
+        superblock = read_superblock(txn)
+    finally:
+        txn.close()
+    superblock.check(for_writing=True)
+    _check_guid(directory, superblock.guid, guid)
+
+
 def _redo(directory: Path, guid: bytes) -> None:
     """Does what a writer that crashed has left in the redo log, for somebody who only reads; under the lease."""
     with ExitStack() as stack:
@@ -69,6 +80,7 @@ def _redo(directory: Path, guid: bytes) -> None:
     with ExitStack() as stack:
         meta = LmdbMeta(directory / META)
         stack.callback(meta.close)
+        _check_superblock(meta, directory, guid)
         payload = Segments(directory / SEGMENTS, guid=guid)
         stack.callback(payload.close)
         log = RedoLog(directory / REDO_FILE, guid)
@@ -87,11 +99,7 @@ class Writer:
             failpoints.hit("writer.lease")
             meta = LmdbMeta(directory / META)
             stack.callback(meta.close)
-            txn = meta.begin_read()
-            try:
-                _check_guid(directory, read_superblock(txn).guid, guid)
-            finally:
-                txn.close()
+            _check_superblock(meta, directory, guid)
             failpoints.hit("writer.meta")
             payload = Segments(directory / SEGMENTS, guid=guid)
             stack.callback(payload.close)

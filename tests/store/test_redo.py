@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tzfs import failpoints
-from tzfs.errors import CorruptionError, ForeignStore, StoreError
+from tzfs.errors import Busy, CorruptionError, ForeignStore, StoreError
 from tzfs.format.keys import ExtentId, Table, extent_id
-from tzfs.store import redo
+from tzfs.store import folders, redo
 from tzfs.store.interface import Change, Group
-from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.lmdb_store import LmdbMeta, LmdbWrite
 from tzfs.store.memory import MemoryRedo
 from tzfs.store.redo import LOG_BYTES_MAX, RedoLog, replay
 from tzfs.store.segments import Segments
@@ -130,6 +132,38 @@ def test_a_full_disk_leaves_it_to_the_tables(path: Path) -> None:
     assert len(logged(path, 1)) == 1
 
 
+def test_a_disk_that_fills_up_leaves_it_to_the_tables(path: Path) -> None:
+    log = RedoLog(path, GUID)
+    assert log.append(1, [PUT], ())
+    failpoints.arm("redo.append", "error:ENOSPC")
+    assert not log.append(1, [PUT], ())
+    log.close()
+    assert len(logged(path, 1)) == 1
+
+
+def test_a_log_made_on_a_full_disk_still_gets_its_name_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, synced = RedoLog(path, GUID), list[Path]()
+    monkeypatch.setattr(folders, "sync", synced.append)
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        assert not log.append(1, [PUT], ())
+    assert path.exists()
+    assert synced == []
+    assert log.append(1, [PUT], ())
+    assert synced == [path.parent]
+    log.close()
+
+
+def test_nothing_is_appended_beyond_what_is_read(path: Path) -> None:
+    path.write_bytes(bytes(2 * LOG_BYTES_MAX))
+    log = RedoLog(path, GUID)
+    taken = 0
+    while log.append(1, [PUT], PAYLOAD):
+        taken += 1
+    log.close()
+    assert taken == LOG_BYTES_MAX // 8192 == len(logged(path, 1))
+
+
 def test_a_failed_write_is_an_error(path: Path) -> None:
     log = RedoLog(path, GUID)
     failpoints.arm("redo.append", "error:EIO")
@@ -206,6 +240,25 @@ def test_replay_does_rows_and_payload_again_once(tmp_path: Path) -> None:
     assert again.log.pending(base) == []
     assert again.meta.commit_number > base
     again.close()
+
+
+def test_groups_of_a_writer_that_is_alive_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = Filesystem(tmp_path)
+    base = fs.meta.commit_number
+    assert fs.log.append(base, [PUT], ())
+    begin_write = fs.meta.begin_write
+
+    def after_the_other() -> LmdbWrite:  # which had the tables until it committed
+        txn = begin_write()
+        txn.put(Table.INODE, b"key", b"newer")
+        txn.commit()
+        return begin_write()
+
+    monkeypatch.setattr(fs.meta, "begin_write", after_the_other)
+    with pytest.raises(Busy, match="another process"):
+        replay(fs.log, fs.meta, fs.payload)
+    assert fs.rows(Table.INODE) == {b"key": b"newer"}
+    fs.close()
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty file", "a page of zeros", "the header", "all"])

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tzfs.errors import CorruptionError, ForeignStore, NoSpace, StoreError, from_os_error
+from tzfs.errors import Busy, CorruptionError, ForeignStore, NoSpace, StoreError, from_os_error
 from tzfs.failpoints import declare, hit
 from tzfs.format.keys import FILESYSTEM_TABLES, ExtentId, Table
 from tzfs.limits import MIB, PAGE_BYTES
@@ -65,14 +65,20 @@ _CLEAR: Final = declare("redo.clear", "the redo log is done again or void, and a
 
 
 def replay(log: RedoStore, meta: MetaStore, payload: PayloadStore) -> int:
-    """Does again what the tables do not have yet, in one commit; the number of groups."""
-    groups = log.pending(meta.commit_number)
+    """Does again what the tables do not have yet, in one commit; the number of groups.
+
+    `Busy` where somebody else turns out to be writing the tables: the groups are then theirs, and not left behind.
+    """
+    base = meta.commit_number
+    groups = log.pending(base)
     if groups:
         hit(_REPLAY_PAYLOAD)
         payload.restore([part for group in groups for part in group.payload])
         hit(_REPLAY_ROWS)
         txn = meta.begin_write()
         try:
+            if meta.commit_number != base:
+                raise Busy("another process has committed meanwhile", hint="unmount it, or wait for it to end")
             for group in groups:
                 for table, key, value in group.changes:
                     if value is None:
@@ -140,10 +146,11 @@ class RedoLog:
         self._bytes = 0  # of the file
         self._base = -1  # of the groups now in it
         self._number = self._at = 0  # of the next group, and where it goes
+        self._folder_unsynced = False
         flags = (os.O_RDONLY if readonly else os.O_RDWR | os.O_DSYNC) | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._fd = os.open(path, flags)
-            self._bytes = os.fstat(self._fd).st_size & -PAGE_BYTES
+            self._bytes = min(os.fstat(self._fd).st_size & -PAGE_BYTES, LOG_BYTES_MAX)  # beyond, nobody reads
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -161,6 +168,8 @@ class RedoLog:
             self._write(group, self._at)
             hit(_APPENDED)
         except OSError as error:
+            if isinstance(from_os_error(error, ""), NoSpace):  # on a disk that copies what is overwritten
+                return False
             raise StoreError(f"{self._path}: write: {error.strerror}") from error
         self._number += 1
         self._at = end
@@ -178,15 +187,20 @@ class RedoLog:
         while at + HEADER_BYTES <= len(raw):
             magic, version, flags, guid, after, number, count, length = HEADER.unpack_from(raw, at)
             end = at + HEADER_BYTES + length
-            if magic != MAGIC or end > len(raw):
+            if magic != MAGIC:
+                break
+            if version != VERSION or flags:  # of the first sector, as the magic is: written whole or not at all
+                raise ForeignStore(f"{self._path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
+            if end > len(raw):
                 break
             head, body = raw[at : at + HEADER.size], raw[at + HEADER_BYTES : end]
             if int.from_bytes(raw[at + HEADER.size : at + HEADER_BYTES], "big") != fnv1a64(head + body):
                 break  # the write was cut off: nobody was told that it was durable
-            if version != VERSION or flags:
-                raise ForeignStore(f"{self._path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
             if guid != self._guid:
-                raise ForeignStore(f"{self._path}: belongs to filesystem {guid.hex()}")
+                raise ForeignStore(
+                    f"{self._path}: belongs to filesystem {guid.hex()}",
+                    hint="a file copied here by mistake: move it away",
+                )
             if after != base or number != len(found):
                 break
             found.append(_unpack(body, count, os.fspath(self._path)))
@@ -212,14 +226,15 @@ class RedoLog:
             return False
         try:
             hit(_MAKE)
-            made = self._fd < 0
-            if made:
+            if self._fd < 0:
                 flags = os.O_RDWR | os.O_CREAT | os.O_DSYNC | os.O_CLOEXEC | os.O_NOFOLLOW
                 self._fd = os.open(self._path, flags, 0o600)
+                self._folder_unsynced = True
             size = min(size, LOG_BYTES_MAX)
             self._write(bytes(size - self._bytes), self._bytes)
-            if made:
+            if self._folder_unsynced:
                 folders.sync(self._path.parent)
+                self._folder_unsynced = False
         except OSError as error:
             if isinstance(from_os_error(error, ""), NoSpace):
                 return False
