@@ -56,6 +56,7 @@ class MountOptions:
     writeback: bool = False
     readonly: bool = False
     use_pump: bool = True
+    use_answers: bool = True
     spin_us: int = pump.SPIN_NS_DEFAULT // 1000
 
 
@@ -81,6 +82,7 @@ class Mount:
         """The engine has failed: the mount stays and answers EIO."""
         if self.failed is None:
             self.failed = reason
+            self.operations.engine_failed()
             log.error("the mount has failed: %s", reason)
 
     def reload(self) -> None:
@@ -99,14 +101,19 @@ class Mount:
         self.snapdir_visible = info.property("snapdir").parsable == "visible"
 
 
-def fuse_options(name: str, options: MountOptions) -> set[str]:
-    """The options of the kernel's mount.
+def checked_by_kernel(options: MountOptions) -> bool:
+    """Whether the kernel checks permissions.
 
     Only root gets into root's private mount, and root needs no check; the kernel's own would have it ask for a folder's
     attributes again after each change in it, a quarter of the time of a create, rename or unlink.
     """
+    return options.allow_other or os.geteuid() != 0
+
+
+def fuse_options(name: str, options: MountOptions) -> set[str]:
+    """The options of the kernel's mount."""
     out = {f"fsname=tzfs:{name}", "subtype=tzfs", "noatime"}
-    if options.allow_other or os.geteuid() != 0:
+    if checked_by_kernel(options):
         out.add("default_permissions")
     if options.allow_other:
         out.add("allow_other")
@@ -178,6 +185,9 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             mount.pump = pump.install(spin_ns=options.spin_us * 1000)
             if mount.pump is not None:
                 stack.callback(mount.pump.close)
+                if options.use_answers:
+                    operations.answers.start(unchecked=not checked_by_kernel(options))
+                    mount.pump.answer_with(operations.answers)
                 if mount.committer is not None:
                     mount.committer.request_waits = mount.pump.request_waits
         failpoints.hit("mount.before")

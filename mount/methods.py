@@ -189,7 +189,7 @@ class _Methods:
         _only(params)
         mount = self._mount
         requests: dict[str, Json] = {}
-        for kind, s in mount.operations.requests.items():
+        for kind, s in mount.operations.figures().items():
             if s.count:
                 requests[kind] = {
                     "count": s.count,
@@ -200,7 +200,7 @@ class _Methods:
         answer: dict[str, Json] = {
             "uptime_s": round((time.time_ns() - mount.started_ns) / 1e9, 3),
             "requests": requests,
-            "known_inodes": len(mount.operations.counts),
+            "known_inodes": len(mount.operations.answers),
             "memory": _memory(),
             "failed": mount.failed,
         }

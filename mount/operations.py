@@ -14,12 +14,11 @@ Every handler answers an errno for every error; one that let anything else out w
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import pyfuse3
 import trio
@@ -29,16 +28,15 @@ from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.reads import ReadPlan
 from tzfs.engine.view import View
-from tzfs.errors import Exists, MountFailed, NotFound, TzfsError, errno_of
+from tzfs.errors import Exists, NotFound, TzfsError
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
+from tzfs.mount.answers import Answers
 from tzfs.mount.committing import Committer
-from tzfs.mount.lookups import LookupCounts
+from tzfs.mount.requests import KINDS, RequestStatistics, answered, answered_later, refusal
 from tzfs.opening import HeadReader
 
-log = logging.getLogger(__name__)
-
-FOREVER_S = 1e8  # three years; the kernel counts in jiffies and must not overflow
+FOREVER_S = 100_000_000  # three years; the kernel counts in jiffies and must not overflow
 INO_MASK = limits.INO_MAX
 CONTROL_TREE = limits.SNAPSHOT_VIEWS_MAX - 1
 ZFS_NODE = CONTROL_TREE << limits.INO_BITS | 1
@@ -46,100 +44,21 @@ SNAPSHOTS_NODE = CONTROL_TREE << limits.INO_BITS | 2
 WRITING = 1 << 63  # in a file handle: it may write
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 ZFS_NAME, SNAPSHOTS_NAME = b".zfs", b"snapshot"
-OF_A_LISTING = frozenset({"readdir", "releasedir"})  # requests that begin with a listing's handle, not with a node
 LISTING_BATCH = 48  # entries with attributes that fit the kernel's 4-8 KiB of a READDIR, and a few
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class RequestStatistics:
-    """How many requests of one kind were answered, and how long the handler took."""
-
-    __slots__ = ("count", "errors", "slowest_ns", "total_ns")
-
-    def __init__(self) -> None:
-        self.count = self.errors = self.total_ns = self.slowest_ns = 0
-
-
-def _errno(kind: str, args: tuple[object, ...], error: BaseException, statistics: RequestStatistics) -> FUSEError:
-    """What the kernel is answered; `args` are the request's, of which the first says what it is about."""
-    statistics.errors += 1
-    if isinstance(error, FUSEError):
-        return error
-    number = errno_of(error)
-    if not isinstance(error, TzfsError):
-        log.exception("request %s failed", kind)
-    elif number == errno.EIO and not isinstance(error, MountFailed):  # of that the log has the reason already
-        about = args[0] if args else None
-        inode = f" of inode {about & INO_MASK}" if isinstance(about, int) and kind not in OF_A_LISTING else ""
-        log.error("request %s%s: %s", kind, inode, error)
-    return FUSEError(number)
-
-
-def answered(
-    handler: Callable[Concatenate[Operations, P], T],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]:
-    """The coroutine of a handler that never waits: counts, times, and turns errors into errnos."""
-    kind = handler.__name__
-
-    async def request(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        statistics = self.requests[kind]
-        began = time.perf_counter_ns()
-        try:
-            return handler(self, *args, **kwargs)
-        except Exception as error:
-            raise _errno(kind, args, error, statistics) from None
-        finally:
-            took = time.perf_counter_ns() - began
-            statistics.count += 1
-            statistics.total_ns += took
-            if took > statistics.slowest_ns:
-                statistics.slowest_ns = took
-
-    request.__name__ = kind
-    return request
-
-
-def answered_later(
-    handler: Callable[Concatenate[Operations, P], Awaitable[T]],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]:
-    """`answered` for a handler that may wait."""
-    kind = getattr(handler, "__name__", "request")
-
-    async def request(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        statistics = self.requests[kind]
-        began = time.perf_counter_ns()
-        try:
-            return await handler(self, *args, **kwargs)
-        except Exception as error:
-            raise _errno(kind, args, error, statistics) from None
-        finally:
-            took = time.perf_counter_ns() - began
-            statistics.count += 1
-            statistics.total_ns += took
-            if took > statistics.slowest_ns:
-                statistics.slowest_ns = took
-
-    request.__name__ = kind
-    return request
-
-
-KINDS = (
-    "lookup", "forget", "getattr", "setattr", "readlink", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename",
-    "link", "open", "create", "read", "write", "flush", "release", "fsync", "opendir", "readdir", "releasedir",
-    "fsyncdir", "statfs", "setxattr", "getxattr", "listxattr", "removexattr", "access",
-)  # fmt: skip
 
 
 class _Listing:
-    """A directory being listed: the names answered so far; entry i has the position i + 3, after `.` and `..`."""
+    """A directory being listed: the names answered so far; entry i has the position i + 3, after `.` and `..`.
 
-    __slots__ = ("names", "node")
+    `evictions` is what the answers' counter said at its beginning.
+    """
+
+    __slots__ = ("evictions", "names", "node")
 
     def __init__(self, node: int) -> None:
         self.node = node
         self.names: list[bytes] = []
+        self.evictions = 0
 
 
 class Operations(pyfuse3.Operations):
@@ -170,12 +89,26 @@ class Operations(pyfuse3.Operations):
         self._view_numbers: dict[str, int] = {}
         self._listings: dict[int, _Listing] = {}
         self._next_listing = 1
-        self.counts = LookupCounts()
+        self.answers = Answers(live_max=INO_MASK, writing=WRITING, valid_s=FOREVER_S, writable=self._engine is not None)
         self.requests = {kind: RequestStatistics() for kind in KINDS}
         self.mounted_ns = time.time_ns()
-        self._writers: dict[int, int] = {}  # node -> how many handles may write it
         if self._engine is not None:
-            self._engine.referenced = self.counts.knows
+            self._engine.referenced = self.answers.knows
+            self.answers.forgotten = self._forgotten
+
+    def figures(self) -> dict[str, RequestStatistics]:
+        """Requests by kind, those that C answered included."""
+        out = dict(self.requests)
+        for kind, (count, total_ns, slowest_ns) in self.answers.statistics().items():
+            s = self.requests[kind]
+            out[kind] = RequestStatistics(
+                s.count + count, s.errors, s.total_ns + total_ns, max(s.slowest_ns, slowest_ns)
+            )
+        return out
+
+    def engine_failed(self) -> None:
+        """From now on each request is to hear of it."""
+        self.answers.stop()
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
@@ -212,10 +145,18 @@ class Operations(pyfuse3.Operations):
         entry.generation = 0
         return entry
 
-    def _told(self, inode: Inode, tree: int = 0) -> EntryAttributes:
-        """The attributes of an inode that the kernel is hereby told of."""
-        self.counts.add(inode.ino | tree)
+    def _told(self, parent: int, name: bytes, inode: Inode, tree: int = 0) -> EntryAttributes:
+        """The attributes of an inode that the kernel is hereby told of, under this name of the directory."""
+        node, answers = inode.ino | tree, self.answers
+        answers.told(node)
+        answers.put(inode, tree)
+        answers.name(parent, name, node)
         return self._attributes(inode, tree)
+
+    def _made(self, parent: int, name: bytes, inode: Inode) -> EntryAttributes:
+        """`_told` of a new entry."""
+        self._changed(parent)
+        return self._told(parent, name, inode)
 
     def _control_attributes(self, node: int) -> EntryAttributes:
         entry = EntryAttributes()
@@ -258,43 +199,48 @@ class Operations(pyfuse3.Operations):
         if parent_inode <= INO_MASK:
             found = self._live.find(parent_inode, name)
             if found is not None:
-                return self._told(found)
+                return self._told(parent_inode, name, found)
             if name == ZFS_NAME and parent_inode == ROOT and self._snapshots is not None:
-                self.counts.add(ZFS_NODE)
+                self.answers.told(ZFS_NODE)
                 return self._control_attributes(ZFS_NODE)
             return self._absent()
         if parent_inode >> limits.INO_BITS == CONTROL_TREE:
             return self._lookup_control(parent_inode, name)
         tree = parent_inode & ~INO_MASK
-        return self._told(self._tree(parent_inode).lookup(parent_inode & INO_MASK, name), tree)
+        found = self._tree(parent_inode).lookup(parent_inode & INO_MASK, name)
+        return self._told(parent_inode, name, found, tree)
 
     def _lookup_control(self, parent: int, name: bytes) -> EntryAttributes:
         if parent == ZFS_NODE:
             if name != SNAPSHOTS_NAME:
                 raise FUSEError(errno.ENOENT)
-            self.counts.add(SNAPSHOTS_NODE)
+            self.answers.told(SNAPSHOTS_NODE)
             return self._control_attributes(SNAPSHOTS_NODE)
         tree = self._view_tree(name)
-        return self._told(self._tree(tree).inode(ROOT), tree)
+        return self._told(parent, name, self._tree(tree).inode(ROOT), tree)
 
     async def forget(self, inode_list: Any) -> None:
-        statistics = self.requests["forget"]
-        statistics.count += 1
-        engine = self._engine
+        self.requests["forget"].count += 1
         for node, count in inode_list:
-            if self.counts.forget(node, count) and engine is not None and node <= INO_MASK:
-                try:
-                    engine.forget(node)
-                except Exception as error:  # nobody waits for an answer
-                    _errno("forget", (node,), error, statistics)
+            if self.answers.forget(node, count):
+                self._forgotten(node)
+
+    def _forgotten(self, node: int) -> None:
+        """The kernel does not know the node any more."""
+        if self._engine is not None and node <= INO_MASK:
+            try:
+                self._engine.forget(node)
+            except Exception as error:  # nobody waits for an answer
+                refusal(self, "forget", (node,), error)
 
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        if inode <= INO_MASK:
-            return self._attributes(self._live.inode(inode))
         if inode >> limits.INO_BITS == CONTROL_TREE:
             return self._control_attributes(inode)
-        return self._attributes(self._tree(inode).inode(inode & INO_MASK), inode & ~INO_MASK)
+        tree = inode & ~INO_MASK
+        found = self._tree(inode).inode(inode & INO_MASK)
+        self.answers.put(found, tree)
+        return self._attributes(found, tree)
 
     @answered
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -341,8 +287,10 @@ class Operations(pyfuse3.Operations):
     def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         listing = self._listings[fh]
         node, names, reply = listing.node, listing.names, cast(Any, pyfuse3.readdir_reply)
+        answers = self.answers
         if start_id == 0:
             names.clear()
+            listing.evictions = answers.evictions
         if node >> limits.INO_BITS == CONTROL_TREE:
             self._list_control(node, start_id, token)
             return
@@ -363,15 +311,19 @@ class Operations(pyfuse3.Operations):
             for name, inode in batch:
                 if not reply(token, name, self._attributes(inode, bits), len(names) + 3):
                     return
-                self.counts.add(inode.ino | bits)
+                answers.told(inode.ino | bits)
+                answers.put(inode, bits)
+                answers.name(node, name, inode.ino | bits)
                 names.append(name)
             if not batch:
                 break
             after = batch[-1][0]
+        if listing.evictions == answers.evictions and node != ROOT:  # in which there is `.zfs` besides
+            answers.complete(node)
         if shows_zfs and after != b"\xff":
             names.append(b"\xff")  # after every name there can be in a listing that shows it
             reply(token, ZFS_NAME, self._control_attributes(ZFS_NODE), len(names) + 2)
-            self.counts.add(ZFS_NODE)
+            answers.told(ZFS_NODE)
 
     def _list_control(self, node: int, start_id: int, token: ReaddirToken) -> None:
         reply = cast(Any, pyfuse3.readdir_reply)
@@ -392,49 +344,52 @@ class Operations(pyfuse3.Operations):
             if not reply(token, name, attributes, position + 1):
                 return
             if position >= 2:
-                self.counts.add(at)
+                self.answers.told(at)
 
     # -- changing names ----------------------------------------------------------------------------------------------
 
-    def _changed(self) -> None:
+    def _changed(self, *nodes: int) -> None:
+        """Something is dirty, and the attributes of these nodes are not what they were."""
+        for node in nodes:
+            self.answers.drop(node)
         if self._committer is not None:
             self._committer.changed()
 
     @answered
     def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         engine = self._writable(parent_inode)
-        inode = engine.mknod(parent_inode, name, mode, uid=ctx.uid, gid=ctx.gid, rdev=rdev)
-        self._changed()
-        return self._told(inode)
+        return self._made(
+            parent_inode, name, engine.mknod(parent_inode, name, mode, uid=ctx.uid, gid=ctx.gid, rdev=rdev)
+        )
 
     @answered
     def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         engine = self._writable(parent_inode)
         inode = engine.mkdir(parent_inode, name, mode, uid=ctx.uid, gid=ctx.gid)
-        self._changed()
-        return self._told(inode)
+        self.answers.complete(inode.ino)
+        return self._made(parent_inode, name, inode)
 
     @answered
     def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         engine = self._writable(parent_inode)
-        inode = engine.symlink(parent_inode, name, target, uid=ctx.uid, gid=ctx.gid)
-        self._changed()
-        return self._told(inode)
+        return self._made(parent_inode, name, engine.symlink(parent_inode, name, target, uid=ctx.uid, gid=ctx.gid))
 
     @answered
     def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         linked = self._writable(inode | new_parent_inode).link(inode, new_parent_inode, new_name)
-        self._changed()
-        return self._told(linked)
+        return self._made(new_parent_inode, new_name, linked)
 
     @answered
     def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._writable(parent_inode).unlink(parent_inode, name)
-        self._changed()
+        self._removed(parent_inode, name, self._writable(parent_inode).unlink(parent_inode, name))
 
     @answered
     def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._writable(parent_inode).rmdir(parent_inode, name)
+        self._removed(parent_inode, name, self._writable(parent_inode).rmdir(parent_inode, name))
+
+    def _removed(self, parent: int, name: bytes, ino: int) -> None:
+        self.answers.unname(parent, name)
+        self.answers.unlinked(ino)
         self._changed()
 
     @answered
@@ -447,9 +402,17 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        engine = self._writable(parent_inode_old | parent_inode_new)
-        engine.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
-        self._changed()
+        engine, answers = self._writable(parent_inode_old | parent_inode_new), self.answers
+        moved, over = engine.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        if moved != over:
+            answers.unname(parent_inode_old, name_old)
+            if flags & pyfuse3.RENAME_EXCHANGE:
+                answers.name(parent_inode_old, name_old, over)
+                answers.drop(over)
+            elif over:
+                answers.unlinked(over)
+            answers.name(parent_inode_new, name_new, moved)
+            self._changed(moved, parent_inode_new)
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
@@ -467,6 +430,7 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
+        self.answers.put(changed)
         self._changed()
         return self._attributes(changed)
 
@@ -496,13 +460,13 @@ class Operations(pyfuse3.Operations):
         if not name.startswith(XATTR_NAMESPACES):
             raise FUSEError(errno.ENOTSUP)  # of `system.`, ACLs would have to be obeyed
         self._writable(inode).setxattr(inode, name, value)
-        self._changed()
+        self._changed(inode)
 
     @answered
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         self._check_xattr()
         self._writable(inode).removexattr(inode, name)
-        self._changed()
+        self._changed(inode)
 
     # -- contents ----------------------------------------------------------------------------------------------------
 
@@ -520,13 +484,13 @@ class Operations(pyfuse3.Operations):
             mode = engine.inode(node).mode & 0o7777
             kept = mode if uid == 0 else mode & ~0o4000 & ~(0o2000 if mode & 0o010 else 0)
             engine.setattr(node, size=0, mode=kept if kept != mode else None)
-            self._changed()
-        self._writers[node] = self._writers.get(node, 0) + 1
+            self._changed(node)
+        self.answers.opened(node)
         return FileInfo(fh=cast(Any, node | WRITING), keep_cache=True)
 
     def nodes_open_for_writing(self) -> list[int]:
         """The inodes of which the kernel may hold pages that it has not written yet."""
-        return list(self._writers)
+        return self.answers.writers()
 
     @answered
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -545,8 +509,8 @@ class Operations(pyfuse3.Operations):
             inode = engine.lookup(parent_inode, name)
         else:
             flags &= ~os.O_TRUNC
-        self._changed()
-        return self._open(inode.ino, flags, uid=ctx.uid), self._told(inode)
+        opened = self._open(inode.ino, flags, uid=ctx.uid)
+        return opened, self._made(parent_inode, name, inode)
 
     @answered_later
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -575,6 +539,8 @@ class Operations(pyfuse3.Operations):
         node = fh & ~WRITING
         engine, committer = self._writable(node), self._committer
         written = engine.write(node, off, buf)
+        inode = engine.inode(node)
+        self.answers.wrote(node, inode.size, inode.mtime_ns)
         if committer is not None:
             committer.changed()
             if engine.dirty_bytes >= engine.settings.dirty_bytes_max:
@@ -588,12 +554,7 @@ class Operations(pyfuse3.Operations):
     @answered
     def release(self, fh: int) -> None:
         if fh & WRITING:
-            node = fh & ~WRITING
-            left = self._writers[node] - 1
-            if left:
-                self._writers[node] = left
-            else:
-                del self._writers[node]
+            self.answers.closed(fh & ~WRITING)
 
     def forget_all(self) -> None:
         """The kernel has gone: what it still referred to and has no name ends."""

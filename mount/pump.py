@@ -27,9 +27,12 @@ Invariants:
   whole process, with the GIL, until the next request.  The descriptor is therefore made non-blocking, and since
   pyfuse3 takes EAGAIN for the end of the world, its call to libfuse is led through a function in C that says EINTR
   instead, upon which pyfuse3 waits again.  Where that call cannot be redirected the descriptor is left as it was.
+* Given `Answers` (native/src/answers.h), the pump reads requests itself and has C answer those it can; the others it
+  hands to pyfuse3 through the same redirected call, in the memory that they were read to.
 * `Cancelled` and `ClosedResourceError` come out of a wait as they would from trio's own, TURN_MAX_NS later at most.
 
-The pump knows nothing of requests, handlers or the engine.  `TZFS_PUMP=off` in the environment makes `install` decline.
+Otherwise the pump knows nothing of requests, handlers or the engine.  `TZFS_PUMP=off` in the environment makes
+`install` decline.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from typing import Final, Protocol, Self, cast
 import pyfuse3
 import trio
 
+from tzfs.mount.answers import FORGOTTEN_BATCH, Answers
 from tzfs.native._native import ffi as _ffi
 from tzfs.native._native import lib as _native_lib
 
@@ -70,6 +74,7 @@ _ROUNDS_OF_WAKE: Final = 3
 class _State(Protocol):
     """`struct tzfs_pump` (native/src/pump.h)."""
 
+    answers: object
     spin_ns: int
     turn_max_ns: int
     turn_ns: int
@@ -89,6 +94,7 @@ class _Library(Protocol):
     def tzfs_pump_wait(self, pump: _State, fuse_fd: int, wake_fd: int, /) -> int: ...
     def tzfs_pump_guard(self, path: bytes, /) -> int: ...
     def tzfs_pump_unguard(self) -> int: ...
+    def tzfs_pump_hands_over(self) -> int: ...
     def tzfs_pump_received(self) -> int: ...
     def tzfs_pump_withdrawn(self) -> int: ...
 
@@ -195,6 +201,7 @@ class Pump:
         self._closing = False
         self._guarded = guarded
         self._nonblocking = False
+        self._answers: Answers | None = None
         self._received_before = _lib.tzfs_pump_received()
         self._withdrawn_before = _lib.tzfs_pump_withdrawn()
         self._installed = True
@@ -223,6 +230,7 @@ class Pump:
         if not self._installed:
             return
         self._installed = False
+        self._state.answers = _ffi.NULL
         setattr(pyfuse3, "trio", trio)  # noqa: B010
         if self._guarded and _lib.tzfs_pump_unguard() != 0:
             log.warning("request pump: pyfuse3's call to libfuse stays redirected, which does no harm")
@@ -243,6 +251,15 @@ class Pump:
             guarded=self._nonblocking,
         )
 
+    def answer_with(self, answers: Answers) -> None:
+        """From the first turn of trio on, what `answers` can answer never reaches pyfuse3."""
+        self._answers = answers
+
+    @property
+    def answers(self) -> bool:
+        """Whether what can be answered in C is: not where pyfuse3's call to libfuse could not be redirected."""
+        return bool(self._state.answers != _ffi.NULL)
+
     def request_waits(self) -> bool:
         """Whether a request can be read now."""
         if self._fuse_fd < 0:
@@ -257,15 +274,21 @@ class Pump:
         """pyfuse3 makes one lock for each session, before its first wait."""
         self._closing = False
         self._nonblocking = False
+        self._state.answers = _ffi.NULL
         self._received_before = _lib.tzfs_pump_received()
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
         self._fuse_fd = fd
+        answers = self._answers
         while True:
             if self._closing:
                 raise trio.ClosedResourceError("the FUSE descriptor is being closed")
             verdict = _lib.tzfs_pump_wait(self._state, fd, self._wake_fd)
+            if answers is not None:
+                waiting = answers.state.forgotten
+                if waiting >= FORGOTTEN_BATCH or (waiting and verdict != _READY):
+                    answers.bury()
             if verdict == _READY:
                 return
             if verdict == _IDLE:
@@ -298,6 +321,13 @@ class Pump:
             # which nobody withdraws.
             fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
             self._nonblocking = True
+            if self._answers is not None:
+                if _lib.tzfs_pump_hands_over():
+                    self._state.answers = self._answers.state
+                else:
+                    log.warning(
+                        "request pump: nothing is answered in C, libfuse is not a version whose buffers we know"
+                    )
 
 
 def install(*, spin_ns: int = SPIN_NS_DEFAULT) -> Pump | None:

@@ -2,19 +2,22 @@
  *
  * `tzfs_pump_wait` is a function of its arguments and of two descriptors.  The guard is the one place in native/ that
  * keeps globals: a pyfuse3 process has one session, and the function that stands in for libfuse's has libfuse's
- * signature, so there is nowhere else to keep the original.
+ * signature, so there is nowhere else to keep the original, or a request that has been read for it.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include "pump.h"
+#include "answers.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <link.h>
+#include <malloc.h>
 #include <poll.h>
 #include <sched.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -45,13 +48,16 @@ static int nothing_came(struct tzfs_pump *pump)
     return TZFS_PUMP_IDLE;
 }
 
+enum reading { HANDED_OVER, ANSWERED, GONE };
+static enum reading read_request(struct tzfs_answers *answers, int fuse_fd);
+
 int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
 {
     struct pollfd fds[2] = {{.fd = fuse_fd, .events = POLLIN}, {.fd = wake_fd, .events = POLLIN}};
-    const int64_t entered = tzfs_pump_now_ns();
+    const int64_t began = tzfs_pump_now_ns();
     const int64_t turn_due = pump->turn_ns + pump->turn_max_ns;
     const int64_t due = turn_due < pump->deadline_ns ? turn_due : pump->deadline_ns;
-    int64_t now = entered;
+    int64_t entered = began, now = began; /* a request answered here enters anew */
 
     for (uint64_t round = 0;; round++) {
         if (now >= due) {
@@ -74,7 +80,12 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
                 pump->woken = 1;
                 return TZFS_PUMP_WOKEN;
             }
-            return request_came(pump, round ? &pump->spun : &pump->ready);
+            int verdict = request_came(pump, round ? &pump->spun : &pump->ready);
+            if (!pump->answers || read_request(pump->answers, fuse_fd) == HANDED_OVER)
+                return verdict;
+            entered = now = tzfs_pump_now_ns();
+            round = 0; /* the next one counts as there at once, or begins a spin */
+            continue;
         }
         if (round == 0) {
             if (pump->spin_ns <= 0)
@@ -109,8 +120,57 @@ static struct relro {
 } slot_relro;
 static uint64_t received, withdrawn;
 
+/* Requests read by us go to pyfuse3 in the memory that they were read to; what it had before is read to next.  Whoever
+ * made it frees it, or the other one: both are malloc's. */
+enum { BUFFER_BYTES = (1 << 20) + 4096, LIBFUSE_MAX = 316 }; /* libfuse's: 256 pages and its headers */
+static void *stash;
+static int hands_over; /* libfuse is one whose buffers we know */
+static size_t waiting; /* bytes in it that pyfuse3 has not taken yet */
+
+struct fuse_buffer { /* libfuse's `struct fuse_buf`, up to 3.16 */
+    size_t size;
+    int flags;
+    void *mem;
+    int fd;
+    off_t position;
+};
+
+/* Reads the next request.  GONE: it was withdrawn.  HANDED_OVER: pyfuse3 receives it, or meets the error, itself. */
+static enum reading read_request(struct tzfs_answers *answers, int fuse_fd)
+{
+    if (waiting || (!stash && !(stash = malloc(BUFFER_BYTES))))
+        return HANDED_OVER;
+    ssize_t bytes = read(fuse_fd, stash, BUFFER_BYTES);
+    if (bytes < 0 && (errno == EAGAIN || errno == ENOENT || errno == EINTR)) {
+        withdrawn++;
+        return GONE;
+    }
+    if (bytes <= 0)
+        return HANDED_OVER;
+    if (tzfs_answers_try(answers, fuse_fd, stash, (size_t)bytes))
+        return ANSWERED;
+    waiting = (size_t)bytes;
+    return HANDED_OVER;
+}
+
 static int receive_guarded(void *session, void *buffer)
 {
+    if (waiting) {
+        struct fuse_buffer *b = buffer;
+        const int bytes = (int)waiting;
+        void *before = b->mem;
+        b->mem = stash;
+        b->size = waiting;
+        b->flags = 0;
+        waiting = 0;
+        stash = before;
+        if (before && malloc_usable_size(before) < BUFFER_BYTES) {
+            free(before);
+            stash = NULL;
+        }
+        received++;
+        return bytes;
+    }
     int result = original(session, buffer);
     received++;
     if (result == -EAGAIN) {
@@ -211,10 +271,18 @@ int tzfs_pump_guard(const char *path)
     receive_function **found = find_slot(map, name);
     /* Through the handle, so that the object's own libfuse answers, whatever else the process has loaded. */
     void *target = found ? dlsym(handle, name) : NULL;
+    void *version = found ? dlsym(handle, "fuse_version") : NULL;
     dlclose(handle);
     if (!found || !target)
         return 2;
     memcpy(&original, &target, sizeof original);
+    hands_over = 0;
+    if (version) {
+        int (*ask)(void);
+        memcpy(&ask, &version, sizeof ask);
+        const int libfuse = ask(); /* 314 is 3.14 */
+        hands_over = libfuse >= 300 && libfuse <= LIBFUSE_MAX;
+    }
     slot = found;
     slot_relro = search.relro;
     int failed = write_slot(receive_guarded);
@@ -228,9 +296,19 @@ int tzfs_pump_unguard(void)
     if (!slot)
         return 1;
     int failed = write_slot(original);
-    if (!failed)
-        slot = NULL;
-    return failed;
+    if (failed)
+        return failed;
+    slot = NULL;
+    hands_over = 0;
+    waiting = 0;
+    free(stash);
+    stash = NULL;
+    return 0;
+}
+
+int tzfs_pump_hands_over(void)
+{
+    return hands_over;
 }
 
 uint64_t tzfs_pump_received(void)

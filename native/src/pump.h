@@ -8,6 +8,8 @@
 
 #include <stdint.h>
 
+struct tzfs_answers;
+
 enum {
     TZFS_PUMP_READY = 1, /* a request waits on the FUSE descriptor (or it has failed: the read will say) */
     TZFS_PUMP_IDLE = 2,  /* nothing came: wait in trio */
@@ -21,6 +23,9 @@ struct tzfs_pump {
     int64_t turn_max_ns; /* longest time that trio does not run */
     int64_t turn_ns;     /* when trio last ran, CLOCK_MONOTONIC */
     int64_t deadline_ns; /* when its next timer is due; INT64_MAX: none */
+    /* Where it is set, requests are read here, and what it can answer never reaches the caller.  The descriptor must
+     * be non-blocking, and the guard in place: it hands over what was read and not answered. */
+    struct tzfs_answers *answers;
     /* the adaptive spin: after a spin in vain the next 1, 3, 7, 15, 15 ... waits do not spin */
     uint32_t failures; /* spins in vain since the last request that came in time */
     uint32_t skip;     /* waits that will not spin yet */
@@ -51,6 +56,9 @@ int tzfs_pump_guard(const char *path);
 
 /* Undo it: 0 done, 1 there was none, 3 the slot cannot be written (the guard then stays, and stays harmless). */
 int tzfs_pump_unguard(void);
+
+/* Whether the guarded libfuse takes requests from memory that it did not allocate; `tzfs_pump.answers` may be set. */
+int tzfs_pump_hands_over(void);
 
 /* How often the guarded call has been made, and how often it found that the request had been withdrawn. */
 uint64_t tzfs_pump_received(void);

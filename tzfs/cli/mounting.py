@@ -37,12 +37,14 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
             flags[FLAGS[name]] = True
         elif name == "nopump" and not value:
             flags["use_pump"] = False
+        elif name == "noanswers" and not value:
+            flags["use_answers"] = False
         elif name == "spin" and value.isdigit() and int(value) <= 10_000:
             spin_us = int(value)
         elif text.strip():
             raise InvalidArgument(
                 f"mount option {text!r} is not known",
-                hint="there are ro, allow_other, xattr, writeback, nopump and spin=MICROSECONDS (0 to 10000)",
+                hint="there are ro, allow_other, xattr, writeback, noanswers, nopump and spin=MICROSECONDS (0-10000)",
             )
     options = MountOptions(**flags)
     return options if spin_us is None else MountOptions(**flags, spin_us=spin_us)
@@ -71,8 +73,8 @@ def mount(store: Store, name: str, where: Path, options: MountOptions, *, foregr
     metavar="OPTION,...",
     multiple=True,
     help="ro: read-only, as an archived filesystem is anyway.  allow_other: other users may enter.  xattr: extended "
-    "attributes.  writeback: the kernel keeps written pages.  nopump: pyfuse3's own request loop.  spin=MICROSECONDS: "
-    "how long to poll for a next request.",
+    "attributes.  writeback: the kernel keeps written pages.  noanswers: nothing is answered in C.  nopump: pyfuse3's "
+    "own request loop.  spin=MICROSECONDS: how long to poll for a next request.",
 )
 @click.argument("name", type=FILESYSTEM)
 @click.argument("directory", type=click.Path(path_type=Path))

@@ -130,11 +130,12 @@ class ContentRows:
         """The chunk is absent from `at` on, and its extents die with it."""
         head = self._head
         prefix = keys.chunk(data, index)
-        body = reads.body_at(head.txn, Table.CHUNK, prefix, at)
+        found = head.txn.seek(Table.CHUNK, prefix, at)
+        body = None if found is None else records.unseal(Table.CHUNK, prefix + keys.suffix(found[0]), found[1])
         if body is None:
             return
         named = slices.extents(records.unpack_slices(Table.CHUNK, prefix, body))
-        head.versions.remove(Table.CHUNK, prefix, at)
+        head.versions.remove(Table.CHUNK, prefix, at, old=found)
         for (extent, birth), stored in named.items():
             head.versions.extent_died(extent, birth, stored, at, head.counters.txg)
 

@@ -17,6 +17,7 @@ from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head, check_name
+from tzfs.engine.versions import UNKNOWN, Version
 from tzfs.errors import (
     Exists,
     InvalidArgument,
@@ -44,6 +45,7 @@ class Namespace:
     def __init__(self, head: Head, contents: ContentsTable) -> None:
         self._head = head
         self._contents = contents
+        self._stored: dict[bytes, Version | None] = {}  # rows of entries that are about to change, by their prefix
 
     # -- looking up ------------------------------------------------------------------------------------------------
 
@@ -56,8 +58,22 @@ class Namespace:
             return None
         return reads.dirent_at(head.txn, directory, name, head.epoch_of(directory))
 
+    def _entry_to_change(self, directory: int, name: bytes) -> tuple[Ino, int] | None:
+        """`_entry`, of which publishing needs not look for the row again."""
+        head = self._head
+        changed = head.dirents.get(directory)
+        if changed is not None and name in changed:
+            return changed[name]
+        if directory >= head.first_ino:
+            return None
+        prefix = keys.dirent(directory, name)
+        if len(self._stored) > limits.DIRTY_ROWS_MAX:
+            self._stored.clear()  # of operations that were refused
+        found = self._stored[prefix] = head.txn.seek(Table.DIRENT, prefix, head.epoch)
+        return reads.dirent_in(prefix, found)
+
     def _must(self, directory: int, name: bytes) -> Inode:
-        entry = self._entry(directory, name)
+        entry = self._entry_to_change(directory, name)
         if entry is None:
             raise NotFound(f"no entry {name!r} in directory {directory}")
         return self._head.inode(entry[0])
@@ -187,7 +203,7 @@ class Namespace:
         is_dir = mode & S_IFMT == S_IFDIR
         if is_dir and directory.nlink >= limits.LINKS_MAX:
             raise TooManyLinks(f"directory {parent} has {limits.LINKS_MAX} subdirectories, the most there may be")
-        if self._entry(parent, name) is not None:
+        if self._entry_to_change(parent, name) is not None:
             raise Exists(f"{name!r} exists in directory {parent}")
         head.admit(len(target) + limits.PAGE_BYTES)
         head.begin_change()
@@ -245,7 +261,7 @@ class Namespace:
             raise NotFound(f"inode {ino} has been removed")
         if inode.nlink >= limits.LINKS_MAX:
             raise TooManyLinks(f"inode {ino} has {limits.LINKS_MAX} names, the most there may be")
-        if self._entry(parent, name) is not None:
+        if self._entry_to_change(parent, name) is not None:
             raise Exists(f"{name!r} exists in directory {parent}")
         head.admit(limits.PAGE_BYTES)
         head.begin_change()
@@ -345,11 +361,12 @@ class Namespace:
 
     # -- renaming --------------------------------------------------------------------------------------------------
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> tuple[Ino, Ino]:
         """Moves a name, replacing what has the new one; with `RENAME_NOREPLACE` not, with `RENAME_EXCHANGE` swapping.
 
-        Raises `NotFound`, `Exists` (NOREPLACE), `NotEmpty`, `IsADirectory`, `NotADirectory`, `InvalidArgument` (into
-        its own subtree; unknown or contradictory flags), `TooManyLinks`.
+        Answers the inode that was moved, and the one that had the new name before (0: none); both are the same where
+        nothing had to be done.  Raises `NotFound`, `Exists` (NOREPLACE), `NotEmpty`, `IsADirectory`, `NotADirectory`,
+        `InvalidArgument` (into its own subtree; unknown or contradictory flags), `TooManyLinks`.
         """
         head = self._head
         head.check()
@@ -359,7 +376,7 @@ class Namespace:
         source = head.directory(parent)
         target = self._for_entry(new_parent, new_name)
         inode = self._must(parent, name)
-        entry = self._entry(new_parent, new_name)
+        entry = self._entry_to_change(new_parent, new_name)
         over = head.inode(entry[0]) if entry is not None else None
         if flags & RENAME_EXCHANGE:
             if over is None:
@@ -368,11 +385,11 @@ class Namespace:
             self._check_move(over, target, source)
             if inode is not over:
                 self._exchange(source, name, inode, target, new_name, over)
-            return
+            return inode.ino, over.ino
         if over is not None and flags & RENAME_NOREPLACE:
             raise Exists(f"{new_name!r} exists in directory {new_parent}")
         if inode is over:
-            return  # two names of one inode: POSIX keeps both
+            return inode.ino, inode.ino  # two names of one inode: POSIX keeps both
         self._check_move(inode, source, target)
         if over is not None:
             self._check_replace(inode, over)
@@ -386,6 +403,7 @@ class Namespace:
         self._set_entry(target, new_name, inode, now, replaces=over is not None)
         self._moved(inode, source, name, target, new_name, now)
         head.end_change()
+        return inode.ino, over.ino if over is not None else Ino(0)
 
     def _check_move(self, inode: Inode, source: Inode, target: Inode) -> None:
         if inode.mode & S_IFMT != S_IFDIR or source is target:
@@ -473,17 +491,17 @@ class Namespace:
     def publish(self) -> None:
         """Turns changed names into rows of the transaction."""
         head = self._head
-        versions, epoch = head.versions, head.epoch
+        versions, epoch, stored = head.versions, head.epoch, self._stored
         for directory in sorted(head.dirents):
             fresh = directory >= head.first_ino
             changed = head.dirents[directory]
             for name in sorted(changed):
-                entry = changed[name]
+                entry, prefix = changed[name], keys.dirent(directory, name)
+                old = stored.get(prefix, UNKNOWN)
                 if entry is not None:
-                    body = pack_dirent(*entry)
-                    versions.put(Table.DIRENT, keys.dirent(directory, name), body, epoch, fresh=fresh)
+                    versions.put(Table.DIRENT, prefix, pack_dirent(*entry), epoch, fresh=fresh, old=old)
                 elif not fresh:
-                    versions.remove(Table.DIRENT, keys.dirent(directory, name), epoch)
+                    versions.remove(Table.DIRENT, prefix, epoch, old=old)
         for ino, directory, name in sorted(head.links):
             fresh = ino >= head.first_ino
             if head.links[ino, directory, name]:
@@ -492,3 +510,4 @@ class Namespace:
                 versions.remove(Table.LINK, keys.link(ino, directory, name), epoch)
         head.dirents.clear()
         head.links.clear()
+        stored.clear()

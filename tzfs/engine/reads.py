@@ -48,7 +48,11 @@ def _decode_inode(ino: int, found: tuple[Epoch, bytes]) -> Inode | None:
 def dirent_at(txn: ReadTransaction, directory: int, name: bytes, epoch: int) -> tuple[Ino, int] | None:
     """(inode, file type) of an entry; None where there is none."""
     prefix = keys.dirent(directory, name)
-    found = txn.seek(Table.DIRENT, prefix, epoch)
+    return dirent_in(prefix, txn.seek(Table.DIRENT, prefix, epoch))
+
+
+def dirent_in(prefix: bytes, found: tuple[Epoch, bytes] | None) -> tuple[Ino, int] | None:
+    """`dirent_at`, of what a seek for the prefix has found."""
     if found is None:
         return None
     key = prefix + keys.suffix(found[0])

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from enum import Enum
 from typing import Final
 
 from tzfs.format import keys, records
@@ -29,6 +30,16 @@ from tzfs.store.interface import Row, WriteTransaction
 _change_key: Final = keys.change
 _suffix: Final = keys.suffix
 _seal: Final = records.seal
+
+
+Version = tuple[Epoch, bytes]  # a row's birth, and its value as stored
+
+
+class _Unknown(Enum):
+    UNKNOWN = "not looked for yet"
+
+
+UNKNOWN: Final = _Unknown.UNKNOWN
 
 
 def extent_charge(stored_bytes: int) -> int:
@@ -68,12 +79,27 @@ class Versions:
 
     # -- put and remove ------------------------------------------------------------------------------------------
 
-    def put(self, table: Table, prefix: bytes, body: bytes, at: int, *, fresh: bool = False) -> None:
-        """Makes `body` the newest version of `prefix`, born at `at`.  `fresh`: it is known to have no version."""
+    def put(
+        self,
+        table: Table,
+        prefix: bytes,
+        body: bytes,
+        at: int,
+        *,
+        fresh: bool = False,
+        old: Version | _Unknown | None = UNKNOWN,
+    ) -> None:
+        """Makes `body` the newest version of `prefix`, born at `at`.
+
+        `fresh`: it is known to have no version.  `old`: what `seek` would find now, for a caller who knows.
+        """
         key = prefix + _suffix(at)
         value = _seal(table, key, body)
         charge = len(key) + len(value)
-        old = None if fresh else self.txn.seek(table, prefix, at)
+        if fresh:
+            old = None
+        elif old is UNKNOWN:
+            old = self.txn.seek(table, prefix, at)
         self._row(table, key, value)
         if old is not None and old[0] == at:
             self._count(LIVE, at, 0, charge - _charge(prefix, old[1]))
@@ -83,9 +109,11 @@ class Versions:
         if old is not None:
             self._kill(table, prefix, old, at)
 
-    def remove(self, table: Table, prefix: bytes, at: int) -> None:
-        """Makes `prefix` absent from epoch `at` on: a tombstone, or no row at all where none is needed."""
-        old = self.txn.seek(table, prefix, at)
+    def remove(self, table: Table, prefix: bytes, at: int, *, old: Version | _Unknown | None = UNKNOWN) -> None:
+        """Makes `prefix` absent from epoch `at` on: a tombstone, or no row at all where none is needed.  `old`: as for
+        `put`."""
+        if old is UNKNOWN:
+            old = self.txn.seek(table, prefix, at)
         if old is None or records.is_tombstone(old[1]):
             return
         birth, _ = old
@@ -102,20 +130,20 @@ class Versions:
         if kept:
             self._bury(table, prefix, old, at)
 
-    def _kill(self, table: Table, prefix: bytes, old: tuple[Epoch, bytes], at: int) -> None:
+    def _kill(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
         if self.seen(old[0], at):
             self._bury(table, prefix, old, at)
         else:
             self._free(table, prefix, old)
 
-    def _bury(self, table: Table, prefix: bytes, old: tuple[Epoch, bytes], at: int) -> None:
+    def _bury(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
         birth, value = old
         charge = _charge(prefix, value)
         self._count(LIVE, birth, -1, -charge)
         self._count(at, birth, 1, charge)
         self._dead(at, birth, table, prefix, charge)
 
-    def _free(self, table: Table, prefix: bytes, old: tuple[Epoch, bytes]) -> None:
+    def _free(self, table: Table, prefix: bytes, old: Version) -> None:
         birth, value = old
         charge = _charge(prefix, value)
         self._count(LIVE, birth, -1, -charge)

@@ -1,0 +1,219 @@
+"""What C answers the kernel without Python, and the counts it keeps: the Python side of native/src/answers.h.
+
+Two things live there.  The *counts* are exact and always kept: how often the kernel has been told of each node (FUSE's
+look-up counts, 4 bytes a node), and which nodes are open for writing.  The *cache* of attributes and names is an
+accelerator before the operations class and never a second truth: the operations class tells it of each change in the
+same step, and it may forget anything at any time.  `stop` switches it off for good, where the engine has failed: from
+then on each request reaches the operations class, which says so.
+
+The cache is in the path of requests only where the pump reads them (`Pump.answer_with`); everywhere else it is told and
+never asked.  Nodes without a name that the kernel forgets there are handed to `forgotten` later, in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+from tzfs.format.records import Inode
+from tzfs.native._native import ffi as _ffi
+from tzfs.native._native import lib as _native_lib
+
+KINDS: Final = ("lookup", "getattr", "open", "release", "forget", "forget", "access")  # by index of `kinds`
+FORGOTTEN_BATCH: Final = 64  # buried at once: until then an inode without a name lives a little longer
+
+
+class _Kind(Protocol):
+    count: int
+    total_ns: int
+    slowest_ns: int
+
+
+class State(Protocol):
+    """`struct tzfs_answers` (native/src/answers.h)."""
+
+    enabled: int
+    writable: int
+    unchecked: int
+    node_count: int
+    live_max: int
+    valid_s: int
+    writing: int
+    known: int
+    name_count: int
+    evictions: int
+    forgotten: int
+    kinds: list[_Kind]
+
+
+class _Library(Protocol):
+    def tzfs_answers_new(self) -> State: ...
+    def tzfs_answers_free(self, a: State, /) -> None: ...
+    def tzfs_answers_told(self, a: State, node: int, /) -> None: ...
+    def tzfs_answers_forget(self, a: State, node: int, count: int, /) -> int: ...
+    def tzfs_answers_knows(self, a: State, node: int, /) -> int: ...
+    def tzfs_answers_tell(self, a: State, node: int, /) -> None: ...
+    def tzfs_answers_take(self, a: State, nodes: list[int], room: int, /) -> int: ...
+    def tzfs_answers_opened(self, a: State, node: int, /) -> None: ...
+    def tzfs_answers_closed(self, a: State, node: int, /) -> None: ...
+    def tzfs_answers_writers(self, a: State, nodes: object, room: int, /) -> int: ...
+    def tzfs_answers_put(
+        self,
+        a: State,
+        node: int,
+        mode: int,
+        links: int,
+        uid: int,
+        gid: int,
+        device: int,
+        size: int,
+        atime_ns: int,
+        mtime_ns: int,
+        ctime_ns: int,
+        /,
+    ) -> None: ...
+    def tzfs_answers_wrote(self, a: State, node: int, size: int, now_ns: int, /) -> None: ...
+    def tzfs_answers_drop(self, a: State, node: int, /) -> None: ...
+    def tzfs_answers_name(self, a: State, directory: int, name: bytes, length: int, node: int, /) -> None: ...
+    def tzfs_answers_unname(self, a: State, directory: int, name: bytes, length: int, /) -> None: ...
+    def tzfs_answers_complete(self, a: State, directory: int, /) -> None: ...
+    def tzfs_answers_clear(self, a: State, /) -> None: ...
+    def tzfs_answers_try(self, a: State, fd: int, request: bytes, length: int, /) -> int: ...
+
+
+_lib: Final = cast(_Library, _native_lib)
+_put: Final = _lib.tzfs_answers_put
+_name: Final = _lib.tzfs_answers_name
+_drop: Final = _lib.tzfs_answers_drop
+_told: Final = _lib.tzfs_answers_told
+
+
+class Answers:
+    """The counts and the cache of one mount.  Not for other threads than the mount's."""
+
+    def __init__(self, *, live_max: int, writing: int, valid_s: int, writable: bool) -> None:
+        """Node ids up to `live_max` are in the tree that is written; `writing` is the bit that marks their handles.
+
+        Answers hold for `valid_s`.  Nothing is cached before `start`.
+        """
+        state = _lib.tzfs_answers_new()
+        if state == _ffi.NULL:
+            raise MemoryError("no memory for the look-up counts")
+        self.state = cast(State, _ffi.gc(state, _native_lib.tzfs_answers_free))
+        self.state.live_max, self.state.writing, self.state.valid_s = live_max, writing, valid_s
+        self.state.writable = writable
+        self.forgotten: Callable[[int], None] = lambda node: None  # what has no name, and the kernel does not know
+        self._taken = cast("list[int]", _ffi.new("uint64_t[]", FORGOTTEN_BATCH))
+
+    def start(self, *, unchecked: bool) -> None:
+        """Caches from now on.  `unchecked`: the kernel leaves permission checks to us, and the mount is root's."""
+        self.state.unchecked = unchecked
+        self.state.enabled = 1
+
+    def stop(self) -> None:
+        """Answers nothing more."""
+        self.state.enabled = 0
+
+    # -- counts --------------------------------------------------------------------------------------------------------
+
+    def told(self, node: int) -> None:
+        """The kernel has been told of the node once more."""
+        _told(self.state, node)
+
+    def forget(self, node: int, count: int) -> bool:
+        """The kernel has forgotten `count` of them; True if it does not know the node any more."""
+        return bool(_lib.tzfs_answers_forget(self.state, node, count))
+
+    def knows(self, node: int) -> bool:
+        """Whether the kernel refers to the node."""
+        return bool(_lib.tzfs_answers_knows(self.state, node))
+
+    def __len__(self) -> int:
+        """How many nodes the kernel knows."""
+        return self.state.known
+
+    def bury(self) -> None:
+        """Hands what C has seen forgotten, and has no name, to `forgotten`."""
+        while count := _lib.tzfs_answers_take(self.state, self._taken, FORGOTTEN_BATCH):
+            for i in range(count):
+                self.forgotten(self._taken[i])
+
+    def opened(self, node: int) -> None:
+        """A handle that may write the node has been given out."""
+        _lib.tzfs_answers_opened(self.state, node)
+
+    def closed(self, node: int) -> None:
+        """It has come back."""
+        _lib.tzfs_answers_closed(self.state, node)
+
+    def writers(self) -> list[int]:
+        """The nodes that some handle may write."""
+        count = _lib.tzfs_answers_writers(self.state, _ffi.NULL, 0)
+        nodes = _ffi.new("uint64_t[]", max(count, 1))
+        _lib.tzfs_answers_writers(self.state, nodes, count)
+        return list(_ffi.unpack(nodes, count))
+
+    # -- the cache -----------------------------------------------------------------------------------------------------
+
+    def put(self, inode: Inode, tree: int = 0) -> None:
+        """The inode's attributes as they stand."""
+        _put(
+            self.state,
+            inode.ino | tree,
+            inode.mode,
+            inode.nlink,
+            inode.uid,
+            inode.gid,
+            inode.rdev,
+            inode.size,
+            inode.atime_ns,
+            inode.mtime_ns,
+            inode.ctime_ns,
+        )
+
+    def wrote(self, node: int, size: int, now_ns: int) -> None:
+        """The file has been written, and now has `size` bytes."""
+        _lib.tzfs_answers_wrote(self.state, node, size, now_ns)
+
+    def drop(self, node: int) -> None:
+        """The node's attributes are not what they were."""
+        _drop(self.state, node)
+
+    def name(self, directory: int, name: bytes, node: int) -> None:
+        """The entry names `node`."""
+        _name(self.state, directory, name, len(name), node)
+
+    def unname(self, directory: int, name: bytes) -> None:
+        """There is no such entry any more, and the directory has changed."""
+        _lib.tzfs_answers_unname(self.state, directory, name, len(name))
+        _drop(self.state, directory)
+
+    def unlinked(self, node: int) -> None:
+        """A name of the node has gone, the last perhaps: `forgotten` is told when the kernel forgets it."""
+        _drop(self.state, node)
+        _lib.tzfs_answers_tell(self.state, node)
+
+    def complete(self, directory: int) -> None:
+        """Every entry of the directory has been told, and none dropped since: see `evictions`."""
+        _lib.tzfs_answers_complete(self.state, directory)
+
+    @property
+    def evictions(self) -> int:
+        """Grows with each name that is dropped for want of room."""
+        return self.state.evictions
+
+    def clear(self) -> None:
+        """Drops all attributes and names."""
+        _lib.tzfs_answers_clear(self.state)
+
+    def try_answer(self, fd: int, request: bytes) -> bool:
+        """Whether the request was answered, on `fd`: what the pump does, for tests."""
+        return bool(_lib.tzfs_answers_try(self.state, fd, request, len(request)))
+
+    def statistics(self) -> dict[str, tuple[int, int, int]]:
+        """By kind of request: how many C answered, and how long that took in all and at most, in ns."""
+        out: dict[str, tuple[int, int, int]] = {}
+        for kind, s in zip(KINDS, self.state.kinds, strict=True):
+            count, total_ns, slowest_ns = out.get(kind, (0, 0, 0))
+            out[kind] = (count + s.count, total_ns + s.total_ns, max(slowest_ns, s.slowest_ns))
+        return out
