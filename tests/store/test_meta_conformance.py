@@ -260,6 +260,7 @@ CHANGES: list[Callable[[WriteTransaction], object]] = [
     lambda txn: txn.put(Table.SYS, b"key", b"value"),
     lambda txn: txn.put_many(Table.SYS, [(b"key", b"value")]),
     lambda txn: txn.delete(Table.SYS, b"key"),
+    lambda txn: txn.delete_many(Table.SYS, [b"key"]),
     lambda txn: txn.commit(),
 ]
 
@@ -458,12 +459,15 @@ def test_what_changes_a_table_is_recorded_from_when_it_is_asked_for(store: Made)
     txn.put(Table.SYS, b"a", b"1")
     txn.put_many(Table.INODE, [(b"b", b"2"), (b"c", b"3")])
     assert txn.delete(Table.SYS, b"before")
+    txn.delete_many(Table.INODE, [b"b", b"nowhere"])
     txn.record(None)
     txn.put(Table.SYS, b"after", b"4")
     expected: list[Change] = [
         (Table.SYS, b"a", b"1"), (Table.INODE, b"b", b"2"), (Table.INODE, b"c", b"3"), (Table.SYS, b"before", None),
+        (Table.INODE, b"b", None), (Table.INODE, b"nowhere", None),
     ]  # fmt: skip
     assert changes == expected
+    assert list(txn.range(Table.INODE, b"")) == [(b"c", b"3")]
     txn.commit()
     meta.close()
 

@@ -7,6 +7,8 @@ range splits around it; ranges of one data id never overlap.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tzfs import limits
 from tzfs.engine import reads, slices
 from tzfs.engine.chunks import CHUNK_INDEX_MAX, Chunk
@@ -59,8 +61,7 @@ class ContentRows:
         """Turns all changed contents into rows of the transaction.  Every buffer must have been flushed."""
         head = self._head
         versions, txg = head.versions, head.counters.txg
-        for drop in head.drops:
-            self._publish_drop(drop)
+        self._publish_drops()
         for data in sorted(head.contents):
             contents = head.contents[data]
             at, fresh = head.epoch_of(contents.ino), data >= head.first_data
@@ -128,27 +129,34 @@ class ContentRows:
 
     def remove_chunk(self, data: DataId, index: int, at: Epoch) -> None:
         """The chunk is absent from `at` on, and its extents die with it."""
-        head = self._head
-        prefix = keys.chunk(data, index)
-        found = head.txn.seek(Table.CHUNK, prefix, at)
-        body = None if found is None else records.unseal(Table.CHUNK, prefix + keys.suffix(found[0]), found[1])
-        if body is None:
-            return
-        named = slices.extents(records.unpack_slices(Table.CHUNK, prefix, body))
-        head.versions.remove(Table.CHUNK, prefix, at, old=found)
-        for (extent, birth), stored in named.items():
-            head.versions.extent_died(extent, birth, stored, at, head.counters.txg)
+        self.remove_chunks([keys.chunk(data, index)], at)
 
-    def _publish_drop(self, drop: Drop) -> None:
-        head = self._head
-        if drop.inline:
-            head.versions.remove(Table.INLINE, keys.inline(drop.data), drop.at)
-        if drop.hi == 1:
-            stored: list[int] | None = [0]  # most files have one chunk, and need no search
-        else:
-            stored = self.stored(drop.data, 0) if drop.hi else []
-        if stored is None:
-            self.add_reclaim(drop.data, 0, CHUNK_INDEX_MAX, drop.at)
-            return
-        for index in stored:
-            self.remove_chunk(drop.data, index, drop.at)
+    def remove_chunks(self, prefixes: Sequence[bytes], at: Epoch) -> None:
+        """`remove_chunk` for each of these keys of chunks, which ascend."""
+        versions, txg = self._head.versions, self._head.counters.txg
+        for prefix, found in zip(prefixes, self._head.txn.seek_many(Table.CHUNK, prefixes, at), strict=True):
+            body = None if found is None else records.unseal(Table.CHUNK, prefix + keys.suffix(found[0]), found[1])
+            if body is None:
+                continue
+            versions.remove(Table.CHUNK, prefix, at, old=found)
+            for (extent, birth), stored in slices.extents(records.unpack_slices(Table.CHUNK, prefix, body)).items():
+                versions.extent_died(extent, birth, stored, at, txg)
+
+    def _publish_drops(self) -> None:
+        drops: dict[Epoch, list[Drop]] = {}
+        for drop in self._head.drops:
+            drops.setdefault(drop.at, []).append(drop)
+        for at, dropped in drops.items():
+            inline = sorted(keys.inline(drop.data) for drop in dropped if drop.inline)
+            self._head.versions.remove_many(Table.INLINE, inline, at)
+            chunks: list[bytes] = []
+            for drop in dropped:
+                if drop.hi == 1:  # most files have one chunk, and need no search
+                    chunks.append(keys.chunk(drop.data, 0))
+                elif drop.hi:
+                    stored = self.stored(drop.data, 0)
+                    if stored is None:
+                        self.add_reclaim(drop.data, 0, CHUNK_INDEX_MAX, at)
+                    else:
+                        chunks += [keys.chunk(drop.data, index) for index in stored]
+            self.remove_chunks(sorted(chunks), at)

@@ -131,8 +131,7 @@ class Reclaimer:
         failpoints.hit("reclaim.batch")
         found = reads.chunk_indexes(head.txn, r.data, r.lo, r.hi, limits.RECLAIM_BATCH_CHUNKS)
         head.begin_change()
-        for index in found:
-            self._rows.remove_chunk(r.data, index, r.at)
+        self._rows.remove_chunks([keys.chunk(r.data, index) for index in found], r.at)
         head.versions.settle()
         head.reclaims_changed.add(number)
         if len(found) < limits.RECLAIM_BATCH_CHUNKS:

@@ -198,9 +198,12 @@ class TxgCommitter:
         self._namespace.publish()
         self._attributes.publish()
         self._rows.publish()
-        for ino, (at, _) in sorted(head.buried.items()):
+        buried: dict[int, list[bytes]] = {}
+        for ino in sorted(head.buried):
             if ino < head.first_ino:
-                versions.remove(Table.INODE, keys.inode(ino), at)
+                buried.setdefault(head.buried[ino][0], []).append(keys.inode(ino))
+        for at, gone in buried.items():
+            versions.remove_many(Table.INODE, gone, at)
         for ino in sorted(head.dirty_inodes):
             at = head.orphans.get(ino, epoch)
             body = records.pack_inode(head.inodes[ino])

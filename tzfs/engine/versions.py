@@ -11,14 +11,14 @@ cells.  Extents have lifetimes of their own, (extent, birth), that are buried an
 
 Charge: a version costs the length of its stored key and value, a tombstone nothing, an extent its bytes on disk.
 
-Rows are collected and written in key order by `settle`; until then the store does not show them.  A caller therefore
-changes each key at most once between two calls of `settle`.  Nothing here reads or buffers contents.
+Rows are collected, and deleted and written in key order by `settle`; until then the store does not show it.  A caller
+therefore changes each key at most once between two calls of `settle`.  Nothing here reads or buffers contents.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
@@ -66,6 +66,8 @@ class Versions:
         self.live_bytes_delta = 0
         self._drift = drift
         self._rows: dict[Table, list[Row]] = {}
+        self._gone: dict[Table, list[bytes]] = {}
+        self._holes: list[tuple[int, int, int]] = []  # (txg, extent, bytes) to be given back
         self._cells: dict[tuple[int, int], list[int]] = {}
         self._segments: dict[int, list[int]] = {}
 
@@ -73,6 +75,8 @@ class Versions:
         """Works in `txn` from now on; what was not settled in the one before is forgotten."""
         self.txn = txn
         self._rows.clear()
+        self._gone.clear()
+        self._holes.clear()
         self._cells.clear()
         self._segments.clear()
         self.live_bytes_delta = 0
@@ -130,6 +134,11 @@ class Versions:
         if kept:
             self._bury(table, prefix, old, at)
 
+    def remove_many(self, table: Table, prefixes: Sequence[bytes], at: int) -> None:
+        """`remove` for each of `prefixes`, which ascend: one pass over the table."""
+        for prefix, old in zip(prefixes, self.txn.seek_many(table, prefixes, at), strict=True):
+            self.remove(table, prefix, at, old=old)
+
     def _kill(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
         if self.seen(old[0], at):
             self._bury(table, prefix, old, at)
@@ -147,8 +156,8 @@ class Versions:
         birth, value = old
         charge = _charge(prefix, value)
         self._count(LIVE, birth, -1, -charge)
-        self.txn.delete(table, prefix + _suffix(birth))
-        self.txn.delete(Table.CHANGE, _change_key(birth, table, prefix))
+        self._delete(table, prefix + _suffix(birth))
+        self._delete(Table.CHANGE, _change_key(birth, table, prefix))
 
     def seen(self, birth: int, death: int) -> bool:
         """Whether a surviving snapshot sees what was born at `birth` and died at `death`."""
@@ -184,9 +193,22 @@ class Versions:
 
     def punch(self, extent: ExtentId, stored_bytes: int, txg: int) -> None:
         """The extent's space is to be given back once transaction group `txg` is durable."""
-        self._use(extent, extent_charge(stored_bytes), 0, 0)
-        key = keys.punch(txg, extent)
-        self._row(Table.PUNCH, key, _seal(Table.PUNCH, key, records.pack_plain(Table.PUNCH, stored_bytes)))
+        self._holes.append((txg, extent, extent_charge(stored_bytes)))
+
+    def _settle_holes(self) -> None:
+        """One row for each run of neighbours; an extent's id is its segment and page, so those of neighbours follow."""
+        runs: list[list[int]] = []
+        for txg, extent, size in sorted(self._holes):
+            last = runs[-1] if runs else None
+            if last and last[0] == txg and last[1] + last[2] // PAGE_BYTES == extent and last[1] >> 32 == extent >> 32:
+                last[2] += size
+            else:
+                runs.append([txg, extent, size])
+        for txg, extent, size in runs:
+            self._use(extent, size, 0, 0)
+            key = keys.punch(txg, ExtentId(extent))
+            self._row(Table.PUNCH, key, _seal(Table.PUNCH, key, records.pack_plain(Table.PUNCH, size)))
+        self._holes.clear()
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -197,6 +219,12 @@ class Versions:
         if rows is None:
             rows = self._rows[table] = []
         rows.append((key, value))
+
+    def _delete(self, table: Table, key: bytes) -> None:
+        keys_gone = self._gone.get(table)
+        if keys_gone is None:
+            keys_gone = self._gone[table] = []
+        keys_gone.append(key)
 
     def _dead(self, death: int, birth: int, table: Table, prefix: bytes, charge: int) -> None:
         key = keys.dead(death, birth, table, prefix)
@@ -219,7 +247,13 @@ class Versions:
         use[2] = max(use[2], keys.extent_offset(extent) + extent_bytes)
 
     def settle(self) -> None:
-        """Writes the rows collected so far, in key order, and brings cells and segment counters up to date."""
+        """Deletes and writes the rows collected so far, in key order; brings cells and segment counters up to date."""
+        if self._holes:
+            self._settle_holes()
+        for table, gone in self._gone.items():
+            gone.sort()
+            self.txn.delete_many(table, gone)
+        self._gone.clear()
         for table, rows in self._rows.items():
             rows.sort()
             self.txn.put_many(table, rows)

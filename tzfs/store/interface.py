@@ -77,6 +77,10 @@ class WriteTransaction(ReadTransaction, Protocol):
         """True if there was such a row."""
         ...
 
+    def delete_many(self, table: Table, keys: Sequence[bytes]) -> None:
+        """Like `delete` for each; fastest when they ascend."""
+        ...
+
     def record(self, changes: list[Change] | None) -> None:
         """From now on what is put and deleted is also appended to `changes`; None ends that."""
         ...

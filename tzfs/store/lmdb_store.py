@@ -321,6 +321,17 @@ class LmdbWrite(LmdbRead):
         except lmdb.Error as error:
             raise self._meta._failed(error, f"delete from {table.name.lower()}") from error
 
+    def delete_many(self, table: Table, keys: Sequence[bytes]) -> None:
+        self._cursors[table] or self._cursor(table)
+        delete, db = self._txn.delete, self._dbs[table]
+        try:
+            if self._changes is not None:
+                self._changes += [(table, key, None) for key in keys]
+            for key in keys:
+                delete(key, b"", db)
+        except lmdb.Error as error:
+            raise self._meta._failed(error, f"delete from {table.name.lower()}") from error
+
     def commit(self) -> None:
         self._cursors[0]  # raises if the transaction is over
         self._check_thread()

@@ -141,6 +141,10 @@ class MemoryWrite(MemoryRead):
         del rows.keys[bisect_left(rows.keys, key)]
         return True
 
+    def delete_many(self, table: Table, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            self.delete(table, key)
+
     def commit(self) -> None:
         if self._tables is None:
             raise InternalError("the transaction is over")
