@@ -17,6 +17,7 @@ Buffer = bytes | bytearray | memoryview
 FNV_OFFSET: Final = 0xCBF29CE484222325
 PAGE_BYTES: Final = 4096
 _INODE_COLUMNS: Final = 14
+_ENVELOPE_BYTES: Final = 5
 
 
 class _Lib(Protocol):
@@ -38,6 +39,18 @@ class _Lib(Protocol):
         columns: object,
         /,
     ) -> int: ...
+    def tzfs_seal_many(
+        self,
+        table: int,
+        version: int,
+        keys: bytes,
+        key_lengths: object,
+        bodies: bytes,
+        body_lengths: object,
+        count: int,
+        sealed: object,
+        /,
+    ) -> None: ...
     def tzfs_page_sums(self, data: object, length: int, sums: object, /) -> None: ...
     def tzfs_pages_match(self, data: object, length: int, sums: bytes, /) -> int: ...
     def tzfs_is_zero(self, data: object, length: int, /) -> int: ...
@@ -77,6 +90,31 @@ def verify_many(table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> i
     if len(keys) != len(values):
         raise ValueError(f"{len(keys)} keys for {len(values)} values")
     return _lib.tzfs_verify_many(table, b"".join(keys), _lengths(keys), b"".join(values), _lengths(values), len(keys))
+
+
+def seal_many(table: int, version: int, keys: Sequence[bytes], bodies: Sequence[bytes]) -> list[bytes]:
+    """For each key and body the value to store: version, checksum, body."""
+    if len(keys) != len(bodies):
+        raise ValueError(f"{len(keys)} keys for {len(bodies)} bodies")
+    lengths = array("I", map(len, bodies))
+    joined = b"".join(bodies)
+    sealed = bytearray(len(joined) + _ENVELOPE_BYTES * len(keys))
+    _lib.tzfs_seal_many(
+        table,
+        version,
+        b"".join(keys),
+        _lengths(keys),
+        joined,
+        _from_buffer("uint32_t[]", lengths),
+        len(keys),
+        _from_buffer("uint8_t[]", sealed),
+    )
+    raw, out, at = bytes(sealed), [], 0
+    for length in lengths:
+        end = at + _ENVELOPE_BYTES + length
+        out.append(raw[at:end])
+        at = end
+    return out
 
 
 def decode_inodes(table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> list[tuple[int, ...]]:

@@ -37,6 +37,11 @@ def verify_many(table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> i
     return -1
 
 
+def seal_many(table: int, version: int, keys: Sequence[bytes], bodies: Sequence[bytes]) -> list[bytes]:
+    pairs = zip(keys, bodies, strict=True)
+    return [struct.pack(">BI", version, record_sum(table, key, version, body)) + body for key, body in pairs]
+
+
 def decode_inodes(table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> list[tuple[int, ...]]:
     bad = verify_many(table, keys, values)
     for i, value in enumerate(values):

@@ -1,6 +1,8 @@
 /* See hash.h. */
 #include "hash.h"
 
+#include <string.h>
+
 #define FNV_PRIME UINT64_C(0x100000001b3)
 #define RECORD_VERSION 1
 
@@ -55,6 +57,22 @@ int64_t tzfs_verify_many(uint8_t table, const uint8_t *keys, const uint32_t *key
         values += value_lengths[i];
     }
     return -1;
+}
+
+void tzfs_seal_many(uint8_t table, uint8_t version, const uint8_t *keys, const uint32_t *key_lengths,
+                    const uint8_t *bodies, const uint32_t *body_lengths, size_t count, uint8_t *sealed)
+{
+    for (size_t i = 0; i < count; i++) {
+        const uint32_t sum = tzfs_record_sum(table, keys, key_lengths[i], version, bodies, body_lengths[i]);
+        *sealed++ = version;
+        for (int shift = 24; shift >= 0; shift -= 8)
+            *sealed++ = (uint8_t)(sum >> shift);
+        if (body_lengths[i])
+            memcpy(sealed, bodies, body_lengths[i]);
+        sealed += body_lengths[i];
+        bodies += body_lengths[i];
+        keys += key_lengths[i];
+    }
 }
 
 int64_t tzfs_decode_inodes(uint8_t table, const uint8_t *keys, size_t key_length,

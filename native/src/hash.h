@@ -23,6 +23,11 @@ uint32_t tzfs_record_sum(uint8_t table, const uint8_t *key, size_t key_length, u
 int64_t tzfs_verify_many(uint8_t table, const uint8_t *keys, const uint32_t *key_lengths,
                          const uint8_t *values, const uint32_t *value_lengths, size_t count);
 
+/* Packs records: the envelope (version, sum) and the body of each, one after another, into `sealed`, which has room for
+ * all bodies and TZFS_ENVELOPE_BYTES for each. */
+void tzfs_seal_many(uint8_t table, uint8_t version, const uint8_t *keys, const uint32_t *key_lengths,
+                    const uint8_t *bodies, const uint32_t *body_lengths, size_t count, uint8_t *sealed);
+
 /* Verifies and unpacks inode records of version 1: TZFS_INODE_COLUMNS integers each into `columns`, signed ones as
  * their two's complement.  The index of the first that is damaged, or -1.  Keys are all of `key_length`. */
 int64_t tzfs_decode_inodes(uint8_t table, const uint8_t *keys, size_t key_length,

@@ -144,6 +144,20 @@ static void verifying(void)
     EXPECT(tzfs_verify_many(3, keys, key_lengths, values, value_lengths, COUNT) == -1);
     EXPECT(tzfs_verify_many(4, keys, key_lengths, values, value_lengths, COUNT) == 0);
     EXPECT(tzfs_verify_many(3, NULL, NULL, NULL, NULL, 0) == -1);
+
+    uint32_t body_lengths[COUNT];
+    uint8_t *bodies = block(values_length), *sealed = block(values_length), *body = bodies;
+    for (size_t i = 0; i < COUNT; i++) {
+        body_lengths[i] = value_lengths[i] - TZFS_ENVELOPE_BYTES;
+        memcpy(body, values + starts[i] + TZFS_ENVELOPE_BYTES, body_lengths[i]);
+        body += body_lengths[i];
+    }
+    tzfs_seal_many(3, 1, keys, key_lengths, bodies, body_lengths, COUNT, sealed);
+    EXPECT(!memcmp(sealed, values, values_length));
+    tzfs_seal_many(3, 1, NULL, NULL, NULL, NULL, 0, NULL);
+    free(bodies);
+    free(sealed);
+
     for (size_t i = 0; i < COUNT; i++) {
         for (size_t at = 0; at < value_lengths[i]; at += 3) {
             values[starts[i] + at] ^= 0x10;

@@ -46,7 +46,7 @@ def test_each_function_has_a_reference_of_the_same_signature() -> None:
         }
 
     assert public(native) == public(reference)
-    assert len(public(native)) == 9
+    assert len(public(native)) == 10
 
 
 # -- FNV-1a ----------------------------------------------------------------------------------------------------------
@@ -72,6 +72,25 @@ def test_fnv1a(data: bytes) -> None:
 
 
 # -- records ---------------------------------------------------------------------------------------------------------
+
+
+@given(_tables, st.integers(0, 255), st.lists(st.tuples(_keys, st.binary(max_size=300)), max_size=20))
+def test_seal_many(table: int, version: int, rows: list[tuple[bytes, bytes]]) -> None:
+    found, bodies = [key for key, _ in rows], [body for _, body in rows]
+    sealed = native.seal_many(table, version, found, bodies)
+    assert sealed == reference.seal_many(table, version, found, bodies)
+    assert native.verify_many(table, found, sealed) == -1
+
+
+@pytest.mark.parametrize("module", [native, reference])
+def test_seal_many_refuses_more_keys_than_bodies(module: object) -> None:
+    with pytest.raises(ValueError, match=r"2 keys for 1 bodies|argument 2 is shorter"):
+        module.seal_many(1, 1, [b"a", b"b"], [b""])  # type: ignore[attr-defined]
+
+
+@given(_tables, st.lists(st.tuples(_keys, st.binary(max_size=300)), max_size=20))
+def test_records_sealed_together_are_those_sealed_alone(table: int, rows: list[tuple[bytes, bytes]]) -> None:
+    assert records.seal_many(table, rows) == [(key, records.seal(table, key, body)) for key, body in rows]
 
 
 @given(

@@ -25,7 +25,7 @@ from typing import Final
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.limits import PAGE_BYTES
-from tzfs.store.interface import Row, WriteTransaction
+from tzfs.store.interface import WriteTransaction
 
 _change_key: Final = keys.change
 _suffix: Final = keys.suffix
@@ -65,7 +65,8 @@ class Versions:
         self.txn: WriteTransaction
         self.live_bytes_delta = 0
         self._drift = drift
-        self._rows: dict[Table, list[Row]] = {}
+        self._rows: dict[Table, list[tuple[bytes, bytes]]] = {}  # (key, body)
+        self._tombstones: list[tuple[Table, bytes]] = []
         self._gone: dict[Table, list[bytes]] = {}
         self._holes: list[tuple[int, int, int]] = []  # (txg, extent, bytes) to be given back
         self._cells: dict[tuple[int, int], list[int]] = {}
@@ -75,6 +76,7 @@ class Versions:
         """Works in `txn` from now on; what was not settled in the one before is forgotten."""
         self.txn = txn
         self._rows.clear()
+        self._tombstones.clear()
         self._gone.clear()
         self._holes.clear()
         self._cells.clear()
@@ -98,17 +100,16 @@ class Versions:
         `fresh`: it is known to have no version.  `old`: what `seek` would find now, for a caller who knows.
         """
         key = prefix + _suffix(at)
-        value = _seal(table, key, body)
-        charge = len(key) + len(value)
+        charge = len(key) + records.ENVELOPE_BYTES + len(body)
         if fresh:
             old = None
         elif old is UNKNOWN:
             old = self.txn.seek(table, prefix, at)
-        self._row(table, key, value)
+        self._row(table, key, body)
         if old is not None and old[0] == at:
             self._count(LIVE, at, 0, charge - _charge(prefix, old[1]))
             return
-        self._row(Table.CHANGE, _change_key(at, table, prefix), None)
+        self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
         self._count(LIVE, at, 1, charge)
         if old is not None:
             self._kill(table, prefix, old, at)
@@ -128,8 +129,8 @@ class Versions:
             if not older and not self._bookmarked(at):
                 return
         key = prefix + _suffix(at)
-        self._row(table, key, records.tombstone(table, key))
-        self._row(Table.CHANGE, _change_key(at, table, prefix), None)
+        self._tombstones.append((table, key))
+        self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
         self._count(LIVE, at, 1, 0)
         if kept:
             self._bury(table, prefix, old, at)
@@ -207,18 +208,16 @@ class Versions:
         for txg, extent, size in runs:
             self._use(extent, size, 0, 0)
             key = keys.punch(txg, ExtentId(extent))
-            self._row(Table.PUNCH, key, _seal(Table.PUNCH, key, records.pack_plain(Table.PUNCH, size)))
+            self._row(Table.PUNCH, key, records.pack_plain(Table.PUNCH, size))
         self._holes.clear()
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def _row(self, table: Table, key: bytes, value: bytes | None) -> None:
-        if value is None:
-            value = _seal(table, key, b"")
+    def _row(self, table: Table, key: bytes, body: bytes) -> None:
         rows = self._rows.get(table)
         if rows is None:
             rows = self._rows[table] = []
-        rows.append((key, value))
+        rows.append((key, body))
 
     def _delete(self, table: Table, key: bytes) -> None:
         keys_gone = self._gone.get(table)
@@ -228,7 +227,7 @@ class Versions:
 
     def _dead(self, death: int, birth: int, table: Table, prefix: bytes, charge: int) -> None:
         key = keys.dead(death, birth, table, prefix)
-        self._row(Table.DEAD, key, _seal(Table.DEAD, key, records.pack_plain(Table.DEAD, charge)))
+        self._row(Table.DEAD, key, records.pack_plain(Table.DEAD, charge))
 
     def _count(self, death: int, birth: int, count: int, size: int) -> None:
         if death == LIVE:
@@ -256,8 +255,11 @@ class Versions:
         self._gone.clear()
         for table, rows in self._rows.items():
             rows.sort()
-            self.txn.put_many(table, rows)
+            self.txn.put_many(table, records.seal_many(table, rows))
         self._rows.clear()
+        for table, key in self._tombstones:
+            self.txn.put(table, key, records.tombstone(table, key))
+        self._tombstones.clear()
         for (death, birth), (count, size) in sorted(self._cells.items()):
             self._add(Table.CELL, keys.cell(death, birth), count, size)
         self._cells.clear()

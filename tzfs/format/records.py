@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from tzfs.errors import CorruptionError, ForeignStore, LimitReached
 from tzfs.format.keys import DataId, Epoch, ExtentId, Ino, Table
 from tzfs.native import record_sum
+from tzfs.native import seal_many as native_seal_many
 
 RECORD_VERSION: Final = 1
 TOMBSTONE_BIT: Final = 0x80
 ENVELOPE_BYTES: Final = 5
+SEAL_MANY_MIN: Final = 6  # records; for fewer one by one is faster
 
 _ENVELOPE: Final = struct.Struct(">BI")
 _TOMBSTONE_VERSION: Final = RECORD_VERSION | TOMBSTONE_BIT
@@ -32,6 +35,14 @@ _TOMBSTONE_VERSION: Final = RECORD_VERSION | TOMBSTONE_BIT
 def seal(table: int, key: bytes, body: bytes) -> bytes:
     """The value to store under `key`: envelope and body."""
     return _ENVELOPE.pack(RECORD_VERSION, record_sum(table, key, RECORD_VERSION, body)) + body
+
+
+def seal_many(table: int, rows: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """(key, value to store) for each (key, body)."""
+    if len(rows) < SEAL_MANY_MIN:
+        return [(key, seal(table, key, body)) for key, body in rows]
+    keys = [key for key, _ in rows]
+    return list(zip(keys, native_seal_many(table, RECORD_VERSION, keys, [body for _, body in rows]), strict=True))
 
 
 def tombstone(table: int, key: bytes) -> bytes:
