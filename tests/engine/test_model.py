@@ -291,7 +291,7 @@ class World:
             if job is not None and a % 2:
                 job.run()
         else:
-            if not self.engine.flushing.done.is_set():
+            if not self.engine.flushing.finished:
                 self.engine.flushing.run()
             if a % 3:
                 self.engine.end_flush()
@@ -311,7 +311,7 @@ class World:
         self._reopen(self.committed)
 
     def _let_jobs_end(self) -> None:
-        if self.engine.flushing is not None and not self.engine.flushing.done.is_set():
+        if self.engine.flushing is not None and not self.engine.flushing.finished:
             self.engine.flushing.run()
 
     def _reopen(self, model: Plain) -> None:

@@ -447,5 +447,5 @@ class Engine:
                 self.commit()
         finally:
             if self._flusher.running is not None:
-                self._flusher.running.done.wait()
+                self._flusher.running.wait()
             self._head.txn.close()

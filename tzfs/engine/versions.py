@@ -27,6 +27,8 @@ from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.limits import PAGE_BYTES
 from tzfs.store.interface import WriteTransaction
 
+COUNTERS_REMEMBERED_MAX: Final = 256
+
 _change_key: Final = keys.change
 _suffix: Final = keys.suffix
 _seal: Final = records.seal
@@ -71,6 +73,7 @@ class Versions:
         self._holes: list[tuple[int, int, int]] = []  # (txg, extent, bytes) to be given back
         self._cells: dict[tuple[int, int], list[int]] = {}
         self._segments: dict[int, list[int]] = {}
+        self._counters: dict[tuple[Table, bytes], tuple[int, ...] | None] = {}  # rows of cells and segments, as settled
 
     def begin(self, txn: WriteTransaction) -> None:
         """Works in `txn` from now on; what was not settled in the one before is forgotten."""
@@ -272,20 +275,30 @@ class Versions:
 
         A counter below zero stays at zero, and the difference is reported as drift.  A cell at zero goes.
         """
-        value = self.txn.get(table, key)
-        if value is not None:
-            body = records.unseal(table, key, value)
-            if body is None:
-                raise records.damaged(table, key, "a tombstone in a table without versions")
-            old_count, old_size, *old_end = records.unpack_plain(table, key, body)
-            count += old_count
-            size += old_size
-            end = tuple(map(max, end, old_end))
+        old = self._counters[table, key] if (table, key) in self._counters else self._counter(table, key)
+        if old is not None:
+            count += old[0]
+            size += old[1]
+            end = tuple(map(max, end, old[2:]))
         if count < 0 or size < 0:
             self._drift(f"{table.name.lower()} {key.hex()}", min(count, size))
             count, size = max(count, 0), max(size, 0)
         if table is Table.CELL and count == 0 and size == 0:
-            if value is not None:
+            self._counters[table, key] = None
+            if old is not None:
                 self.txn.delete(table, key)
             return
+        self._counters[table, key] = (count, size, *end)
         self.txn.put(table, key, _seal(table, key, records.pack_plain(table, count, size, *end)))
+
+    def _counter(self, table: Table, key: bytes) -> tuple[int, ...] | None:
+        """A counter's row; the few that the last settlings changed are remembered."""
+        if len(self._counters) > COUNTERS_REMEMBERED_MAX:
+            self._counters.clear()
+        value = self.txn.get(table, key)
+        if value is None:
+            return None
+        body = records.unseal(table, key, value)
+        if body is None:
+            raise records.damaged(table, key, "a tombstone in a table without versions")
+        return tuple(records.unpack_plain(table, key, body))
