@@ -17,7 +17,7 @@ from tzfs.store import folders, redo
 from tzfs.store.interface import Change, Group
 from tzfs.store.lmdb_store import LmdbMeta, LmdbWrite
 from tzfs.store.memory import MemoryRedo
-from tzfs.store.redo import LOG_BYTES_MAX, RedoLog, replay
+from tzfs.store.redo import HEADER_BYTES, LOG_BYTES_MAX, RedoLog, replay
 from tzfs.store.segments import Segments
 
 GUID = bytes(range(16))
@@ -109,6 +109,55 @@ def test_a_torn_piece_ends_the_log(path: Path) -> None:
     for at in range(0, 5000, 512):
         path.write_bytes(whole[: 8192 + at] + bytes(512) + whole[8192 + at + 512 :])
         assert len(logged(path, 7)) == 1
+
+
+def forged(tmp_path: Path, guid: bytes, base: int) -> bytes:
+    """A page that is in every way the second group of `base`, but was made elsewhere."""
+    path = tmp_path / "elsewhere"
+    log = RedoLog(path, guid)
+    for _ in range(2):
+        assert log.append(base, [(Table.INODE, b"root", b"mine")], ())
+    log.close()
+    return path.read_bytes()[4096:8192]
+
+
+@pytest.mark.parametrize("kind", ["the group after next", "of another filesystem", "of a newer version"])
+def test_what_somebody_wrote_to_a_file_is_never_taken_for_a_group(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "of a newer version":
+        monkeypatch.setattr(redo, "VERSION", 2)
+    page = forged(tmp_path, bytes(16) if kind == "of another filesystem" else GUID, base=2)
+    monkeypatch.undo()
+    before_data = HEADER_BYTES + 15  # of the first page: the header, and the head of the payload
+    log = RedoLog(path, GUID)
+    assert log.append(1, [], [(extent_id(1, 1), bytes(4096 - before_data) + page)])
+    assert path.read_bytes()[4096:8192] == page
+    assert log.append(2, [PUT], ())
+    log.close()
+    assert logged(path, 2) == [Group([PUT], [])]
+
+
+def test_a_later_group_of_another_life_is_not_taken_for_one_of_this(path: Path) -> None:
+    filled(path, 3, base=7)
+    log = RedoLog(path, GUID)
+    log.clear()
+    assert log.append(7, [PUT], PAYLOAD)  # an older copy of the tables was put back: the number comes again
+    log.close()
+    assert len(logged(path, 7)) == 1
+
+
+def test_the_name_of_a_log_that_is_there_is_synced_before_anybody_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(path, 1)  # and whoever made it may have died before it synced the folder
+    synced: list[Path] = []
+    monkeypatch.setattr(folders, "sync", synced.append)
+    log = RedoLog(path, GUID)
+    for _ in range(2):
+        assert log.append(8, [PUT], ())
+    log.close()
+    assert synced == [path.parent]
 
 
 def test_a_full_log_takes_no_more(path: Path) -> None:

@@ -15,8 +15,9 @@ append changes no metadata of the disk's filesystem.  A group begins at a multip
     offset 40   number of the group u32: 0, 1, 2 ... since that commit
     offset 44   changes in it u32
     offset 48   length of the body u64
-    offset 56   FNV-1a-64 of bytes 0 to 55 and the body, u64
-    offset 64   the body: for each change its table u8 (255: payload), length of the key u16, length of the value u32
+    offset 56   nonce u64, random: one for all groups that follow one commit
+    offset 64   FNV-1a-64 of bytes 0 to 63 and the body, u64
+    offset 72   the body: for each change its table u8 (255: payload), length of the key u16, length of the value u32
                 (2^32 - 1: the row is deleted), key, value.  The key of payload is its extent, u64.
 
 Integers are big-endian.  Invariants:
@@ -25,6 +26,10 @@ Integers are big-endian.  Invariants:
   commit of the tables makes all groups before it void without a write here, and the next group overwrites the first.
 - A base is never used again for other contents: commits are numbered upwards, and `clear` voids the log of an earlier
   writer before this one appends.
+- What stands behind the last group is never believed, nor is the log refused for it: it may be the rest of an earlier
+  group, payload included, and payload is whatever somebody wrote to a file.  Only the first page is always the log's
+  own; a later group must have the first one's nonce, which nobody could know when that payload was written.
+- Nobody is told of a group before the log's own name is durable, whoever made it.
 """
 
 from __future__ import annotations
@@ -46,8 +51,9 @@ from tzfs.store.interface import Buffer, Change, Group, MetaStore, PayloadStore,
 REDO_FILE: Final = "redo"
 MAGIC: Final = b"TZFSREDO"
 VERSION: Final = 1
-HEADER: Final = struct.Struct(">8sII16sQIIQ")
+HEADER: Final = struct.Struct(">8sII16sQIIQ8s")
 HEADER_BYTES: Final = HEADER.size + 8
+NONCE_BYTES: Final = 8
 LOG_BYTES_MAX: Final = 1 * MIB  # some hundred small groups, then the tables commit
 LOG_BYTES_FIRST: Final = 256 * 1024
 
@@ -95,7 +101,12 @@ def replay(log: RedoStore, meta: MetaStore, payload: PayloadStore) -> int:
 
 
 def _pack(
-    guid: bytes, base: int, number: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]
+    guid: bytes,
+    base: int,
+    number: int,
+    nonce: bytes,
+    changes: Sequence[Change],
+    payload: Sequence[tuple[ExtentId, Buffer]],
 ) -> bytes:
     """One group, zeros up to a whole page."""
     parts: list[Buffer] = []
@@ -107,7 +118,7 @@ def _pack(
     for extent, data in payload:
         parts += (_CHANGE.pack(_PAYLOAD, 8, len(data)), extent.to_bytes(8, "big"), data)
     body = b"".join(parts)
-    head = HEADER.pack(MAGIC, VERSION, 0, guid, base, number, len(changes) + len(payload), len(body))
+    head = HEADER.pack(MAGIC, VERSION, 0, guid, base, number, len(changes) + len(payload), len(body), nonce)
     whole = b"".join((head, fnv1a64(head + body).to_bytes(8, "big"), body))
     return whole.ljust(-(-len(whole) // PAGE_BYTES) * PAGE_BYTES, b"\0")
 
@@ -145,8 +156,9 @@ class RedoLog:
         self._fd = -1
         self._bytes = 0  # of the file
         self._base = -1  # of the groups now in it
+        self._nonce = b""  # likewise
         self._number = self._at = 0  # of the next group, and where it goes
-        self._folder_unsynced = False
+        self._folder_unsynced = True  # also of a log that is there: who made it may have died at once
         flags = (os.O_RDONLY if readonly else os.O_RDWR | os.O_DSYNC) | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._fd = os.open(path, flags)
@@ -158,12 +170,15 @@ class RedoLog:
 
     def append(self, base: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]) -> bool:
         if base != self._base:
-            self._base, self._number, self._at = base, 0, 0
-        group = _pack(self._guid, base, self._number, changes, payload)
+            self._base, self._nonce, self._number, self._at = base, os.urandom(NONCE_BYTES), 0, 0
+        group = _pack(self._guid, base, self._number, self._nonce, changes, payload)
         end = self._at + len(group)
         if end > self._bytes and not self._grow(end):
             return False
         try:
+            if self._folder_unsynced:
+                folders.sync(self._path.parent)
+                self._folder_unsynced = False
             hit(_APPEND)
             self._write(group, self._at)
             hit(_APPENDED)
@@ -183,29 +198,38 @@ class RedoLog:
             raw = os.pread(self._fd, LOG_BYTES_MAX, 0)
         except OSError as error:
             raise from_os_error(error, f"{self._path}: read") from error
-        at = 0
+        at, common = 0, b""
         while at + HEADER_BYTES <= len(raw):
-            magic, version, flags, guid, after, number, count, length = HEADER.unpack_from(raw, at)
-            end = at + HEADER_BYTES + length
+            magic, version, flags, guid, after, number, count, length, nonce = HEADER.unpack_from(raw, at)
             if magic != MAGIC:
                 break
-            if version != VERSION or flags:  # of the first sector, as the magic is: written whole or not at all
-                raise ForeignStore(f"{self._path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
+            if not found:  # all this is of the first sector, as the magic is: written whole or not at all
+                self._check_first(version, flags, guid)
+                common = nonce
+            if (version, flags, guid) != (VERSION, 0, self._guid) or (after, number, nonce) != (
+                base,
+                len(found),
+                common,
+            ):
+                break
+            end = at + HEADER_BYTES + length
             if end > len(raw):
                 break
             head, body = raw[at : at + HEADER.size], raw[at + HEADER_BYTES : end]
             if int.from_bytes(raw[at + HEADER.size : at + HEADER_BYTES], "big") != fnv1a64(head + body):
                 break  # the write was cut off: nobody was told that it was durable
-            if guid != self._guid:
-                raise ForeignStore(
-                    f"{self._path}: belongs to filesystem {guid.hex()}",
-                    hint="a file copied here by mistake: move it away",
-                )
-            if after != base or number != len(found):
-                break
             found.append(_unpack(body, count, os.fspath(self._path)))
             at = end + -end % PAGE_BYTES
         return found
+
+    def _check_first(self, version: int, flags: int, guid: bytes) -> None:
+        if version != VERSION or flags:
+            raise ForeignStore(f"{self._path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
+        if guid != self._guid:
+            raise ForeignStore(
+                f"{self._path}: belongs to filesystem {guid.hex()}",
+                hint="a file copied here by mistake: move it away",
+            )
 
     def clear(self) -> None:
         try:
@@ -229,12 +253,8 @@ class RedoLog:
             if self._fd < 0:
                 flags = os.O_RDWR | os.O_CREAT | os.O_DSYNC | os.O_CLOEXEC | os.O_NOFOLLOW
                 self._fd = os.open(self._path, flags, 0o600)
-                self._folder_unsynced = True
             size = min(size, LOG_BYTES_MAX)
             self._write(bytes(size - self._bytes), self._bytes)
-            if self._folder_unsynced:
-                folders.sync(self._path.parent)
-                self._folder_unsynced = False
         except OSError as error:
             if isinstance(from_os_error(error, ""), NoSpace):
                 return False
