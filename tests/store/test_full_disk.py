@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.stores import GUID, fds_below
+from tests.store.stores import GUID, fds_below, python
 from tzfs.errors import NoSpace
-from tzfs.format.keys import Table
+from tzfs.format.keys import Table, extent_id
 from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.redo import RedoLog, replay
 from tzfs.store.segments import Segments
 
 DISK_BYTES = 24 << 20
@@ -145,3 +146,37 @@ def test_punching_gives_space_back_on_a_full_disk(disk: Path) -> None:
     payload.punch(extent, 8 << 20)
     payload.reserve(4 << 20)
     payload.close()
+
+
+LOG_AND_DIE = """
+import os, sys
+from pathlib import Path
+from tzfs.format.keys import Table, extent_id
+from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.redo import RedoLog, replay
+from tzfs.store.redo import RedoLog
+from tzfs.store.segments import Segments
+disk, guid = Path(sys.argv[1]), bytes(range(16))
+meta = LmdbMeta(disk / "meta", create=True)
+meta.reserve(4 << 20)
+payload = Segments(disk / "segments", guid=guid, create=True)
+payload.reserve(4 << 20)
+extent = payload.allocate(60_000)
+log = RedoLog(disk / "redo", guid)
+assert log.append(meta.commit_number, [(Table.INLINE, b"key", b"value")], [(extent, b"x" * 60_000)])
+os._exit(0)  # and the power goes: nothing was written to the extent
+"""
+
+
+def test_what_a_crash_had_reserved_serves_to_do_the_redo_log_again(disk: Path) -> None:
+    done = python(LOG_AND_DIE, str(disk))
+    assert (done.returncode, done.stderr) == (0, "")
+    meta = LmdbMeta(disk / "meta")
+    payload = Segments(disk / "segments", guid=GUID)
+    log = RedoLog(disk / "redo", GUID)
+    fill(disk)
+    assert replay(log, meta, payload) == 1
+    assert rows(meta) == {b"key": b"value"}
+    assert payload.read(extent_id(1, 1), 59_999, 1) == b"x"
+    for part in (log, payload, meta):
+        part.close()

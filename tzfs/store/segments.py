@@ -25,7 +25,7 @@ from then on.
 `reserve` allocates blocks beyond the end of the current segment.  It makes the file if there is none, and begins the
 next segment first if the present one cannot take that much; so the first append after it needs neither an inode nor a
 block.  What was reserved and not used is given back by the first `sync` after the segment ended, or at `close`; after a
-crash, when the next writer begins.
+crash, by the next writer's `begin_numbering`, which comes after `restore`: that still needs it on a full disk.
 
 Descriptors are kept, the least recently used closed beyond `OPEN_MAX`; one in use is closed by its last user.  In a
 forked child the object is closed.
@@ -136,7 +136,7 @@ class Segments:
         if not self.directory.is_dir():
             raise ForeignStore(f"{self.directory}: no segments of tzfs here")
         if not readonly:
-            self.begin_numbering(1)
+            self._number_from(1)
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
@@ -152,9 +152,7 @@ class Segments:
         self._check_writable()
         if self._number:
             raise InternalError(f"{self.directory}: numbering begins before the first extent")
-        there = self.segments()
-        self._first_number = self._next_segment = max(next_segment, *(number + 1 for number in there), 1)
-        for number in there:
+        for number in self._number_from(next_segment):
             self._trim_left_over(number)
 
     def segments(self) -> dict[int, int]:
@@ -358,6 +356,12 @@ class Segments:
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number}.seg"
+
+    def _number_from(self, next_segment: int) -> dict[int, int]:
+        """What is begun is numbered from there, or from above what there is, which is the answer."""
+        there = self.segments()
+        self._first_number = self._next_segment = max(next_segment, *(number + 1 for number in there), 1)
+        return there
 
     def _make_room(self, blocks: int) -> None:
         """Begins the next segment unless the present one can take `blocks` more."""
