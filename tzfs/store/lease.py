@@ -2,8 +2,9 @@
 
 `Lease` is the right to write: an exclusive flock on `lock` in the filesystem's folder.  The kernel gives it back
 however its holder ends, kill -9 included, so nothing here ever expires or is broken by force.  The file says who holds
-it, as one line of JSON, for people and for `Busy`; only the flock counts.  The file is never unlinked while its folder
-lives.
+it, as one line of JSON, for people and for `Busy`; only the flock counts: a disk too full to be told who it is refuses
+nobody, so that what is on it can be removed.  The file is never unlinked while its folder lives, nor emptied: the block
+that it has is there for the next holder.
 
 `ViewHold` is a file of its own in `views/` for each reading process and snapshot, locked in the same way; destroying a
 snapshot asks `live_views` first, which also removes the files of readers that have died.  A reader holds first and then
@@ -24,11 +25,12 @@ import secrets
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from tzfs.errors import Busy, NotFound, TzfsError, from_os_error
+from tzfs.errors import Busy, NoSpace, NotFound, TzfsError, from_os_error
 from tzfs.failpoints import declare, hit
 
 LOCK_FILE: Final = "lock"
@@ -93,11 +95,7 @@ class Lease(_Held):
             raise _busy(path)
         lease = cls(path, fd)
         try:
-            hit(_LEASE_INFO)
-            lease._write(info)
-        except OSError as error:
-            lease._close()
-            raise from_os_error(error, f"{path}: write") from error
+            lease.update(info)
         except BaseException:
             lease._close()
             raise
@@ -124,9 +122,14 @@ class Lease(_Held):
             os.close(fd)
 
     def update(self, info: Mapping[str, Value]) -> None:
-        """Says anew who holds it: once the socket is there, for example."""
+        """Says anew who holds it: once the socket is there, for example.  On a full disk it may say nothing."""
+        told: Info = {"pid": os.getpid(), "started": int(time.time()), **info}
+        line = json.dumps(told).encode() + b"\n"
+        if len(line) > INFO_BYTES_MAX:
+            line = json.dumps({"pid": os.getpid()}).encode() + b"\n"
         try:
-            self._write(info)
+            hit(_LEASE_INFO)
+            _say(self._fd, line)
         except OSError as error:
             raise from_os_error(error, f"{self.path}: write") from error
 
@@ -136,19 +139,11 @@ class Lease(_Held):
             return
         try:
             hit(_LEASE_RELEASE)
-            os.ftruncate(self._fd, 0)
+            _say(self._fd, b"\n")
         except OSError:
             pass  # what it says counts for nothing once the lock is gone
         finally:
             self._close()
-
-    def _write(self, info: Mapping[str, Value]) -> None:
-        told: Info = {"pid": os.getpid(), "started": int(time.time()), **info}
-        line = json.dumps(told).encode() + b"\n"
-        if len(line) > INFO_BYTES_MAX:
-            line = json.dumps({"pid": os.getpid()}).encode() + b"\n"
-        os.pwrite(self._fd, line, 0)  # readers take the first line only, so what was longer before does no harm
-        os.ftruncate(self._fd, len(line))
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +174,7 @@ class ViewHold(_Held):
                 path = views / f"{os.getpid()}-{secrets.token_hex(8)}"
                 fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
                 try:
-                    os.pwrite(fd, json.dumps(told).encode() + b"\n", 0)
+                    _say(fd, json.dumps(told).encode() + b"\n")
                     hit(_VIEW_LOCK)
                     fcntl.flock(fd, fcntl.LOCK_EX)  # waits for those who only look, if for anyone
                     if os.fstat(fd).st_nlink:
@@ -218,6 +213,8 @@ class ViewHold(_Held):
 def live_views(directory: str | os.PathLike[str]) -> list[Info]:
     """What the processes that read snapshots of the filesystem in `directory` say: pid, started, name, epoch.
 
+    One that found the disk full may have said nothing but its pid, which its file is named by: its snapshot is then
+    "?", without an epoch, and may be any.
     Removes the files of those that have died.
     """
     views = Path(directory) / VIEWS_FOLDER
@@ -230,7 +227,7 @@ def live_views(directory: str | os.PathLike[str]) -> list[Info]:
                 continue  # released just now
             try:
                 if _locked(fd, unlink=path):
-                    live.append(_info(fd))
+                    live.append({"pid": int(path.name.partition("-")[0]), "name": "?", **_info(fd)})
             finally:
                 os.close(fd)
     except FileNotFoundError:
@@ -274,6 +271,18 @@ def _locked(fd: int, *, unlink: Path | None = None) -> bool:
         unlink.unlink(missing_ok=True)
     fcntl.flock(fd, fcntl.LOCK_UN)
     return False
+
+
+def _say(fd: int, line: bytes) -> None:
+    """Replaces the text of a lock file; on a full disk by as much as fits, or nothing."""
+    try:
+        os.pwrite(fd, line, 0)  # readers take the first line only, so what was longer before does no harm
+        os.ftruncate(fd, len(line))
+    except OSError as error:
+        if not isinstance(from_os_error(error, ""), NoSpace):
+            raise
+        with suppress(OSError):
+            os.pwrite(fd, b"\n", 0)  # rather nobody than an earlier holder
 
 
 def _info(fd: int) -> Info:
