@@ -31,7 +31,6 @@ from typing import Final, Self
 from tzfs.errors import (
     Busy,
     ForeignStore,
-    NoSpace,
     NotFound,
     PermissionDenied,
     ReadOnly,
@@ -41,14 +40,13 @@ from tzfs.errors import (
 )
 from tzfs.failpoints import declare, hit
 from tzfs.store.lease import LOCK_FILE, VIEWS_FOLDER
-from tzfs.store.space import free_bytes, reserve
+from tzfs.store.space import reserve
 
 CATALOG: Final = "catalog"
 FILESYSTEMS: Final = "fs"
 META: Final = "meta"
 SEGMENTS: Final = "segments"
 TRANSITIONS: Final = "transitions"
-NEW_BYTES: Final = 1 << 20  # folders, lock file and tables of an empty filesystem take 150 KiB, and others create too
 
 # What the catalog's folder may hold before its first commit; anything else there is somebody else's.
 _CATALOG_FILES: Final = frozenset(("data.mdb", "lock.mdb", "place", TRANSITIONS))
@@ -174,22 +172,6 @@ class Layout:
     def is_taken(self, partition: int) -> bool:
         """Whether anything stands where the filesystem's folder would be."""
         return os.path.lexists(self.folder(partition))
-
-    def check_room(self) -> None:
-        """`NoSpace` where a new filesystem would not find `NEW_BYTES`.
-
-        Not only to be early: LMDB maps its new lock file, and a page of that for which there is no block is a SIGBUS.
-        """
-        fd = os.open(self.filesystems, _DIRECTORY)
-        try:
-            free = free_bytes(fd)
-        finally:
-            os.close(fd)
-        if free < NEW_BYTES:
-            raise NoSpace(
-                f"only {free} bytes are free on the disk, a new filesystem takes {NEW_BYTES}",
-                hint="free space on the disk that holds the store, and try again",
-            )
 
     def make_folder(self, partition: int) -> Path:
         """A new folder with its empty rooms; not synced.  `FileExistsError` if something is there."""

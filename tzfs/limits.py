@@ -42,6 +42,7 @@ FLUSH_AHEAD_BYTES: Final = 8 * MIB  # dirty payload that is written in a thread 
 FLUSH_REMAINDER_BYTES_MAX: Final = 256 * KIB  # small enough to be written and synced without yielding: 1 ms
 REDO_PAYLOAD_BYTES_MAX: Final = 64 * KIB  # dirty payload that an fsync puts into the redo log; more goes to its extents
 META_RESERVE_BYTES: Final = 32 * MIB  # the largest txg: 2 * DIRTY_ROWS_MAX rows, each on a page of its own
+FULL_DIRTY_ROWS_MAX: Final = 32  # on a full disk: a few removals; their pages fit into the 64 that stay reserved
 RECLAIM_AT_ONCE_CHUNKS: Final = 64  # removed within the operation; more become a background reclaim
 RECLAIM_BATCH_CHUNKS: Final = 512  # 512 * (chunk + change + punch + segment) rows: a txg's share
 CACHED_INODES_MAX: Final = 65_536  # about 600 bytes each: 40 MB of the 150 MiB a daemon may use

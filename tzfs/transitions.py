@@ -108,7 +108,6 @@ class Transitions:
     def create(self, name: FilesystemName, local: Mapping[str, str], formatter: Formatter) -> FilesystemInfo:
         """A new filesystem, ACTIVE.  Whatever is raised on the way undoes it."""
         self.settle_name(name)
-        self._layout.check_room()
         record, lock = self._record_creation(name, local)
         with lock:
             try:

@@ -240,7 +240,7 @@ def assert_there(top: Path, taken: dict[str, int]) -> None:
 
 def use_up(disk: Path) -> None:
     """Takes whatever is left, from outside."""
-    with open(disk / "filler", "wb", buffering=0) as filler:
+    with open(disk / "filler", "ab", buffering=0) as filler:
         for nbytes in (MIB, 4096):
             while number_of(lambda size=nbytes: filler.write(bytes(size))) == 0:  # type: ignore[misc]
                 pass
@@ -270,6 +270,7 @@ def test_a_full_disk_answers_enospc_keeps_what_was_synced_and_lets_files_be_remo
         on_disk.kill(pid)
     else:
         on_disk.unmount(pid)
+        use_up(disk)
     pid = on_disk.mount()  # the disk is as full as before
     assert_there(top, taken)
     for name in list(taken)[: len(taken) // 2]:

@@ -16,6 +16,7 @@ from tzfs.store.lmdb_store import LmdbMeta
 STEPS = (
     "meta.open.check",
     "meta.create.folder",
+    "meta.open.lock",
     "meta.open.map",
     "meta.open.tables",
     "meta.open.readers",

@@ -12,7 +12,7 @@ more, and the next open finds the last commit.
 
 Space: before a group takes its first change, and before a write exceeds what was set aside, room for the largest commit
 is reserved beyond the end of the tables and of the segment.  Where that fails, what adds is refused with `NoSpace`
-while what removes goes on within the reserve of before.
+while what removes goes on, a few rows a commit, within the reserve of before or of the last writer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class TxgCommitter:
         self._logged_since_ns = 0
         self._changes: list[Change] = []  # to the transaction, since it began or was last logged
         self._begin_recording()
-        self._reserved_txg = -1
+        self._reserved_txg = self._asked_txg = -1
+        self._tight = False  # no room for a commit of the largest size
         self._payload_reserved = 0
         self.commits = 0
         head.admit, head.pace = self.admit, self.pace
@@ -92,9 +93,20 @@ class TxgCommitter:
             self._reserve(nbytes)
 
     def pace(self, nbytes: int = 0) -> None:
-        """Commits where twice the limits are reached: the brake of a caller who does not watch `due`."""
+        """Commits where twice the limits are reached: the brake of a caller who does not watch `due`.
+
+        On a full disk the limit is what the reserve that is kept there can take.
+        """
         head, settings = self._head, self._head.settings
-        if head.dirty_rows > 2 * settings.dirty_rows_max or head.dirty_bytes + nbytes > 2 * settings.dirty_bytes_max:
+        if self._asked_txg != head.counters.txg:
+            self._asked_txg = head.counters.txg
+            try:
+                head.meta.reserve(limits.META_RESERVE_BYTES)
+                self._tight = False
+            except NoSpace:
+                self._tight = True
+        rows_max = limits.FULL_DIRTY_ROWS_MAX if self._tight else 2 * settings.dirty_rows_max
+        if head.dirty_rows > rows_max or head.dirty_bytes + nbytes > 2 * settings.dirty_bytes_max:
             self.commit()
 
     def _reserve(self, nbytes: int) -> None:

@@ -10,8 +10,9 @@ States of a `LmdbMeta`: open -> closed.  Of a transaction: open -> over, by `com
 afterwards each of its methods but `close` raises `InternalError`.
 
 What is fixed here: the 0.9 engine; every commit synced; no WRITEMAP; a map of `MAP_BYTES`, which costs nothing until
-used and is never resized; directory 0700, files 0600.  `lock.mdb` is never opened here, because closing it would drop
-the locks of the environment.
+used and is never resized; directory 0700, files 0600.  `lock.mdb` is never opened here while its environment is open,
+because closing it would drop the environment's locks.  Before, it is given all its blocks: LMDB maps it as a hole, and
+a page of that for which a full disk has no block is a SIGBUS.
 
 Errors: a full disk or map is `NoSpace`; LMDB reports a full disk at commit as EIO, so what is free is looked at.
 A file that is not ours is `ForeignStore`, pages that are not what they must be are `CorruptionError`.
@@ -50,7 +51,11 @@ from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Change, Row
 
 READERS_MAX: Final = 512  # 64 bytes of lock.mdb each; a process that browses snapshots needs a few
 RESERVE_AHEAD_BYTES: Final = 4 << 20  # 1,000 pages: a few commits of ordinary size
+RESERVE_KEPT_BYTES: Final = 256 << 10  # 64 pages: opening, and two commits of a few rows each in trees of depth 3
+LOCK_BYTES: Final = (READERS_MAX - 1) * 64 + 192  # what LMDB makes of lock.mdb: the first reader's slot is in the 192
 DATA_FILE: Final = "data.mdb"
+LOCK_FILE: Final = "lock.mdb"
+ROOT_BYTES: Final = 2 * os.sysconf("SC_PAGE_SIZE")  # what every file of LMDB has
 _INVERTED: Final = struct.Struct(">Q")  # the birth at the end of a versioned key, see `keys.suffix`
 _SLOTS: Final = max(Table) + 1
 _FULL_BELOW_BYTES: Final = 1 << 20  # less than this free after a failed commit: the disk is full
@@ -58,7 +63,8 @@ _FULL_BELOW_BYTES: Final = 1 << 20  # less than this free after a failed commit:
 _CREATE_FOLDER: Final = declare("meta.create.folder", "before the tables' folder is made")
 _CREATE_SYNC: Final = declare("meta.create.sync", "the tables are there; their folder is not yet synced")
 _OPEN_CHECK: Final = declare("meta.open.check", "before the file is looked at")
-_OPEN_MAP: Final = declare("meta.open.map", "the file is sound; before it is mapped")
+_OPEN_LOCK: Final = declare("meta.open.lock", "the file is sound; before the lock file is given its blocks")
+_OPEN_MAP: Final = declare("meta.open.map", "before the file is mapped")
 _OPEN_TABLES: Final = declare("meta.open.tables", "mapped; before the tables are opened or made")
 _OPEN_READERS: Final = declare("meta.open.readers", "tables open; before stale readers are reaped")
 _BEGIN: Final = declare("meta.begin", "before a write transaction begins")
@@ -111,14 +117,36 @@ class _Environment:
         """Where the last committed page ends."""
         return (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
 
-    def close(self) -> None:
-        """Gives back the reserve and closes everything, whatever fails on the way."""
+    def reserve(self, nbytes: int) -> bool:
+        """Blocks for `nbytes` behind the last page, and for pages before it that were never written."""
+        end = self.end
+        begin = min(end, os.fstat(self.fd).st_size)
+        if not space.reserve(self.fd, begin, end + nbytes - begin):
+            return False
+        self.reserved_end = max(self.reserved_end, end + nbytes)
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk has no room for more; asked of the disk, whose free blocks may not be for us."""
         try:
-            if self.reserved_end and not self.readonly:
+            return not self.reserve(_FULL_BELOW_BYTES) and space.free_bytes(self.fd) < _FULL_BELOW_BYTES
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+    def close(self) -> None:
+        """Gives back the reserve, but for what removing things from a full disk will need; closes everything.
+
+        Whatever fails on the way.
+        """
+        try:
+            if not self.readonly:
                 with self.env.begin(write=True):  # so that no other process is growing the file
-                    space.trim(self.fd)
+                    if self.reserved_end:
+                        space.trim(self.fd)
+                    self.reserve(RESERVE_KEPT_BYTES)
         except (OSError, lmdb.Error):
-            pass  # the blocks stay allocated until the next close; nothing is lost
+            pass  # it has other blocks than it should until the next close; nothing is lost
         finally:
             self.env.close()
             os.close(self.fd)
@@ -438,16 +466,14 @@ class LmdbMeta:
         shared = self._open()
         if self.readonly:
             raise ReadOnly(f"{self.path}: open for reading only")
-        begin = shared.end
-        if begin + nbytes <= shared.reserved_end:
+        if shared.end + nbytes <= shared.reserved_end:
             return
         try:
             hit(_RESERVE)
             # More than asked, so that the next commits need no call; no more, where only that is left.
             for ahead in (nbytes + min(nbytes, RESERVE_AHEAD_BYTES), nbytes):
                 try:
-                    if shared.reserve_supported and space.reserve(shared.fd, begin, ahead):
-                        shared.reserved_end = begin + ahead
+                    if shared.reserve_supported and shared.reserve(ahead):
                         return
                 except OSError as error:
                     if ahead == nbytes or error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -486,9 +512,7 @@ class LmdbMeta:
     def _failed(self, error: lmdb.Error, what: str) -> TzfsError:
         """As `_translated`; EIO on a full disk is what LMDB says of it."""
         what = f"{self.path}: {what}"
-        shared = self._shared
-        full = shared is not None and space.free_bytes(shared.fd) < _FULL_BELOW_BYTES
-        if full and getattr(error, "code", 0) == errno.EIO:
+        if getattr(error, "code", 0) == errno.EIO and self._shared is not None and self._shared.full:
             return from_os_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), what)
         return _translated(error, what)
 
@@ -537,6 +561,8 @@ def _shared_or_new(path: Path, tables: Sequence[Table], *, create: bool, readonl
     else:
         if stat.st_size == 0 and not create:
             raise ForeignStore(f"{path}: no tables of tzfs here")
+        if create and 0 < stat.st_size < ROOT_BYTES:
+            os.truncate(data, 0)  # a disk that was full, or a crash, when the two root pages were first written
         if (stat.st_dev, stat.st_ino) in _process.inherited_files:
             raise InternalError(
                 f"{path}: open in the process this one forked from, which must close it before it forks"
@@ -585,6 +611,7 @@ def _map(
     """A new environment and its tables; the file is looked at before LMDB maps it, and walked if it is suspect."""
     data = path / DATA_FILE
     suspect = place.suspect(path, data)
+    _allocate_lock(path / LOCK_FILE)
     hit(_OPEN_MAP)
     env = lmdb.Environment(
         os.fspath(path),
@@ -609,6 +636,24 @@ def _map(
         env.close()
         raise
     return env, dbs
+
+
+def _allocate_lock(path: Path) -> None:
+    """Gives the lock file of an environment that this process does not have open all its blocks; `NoSpace`."""
+    try:
+        hit(_OPEN_LOCK)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES):
+            return  # LMDB does without, or says why not
+        raise
+    try:
+        stat = os.fstat(fd)
+        size = max(stat.st_size, LOCK_BYTES)
+        if stat.st_blocks * 512 < size:
+            os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
 
 
 def _verify(env: lmdb.Environment, data: Path) -> None:
