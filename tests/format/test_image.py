@@ -24,7 +24,7 @@ from tzfs.format.superblock import SUPERBLOCK_KEY, unpack_superblock
 from tzfs.lifecycle import Command, State
 from tzfs.opening import Reader, Writer
 from tzfs.store.lmdb_store import LmdbMeta
-from tzfs.store.segments import HEADER_BYTES, header
+from tzfs.store.segment_files import HEADER_BYTES, header
 
 IMAGE: Final = Path(__file__).parent / "images" / "format-1.tar.gz"
 IMAGE_SHA256: Final = "6506b942dea47990567fb6e646a437646387eb6014c96c49a6aa36ed4c081259"

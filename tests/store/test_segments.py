@@ -16,7 +16,7 @@ from tzfs import failpoints
 from tzfs.errors import CorruptionError, ForeignStore, InternalError, NoSpace, ReadOnly, StoreError
 from tzfs.format.keys import ExtentId, extent_id
 from tzfs.native import fnv1a64
-from tzfs.store import segments as module
+from tzfs.store import segment_files as module
 from tzfs.store import space
 from tzfs.store.interface import SegmentGone
 from tzfs.store.segments import Segments

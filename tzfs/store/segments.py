@@ -1,18 +1,9 @@
 """Payload on disk: append-only segment files, in which extents of whole 4 KiB blocks lie one after another.
 
-`segments/<number>.seg`, the number in decimal, from 1 to 2^32 - 1, never used twice.  Block 0 is a header:
-
-    offset 0    magic, 8 bytes "TZFSSEG1"
-    offset 8    format version u32, 1
-    offset 12   flags u32, 0; a reader refuses a segment with a flag it does not know
-    offset 16   guid of the filesystem, 16 bytes
-    offset 32   number of the segment u64
-    offset 40   FNV-1a-64 of bytes 0 to 39, u64
-    offset 48   zeros to the end of the block
-
-All integers are big-endian.  Data begin at block 1.  An extent is `number << 32 | block`; its stored bytes begin at the
-block and what is left of its last block is zeros, or beyond the end of the file.  Nothing here knows what the bytes
-mean: lengths and checksums are in the tables.
+`segments/<number>.seg`, the number in decimal, from 1 to 2^32 - 1, never used twice.  Block 0 is a header
+(`segment_files`), data begin at block 1.  An extent is `number << 32 | block`; its stored bytes begin at the block and
+what is left of its last block is zeros, or beyond the end of the file.  Nothing here knows what the bytes mean: lengths
+and checksums are in the tables.
 
 `allocate` is arithmetic and cannot fail for want of space; the file appears with the first `write` or `reserve`.  A
 segment ends when the next extent would not fit into `SEGMENT_BYTES_MAX`.  Numbers begin above every file there is and
@@ -27,8 +18,7 @@ next segment first if the present one cannot take that much; so the first append
 block.  What was reserved and not used is given back by the first `sync` after the segment ended, or at `close`; after a
 crash, by the next writer's `begin_numbering`, which comes after `restore`: that still needs it on a full disk.
 
-Descriptors are kept, the least recently used closed beyond `OPEN_MAX`; one in use is closed by its last user.  In a
-forked child the object is closed.
+In a forked child the object is closed.
 """
 
 from __future__ import annotations
@@ -36,12 +26,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-import struct
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -49,25 +37,15 @@ from tzfs.errors import CorruptionError, ForeignStore, InternalError, ReadOnly, 
 from tzfs.failpoints import declare, hit
 from tzfs.format.keys import ExtentId, extent_id, extent_offset, extent_segment
 from tzfs.limits import PAGE_BYTES, SEGMENT_BYTES_MAX
-from tzfs.native import fnv1a64
 from tzfs.store import folders, space
 from tzfs.store.interface import Buffer, SegmentGone
+from tzfs.store.segment_files import OPEN_MAX, SegmentFiles, runs, write_run
 
-MAGIC: Final = b"TZFSSEG1"
-VERSION: Final = 1
-HEADER: Final = struct.Struct(">8sII16sQ")
-HEADER_BYTES: Final = HEADER.size + 8
 NUMBER_MAX: Final = (1 << 32) - 1
-OPEN_MAX: Final = 64  # of the 1,024 descriptors a process commonly may have
 RESERVE_AHEAD_BYTES: Final = 16 << 20  # a few txgs of ordinary size
-PIECES_MAX: Final = 1000  # buffers in one pwritev; the kernel's IOV_MAX is 1,024
 
 _NAME: Final = re.compile(r"([1-9][0-9]{0,9})\.seg")
-_ZEROS: Final = bytes(PAGE_BYTES)
 
-_CREATE: Final = declare("segment.create", "before a segment file is made")
-_HEADER: Final = declare("segment.header", "the file is there; its header is not yet written")
-_OPEN: Final = declare("segment.open", "before a segment is opened for reading")
 _WRITE: Final = declare("segment.write", "before a run of extents is written")
 _SYNC: Final = declare("segment.sync", "before a segment is synced")
 _SYNC_FOLDER: Final = declare("segment.sync.folder", "segments are synced; before their folder is")
@@ -75,23 +53,6 @@ _PUNCH: Final = declare("segment.punch", "before a hole is punched")
 _UNLINK: Final = declare("segment.unlink", "before a segment is unlinked")
 _RESERVE: Final = declare("segment.reserve", "before space is reserved")
 _FOLDER: Final = declare("segment.folder", "before the segments' folder is made")
-
-
-def header(guid: bytes, number: int) -> bytes:
-    """The first block of a segment."""
-    head = HEADER.pack(MAGIC, VERSION, 0, guid, number)
-    return (head + fnv1a64(head).to_bytes(8, "big")).ljust(PAGE_BYTES, b"\0")
-
-
-class _Open:
-    """A descriptor and how many threads are using it."""
-
-    __slots__ = ("doomed", "fd", "users")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.users = 0
-        self.doomed = False  # closed by the last user
 
 
 class Segments:
@@ -112,12 +73,9 @@ class Segments:
         open_max: int = OPEN_MAX,
     ) -> None:
         self.directory = Path(directory)
-        self._guid = guid
         self._readonly = readonly
         self._blocks_max: Final = segment_bytes_max // PAGE_BYTES
-        self._open_max = open_max
-        self._lock = threading.Lock()  # of _cache
-        self._cache: OrderedDict[int, _Open] = OrderedDict()
+        self._files = SegmentFiles(self.directory, guid, readonly=readonly, open_max=open_max)
         self._writing = threading.Lock()  # write, sync and reserve, one at a time; also of the four below
         self._made: set[int] = set()  # segments this object made
         self._unsynced: set[int] = set()
@@ -182,20 +140,14 @@ class Segments:
         if self._closed:
             raise InternalError(f"{self.directory}: the payload store is closed")
         if not wait:
-            with self._lock:
-                opened = self._cache.get(number)
-                if opened is None:
-                    return False  # opening it may wait for the disk
-                opened.users += 1
-            try:
-                return os.preadv(opened.fd, [target], begin, os.RWF_NOWAIT) == len(target)
-            except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-                    return False
-                raise from_os_error(error, f"segment {number}: read") from error
-            finally:
-                self._done_with(opened)
-        with self._using(number) as fd:
+            with self._files.using_open(number) as opened:
+                try:
+                    return opened is not None and os.preadv(opened, [target], begin, os.RWF_NOWAIT) == len(target)
+                except OSError as error:
+                    if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                        return False
+                    raise from_os_error(error, f"segment {number}: read") from error
+        with self._files.using(number) as fd:
             done = 0
             try:
                 while done < len(target):
@@ -224,15 +176,15 @@ class Segments:
     def write(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
         self._check_writable()
         with self._writing:
-            for run in _runs(extents):
+            for run in runs(extents):
                 number = extent_segment(run[0][0])
                 if not self._first_number <= number < self._next_segment:
                     raise InternalError(f"segment {number} was not begun by this writer")
                 try:
-                    with self._using(number, make=True) as fd:
+                    with self._filling(number) as fd:
                         self._unsynced.add(number)
                         hit(_WRITE)
-                        _write_run(fd, run)
+                        write_run(fd, run)
                 except OSError as error:
                     raise from_os_error(error, f"segment {number}: write") from error
 
@@ -241,12 +193,12 @@ class Segments:
         if self._number:
             raise InternalError(f"{self.directory}: what was lost is restored before the first extent")
         with self._writing:
-            for run in _runs(extents):
+            for run in runs(extents):
                 number = extent_segment(run[0][0])
                 try:
-                    fd = self._make_again(number)
+                    fd = self._files.make_again(number)
                     try:
-                        _write_run(fd, run)
+                        write_run(fd, run)
                         os.fdatasync(fd)
                     finally:
                         os.close(fd)
@@ -261,7 +213,7 @@ class Segments:
             try:
                 for number in sorted(self._unsynced):
                     hit(_SYNC)
-                    with self._using(number) as fd:
+                    with self._files.using(number) as fd:
                         os.fdatasync(fd)
                 self._unsynced.clear()
                 if self._folder_unsynced:
@@ -269,7 +221,7 @@ class Segments:
                     folders.sync(self.directory)
                     self._folder_unsynced = False
                 for number in [n for n in self._reserved if n != self._number]:
-                    with self._using(number) as fd:
+                    with self._files.using(number) as fd:
                         space.trim(fd)
                     del self._reserved[number]
             except (OSError, StoreError) as error:
@@ -282,7 +234,7 @@ class Segments:
         number = extent_segment(extent)
         try:
             hit(_PUNCH)
-            with self._writing, self._using(number) as fd:
+            with self._writing, self._files.using(number) as fd:
                 space.punch(fd, extent_offset(extent), nbytes)
                 self._unsynced.add(number)  # the commit that forgets the extent must not outlive its hole
         except SegmentGone:
@@ -296,17 +248,14 @@ class Segments:
             raise InternalError(f"segment {number} is being filled")
         try:
             hit(_UNLINK)
-            self._path(number).unlink(missing_ok=True)
+            self._files.path(number).unlink(missing_ok=True)
         except OSError as error:
             raise from_os_error(error, f"segment {number}: unlink") from error
         with self._writing:
             self._made.discard(number)
             self._unsynced.discard(number)
             self._reserved.pop(number, None)
-        with self._lock:
-            opened = self._cache.pop(number, None)
-            if opened is not None:
-                self._doom(opened)
+        self._files.forget(number)
 
     def reserve(self, nbytes: int) -> None:
         self._check_writable()
@@ -320,7 +269,7 @@ class Segments:
         with self._writing:
             try:
                 hit(_RESERVE)
-                with self._using(number, make=True) as fd:
+                with self._filling(number) as fd:
                     self._unsynced.add(number)
                     self._reserve_in(fd, number, begin, nbytes)
             except OSError as error:
@@ -334,15 +283,12 @@ class Segments:
         with self._writing:
             for number in self._reserved:
                 try:
-                    with self._using(number) as fd:
+                    with self._files.using(number) as fd:
                         space.trim(fd)
                 except (OSError, StoreError):
                     pass  # the blocks stay allocated until the next writer begins; nothing is lost
             self._reserved.clear()
-        with self._lock:
-            for opened in self._cache.values():
-                self._doom(opened)
-            self._cache.clear()
+        self._files.close()
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -353,9 +299,6 @@ class Segments:
             raise ReadOnly(f"{self.directory}: open for reading only")
         if self._failed is not None:
             raise StoreError(f"payload cannot be written any more: {self._failed}")
-
-    def _path(self, number: int) -> Path:
-        return self.directory / f"{number}.seg"
 
     def _number_from(self, next_segment: int) -> dict[int, int]:
         """What is begun is numbered from there, or from above what there is, which is the answer."""
@@ -398,7 +341,7 @@ class Segments:
     def _trim_left_over(self, number: int) -> None:
         """Gives back what a writer that crashed had reserved in a segment."""
         try:
-            fd = os.open(self._path(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self._files.path(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 stat = os.fstat(fd)
                 if stat.st_blocks * 512 > stat.st_size + PAGE_BYTES:
@@ -408,116 +351,19 @@ class Segments:
         except OSError:
             pass  # only space is at stake
 
-    @contextmanager
-    def _using(self, number: int, *, make: bool = False) -> Iterator[int]:
-        """The descriptor of a segment, kept open while the context lasts.  `make`: of one that this object fills."""
-        with self._lock:
-            opened = self._cache.get(number)
-            if opened is not None:
-                self._cache.move_to_end(number)
-                opened.users += 1
-        if opened is None:
-            fd = self._make(number) if make and number not in self._made else self._open(number)
-            opened = self._remember(number, fd)
-        try:
-            yield opened.fd
-        finally:
-            self._done_with(opened)
-
-    def _remember(self, number: int, fd: int) -> _Open:
-        """Puts a new descriptor into the cache, in use once; another thread's of the same segment wins."""
-        with self._lock:
-            opened = self._cache.get(number)
-            if opened is not None:
-                os.close(fd)
-            else:
-                opened = self._cache[number] = _Open(fd)
-                while len(self._cache) > self._open_max:
-                    _, oldest = self._cache.popitem(last=False)
-                    self._doom(oldest)
-            opened.users += 1
-            return opened
-
-    def _done_with(self, opened: _Open) -> None:
-        with self._lock:
-            opened.users -= 1
-            if opened.doomed and opened.users == 0:
-                os.close(opened.fd)
-
-    def _doom(self, opened: _Open) -> None:
-        opened.doomed = True
-        if opened.users == 0:
-            os.close(opened.fd)
-
-    def _open(self, number: int) -> int:
-        """A descriptor of a segment that is there, its header checked."""
-        try:
-            hit(_OPEN)
-            flags = os.O_RDONLY if self._readonly else os.O_RDWR
-            fd = os.open(self._path(number), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError as error:
-            raise SegmentGone(f"{self._path(number)} is gone") from error
-        except OSError as error:
-            raise from_os_error(error, f"{self._path(number)}: open") from error
-        try:
-            self._check_header(os.pread(fd, HEADER_BYTES, 0), number)
-        except OSError as error:
-            os.close(fd)
-            raise from_os_error(error, f"{self._path(number)}: read") from error
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def _check_header(self, head: bytes, number: int) -> None:
-        path = self._path(number)
-        if head[: len(MAGIC)] != MAGIC:
-            raise CorruptionError(f"{path}: not a segment of tzfs")
-        if len(head) < HEADER_BYTES or int.from_bytes(head[HEADER.size :], "big") != fnv1a64(head[: HEADER.size]):
-            raise CorruptionError(f"{path}: damaged header")
-        _, version, flags, guid, found = HEADER.unpack_from(head)
-        if version != VERSION or flags:
-            raise ForeignStore(f"{path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
-        if guid != self._guid or found != number:
-            raise ForeignStore(f"{path}: belongs to filesystem {guid.hex()} as segment {found}")
-
-    def _make_again(self, number: int) -> int:
-        """A descriptor of a segment that a crash may have taken away, whole or its header."""
-        fd = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            head = os.pread(fd, HEADER_BYTES, 0)
-            if head.strip(b"\0"):
-                self._check_header(head, number)
-            else:
-                os.pwrite(fd, header(self._guid, number), 0)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def _make(self, number: int) -> int:
-        """A new segment file with its header; after a failure there is none."""
-        path = self._path(number)
-        hit(_CREATE)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            hit(_HEADER)
-            os.pwrite(fd, header(self._guid, number), 0)
-        except BaseException:
-            os.close(fd)
-            path.unlink(missing_ok=True)
-            raise
-        self._made.add(number)
-        self._unsynced.add(number)
-        self._folder_unsynced = True
-        return fd
+    def _filling(self, number: int) -> AbstractContextManager[int]:
+        """The descriptor of a segment of this writer's own, made where it is not there yet."""
+        if number not in self._made:
+            self._files.make(number)
+            self._made.add(number)
+            self._unsynced.add(number)
+            self._folder_unsynced = True
+        return self._files.using(number)
 
     def _after_fork(self) -> None:
         """In the child: closed, whatever the parent's threads were doing."""
         self._closed = True
-        for opened in self._cache.values():
-            os.close(opened.fd)
-        self._cache.clear()
+        self._files.close_in_child()
 
 
 _all: Final[weakref.WeakSet[Segments]] = weakref.WeakSet()
@@ -530,35 +376,3 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
-
-
-def _runs(extents: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[list[tuple[ExtentId, Buffer]]]:
-    """Groups extents of which each begins where the last block of the one before ends."""
-    run: list[tuple[ExtentId, Buffer]] = []
-    expected = -1
-    for extent, data in extents:
-        if run and (extent != expected or 2 * len(run) >= PIECES_MAX):
-            yield run
-            run = []
-        run.append((extent, data))
-        expected = extent + -(-len(data) // PAGE_BYTES)
-    if run:
-        yield run
-
-
-def _write_run(fd: int, run: Sequence[tuple[ExtentId, Buffer]]) -> None:
-    pieces: list[memoryview] = []
-    for i, (_, data) in enumerate(run):
-        pieces.append(memoryview(data).cast("B"))
-        if i + 1 < len(run) and len(data) % PAGE_BYTES:
-            pieces.append(memoryview(_ZEROS)[: -len(data) % PAGE_BYTES])
-    at = extent_offset(run[0][0])
-    while pieces:
-        count = os.pwritev(fd, pieces, at)
-        if count == 0:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        at += count
-        while pieces and count >= len(pieces[0]):
-            count -= len(pieces.pop(0))
-        if count:
-            pieces[0] = pieces[0][count:]
