@@ -21,6 +21,8 @@ from tzfs.lifecycle import State
 from tzfs.store.lease import Lease
 from tzfs.store.lmdb_store import LmdbMeta
 
+POINTS = frozenset(name for name in failpoints.KNOWN if name.startswith(("catalog.", "meta.create.")))
+
 A, R = State.ACTIVE, State.ARCHIVED
 Stands = dict[str, tuple[State, str | None]]  # name -> state, the user property "a:b"
 
@@ -110,6 +112,11 @@ def _again(root: Path, case: Case, stands: Stands) -> None:
         else:
             case.run(catalog)
     assert _sound(root) == case.after
+
+
+def test_the_commands_pass_every_point_that_is_this_suites(tmp_path: Path) -> None:
+    passed = {point for name in CASES for point, _ in _steps(name, tmp_path / name)}
+    assert passed >= POINTS
 
 
 @pytest.mark.parametrize("name", CASES)

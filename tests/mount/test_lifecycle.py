@@ -172,18 +172,20 @@ POINTS_OF_A_WRITER = (
 POINTS_OF_A_READER = ("view.create", "view.lock", "reader.hold", "mount.before", "mount.ready")
 
 
-@pytest.mark.parametrize(
-    ("point", "name", "action"),
-    [
-        ("writer.meta", "ws", "error:EIO"),
-        ("open.generation", "ws", "error:ENOSPC"),
-        ("mount.ready", "ws", "error:EIO"),
-        ("writer.payload", "ws", "crash"),
-        ("mount.ready", "ws", "crash"),
-        ("reader.hold", "ws@s", "error:EIO"),
-        ("view.lock", "ws@s", "crash"),
-    ],
+FAILED_STARTS = (
+    ("writer.meta", "ws", "error:EIO"),
+    ("open.generation", "ws", "error:ENOSPC"),
+    ("mount.ready", "ws", "error:EIO"),
+    ("writer.payload", "ws", "crash"),
+    ("mount.before", "ws", "crash"),
+    ("mount.ready", "ws", "crash"),
+    ("reader.hold", "ws@s", "error:EIO"),
+    ("view.lock", "ws@s", "crash"),
 )
+CRASHED_AT = frozenset(point for point, _, action in FAILED_STARTS if action == "crash")
+
+
+@pytest.mark.parametrize(("point", "name", "action"), FAILED_STARTS)
 def test_a_start_that_fails_says_why_and_leaves_nothing(
     workspace: Workspace, point: str, name: str, action: str
 ) -> None:
