@@ -150,7 +150,8 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
         elif options.readonly or store.get(parsed).state is State.ARCHIVED:
             told = {"kind": "mount", "mountpoint": os.fspath(where)}
             head = stack.enter_context(store.head_reader(parsed, told))
-            guid, tag = store.get(parsed).guid, "ro"
+            info = store.get(parsed)
+            guid, tag = info.guid, _tag("ro", info.folder)
             operations = Operations(
                 head.tree,
                 xattr=options.xattr,
@@ -165,7 +166,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             told = {"kind": "mount", "mountpoint": os.fspath(where)}
             writer = stack.enter_context(store.writer(parsed, told, Command.MOUNT))
             info = store.get(parsed)
-            guid, tag = info.guid, "rw"
+            guid, tag = info.guid, _tag("rw", info.folder)
             committer = Committer(writer.engine, failed=lambda reason: mount.fail(reason))  # noqa: PLW0108 - it has no mount yet
             operations = Operations(
                 writer.engine,
@@ -200,6 +201,12 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
     if mount.archive_after:
         with open_store(store_path, create=False) as store:
             store.archive(mount.name)
+
+
+def _tag(kind: str, folder: Path) -> str:
+    """For the name of a mount's socket: tells a copy of a store, whose filesystems have the same guids, from it."""
+    stat = os.stat(folder)
+    return f"{kind}-{stat.st_dev:x}-{stat.st_ino:x}"
 
 
 def _tune_interpreter() -> None:

@@ -1,4 +1,4 @@
-"""What a mount answers when its disk fails, fills, becomes read-only or has been damaged, and a copy made in use.
+"""What a mount answers when its disk fails, fills, becomes read-only or has been damaged.
 
 Disks are small ext4 images on loop devices, so those tests are root's.
 """
@@ -8,18 +8,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mount.workspace import PATIENCE_S, Workspace, eventually
-from tzfs.errors import TzfsError
-from tzfs.management import open_store
+from tests.mount.workspace import Workspace, eventually
 
 MIB = 1 << 20
 SMALL, LARGE = b"small " * 50, bytes(range(256)) * 4096  # a row; a MiB, which goes to its extents in a thread
@@ -429,63 +425,3 @@ def test_a_damaged_inode_answers_eio_for_that_file_which_the_log_names(workspace
         assert (workspace.mnt / "good").read_bytes() == LARGE
         write(workspace.mnt / "new", SMALL, sync=True)
         assert workspace.stats("failed") is None
-
-
-# -- copies ------------------------------------------------------------------------------------------------------------
-
-COPIED_WRITER = """
-import os, sys
-os.chdir(sys.argv[1])
-n = 0
-while True:
-    with open("tmp", "wb", buffering=0) as file:
-        file.write(b"%08d" % n * (1 + n % 9 * 2000))
-        os.fsync(file.fileno())
-    os.rename("tmp", f"file-{n % 20}")
-    if n == 60:
-        print("ready", flush=True)
-    n += 1
-"""
-
-
-def test_a_store_copied_while_mounted_is_refused_with_a_reason_or_stands_at_a_commit(workspace: Workspace) -> None:
-    pid = workspace.mount()
-    writer = subprocess.Popen([sys.executable, "-c", COPIED_WRITER, workspace.mnt], stdout=subprocess.PIPE)
-    copies = [workspace.base / f"copy-{i}" for i in range(3)]
-    try:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"ready\n"
-        for copy in copies:
-            subprocess.run(["cp", "-r", workspace.store_path, copy], check=True)
-        assert writer.poll() is None
-    finally:
-        writer.kill()
-        writer.communicate(timeout=PATIENCE_S)
-    for copy in copies:
-        refused = _read_copy(copy)
-        assert refused is None or "copy that was made while" in refused, refused
-        for place in copy.rglob("place"):  # "to have the copy checked and opened as it is"
-            place.unlink()
-        refused = _read_copy(copy)
-        assert refused is None or "another moment" in refused or "damaged" in refused or "cut short" in refused, refused
-    assert workspace.call("ping") == "pong"
-    workspace.unmount(pid)
-    shutil.copytree(workspace.store_path, workspace.base / "idle")
-    assert _read_copy(workspace.base / "idle") is None
-    assert workspace.problems() == []
-
-
-def _read_copy(copy: Path) -> str | None:
-    """Why the copy is refused, as a whole or a file of it; None where all that it has is as it was written."""
-    try:
-        with open_store(copy, create=False) as store, store.open("ws") as fs:
-            names = fs.listdir("/")
-            assert len([name for name in names if name != "tmp"]) == 20
-            for name in names:
-                data = fs.read_bytes(name)
-                n = data[:8]
-                assert name == "tmp" or int(n) % 20 == int(name.removeprefix("file-")), name
-                assert data == n * (1 + int(n or b"0") % 9 * 2000) or (name == "tmp" and not data), f"{name} is torn"
-    except TzfsError as error:
-        return f"{type(error).__name__}: {error}"
-    return None

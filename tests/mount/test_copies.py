@@ -1,0 +1,95 @@
+"""Copies of a store: one made while it is mounted opens at a commit or is refused; none is taken for the original."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.mount.workspace import PATIENCE_S, Workspace
+from tzfs.errors import TzfsError
+from tzfs.management import open_store
+
+COPIES = 40 if "TZFS_SLOW" in os.environ else 3
+
+COPIED_WRITER = """
+import os, sys
+os.chdir(sys.argv[1])
+n = 0
+while True:
+    with open("tmp", "wb", buffering=0) as file:
+        file.write(b"%08d" % n * (1 + n % 9 * 2000))
+        os.fsync(file.fileno())
+    os.rename("tmp", f"file-{n % 20}")
+    if n == 60:
+        print("ready", flush=True)
+    n += 1
+"""
+
+
+def test_a_store_copied_while_mounted_is_refused_with_a_reason_or_stands_at_a_commit(workspace: Workspace) -> None:
+    pid = workspace.mount()
+    writer = subprocess.Popen([sys.executable, "-c", COPIED_WRITER, workspace.mnt], stdout=subprocess.PIPE)
+    copies = [workspace.base / f"copy-{i}" for i in range(COPIES)]
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        for copy in copies:
+            subprocess.run(["cp", "-a", workspace.store_path, copy], check=True)
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.communicate(timeout=PATIENCE_S)
+    for copy in copies:
+        refused = _read_copy(copy)
+        assert refused is None or "copy that was made while" in refused, refused
+        for place in copy.rglob("place"):  # "to have the copy checked and opened as it is"
+            place.unlink()
+        refused = _read_copy(copy)
+        assert refused is None or "another moment" in refused or "damaged" in refused or "cut short" in refused, refused
+    assert workspace.call("ping") == "pong"
+    workspace.unmount(pid)
+    shutil.copytree(workspace.store_path, workspace.base / "idle")
+    assert _read_copy(workspace.base / "idle") is None
+    assert workspace.problems() == []
+
+
+def _read_copy(copy: Path) -> str | None:
+    """Why the copy is refused, as a whole or a file of it; None where all that it has is as it was written."""
+    try:
+        with open_store(copy, create=False) as store, store.open("ws") as fs:
+            names = fs.listdir("/")
+            assert len([name for name in names if name != "tmp"]) == 20
+            for name in names:
+                data = fs.read_bytes(name)
+                n = data[:8]
+                assert name == "tmp" or int(n) % 20 == int(name.removeprefix("file-")), name
+                assert data == n * (1 + int(n or b"0") % 9 * 2000) or (name == "tmp" and not data), f"{name} is torn"
+    except TzfsError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def test_a_copy_is_mounted_beside_the_original_and_each_command_reaches_its_own(workspace: Workspace) -> None:
+    (workspace.base / "other").mkdir()
+    other = Workspace(workspace.base / "other")
+    other.environment = workspace.environment  # one user, one folder of sockets
+    shutil.rmtree(other.store_path)
+    shutil.copytree(workspace.store_path, other.store_path)  # the same guids everywhere
+    try:
+        workspace.mount()
+        other.mount()
+        for mine, name in ((workspace, "original"), (other, "copy")):
+            (mine.mnt / name).write_bytes(name.encode() * 5000)
+            mine.tzfs("snapshot", f"ws@{name}")
+        for mine, name in ((workspace, "original"), (other, "copy")):
+            assert os.listdir(mine.mnt) == [name]
+            assert os.listdir(mine.mnt / ".zfs" / "snapshot") == [name]
+            assert str(mine.mnt) in mine.tzfs("status")
+            mine.tzfs("umount", "ws")
+            assert not os.path.ismount(mine.mnt)
+        assert [workspace.problems(), other.problems()] == [[], []]
+    finally:
+        other.close()
