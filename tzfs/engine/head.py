@@ -141,6 +141,13 @@ class Head:
     def report_drift(self, what: str, by: int) -> None:
         self.drift.append(f"counter {what} would be {by}")
 
+    def counted(self, what: str, value: int) -> int:
+        """What the counter `what` becomes: `value`, or zero where it would be negative, which is reported."""
+        if value < 0:
+            self.report_drift(what, value)
+            return 0
+        return value
+
     # -- inodes ----------------------------------------------------------------------------------------------------
 
     @property

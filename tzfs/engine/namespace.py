@@ -37,6 +37,7 @@ RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 S_ISGID: Final = 0o2000
 MODE_BITS: Final = 0o7777
+_COUNTERS: Final = {S_IFREG: "files", S_IFDIR: "directories", S_IFLNK: "symlinks"}  # and "others"
 
 
 class Namespace:
@@ -475,16 +476,9 @@ class Namespace:
         self._head.dirty_rows += 2
 
     def _count(self, inode: Inode, n: int) -> None:
-        counters, kind = self._head.counters, inode.mode & S_IFMT
-        counters.inodes += n
-        if kind == S_IFREG:
-            counters.files += n
-        elif kind == S_IFDIR:
-            counters.directories += n
-        elif kind == S_IFLNK:
-            counters.symlinks += n
-        else:
-            counters.others += n
+        counters = self._head.counters
+        for what in ("inodes", _COUNTERS.get(inode.mode & S_IFMT, "others")):
+            setattr(counters, what, self._head.counted(what, getattr(counters, what) + n))
 
     # -- publishing --------------------------------------------------------------------------------------------------
 

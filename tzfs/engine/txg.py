@@ -227,10 +227,7 @@ class TxgCommitter:
                 head.txn.put(Table.ORPHAN, key, records.seal(Table.ORPHAN, key, body))
             else:
                 head.txn.delete(Table.ORPHAN, key)
-        counters.bytes += versions.live_bytes_delta
-        if counters.bytes < 0:
-            head.report_drift("bytes", counters.bytes)
-            counters.bytes = 0
+        counters.bytes = head.counted("bytes", counters.bytes + versions.live_bytes_delta)
         versions.settle()
         if finish is not None:
             finish()
