@@ -14,6 +14,7 @@ from tests.engine.conftest import Workspace
 from tzfs import errors, limits
 from tzfs.engine.engine import Engine
 from tzfs.errors import errno_of
+from tzfs.format.keys import Ino
 from tzfs.format.records import Inode
 
 REG, DIR, LNK, FIFO, CHR = 0o100000, 0o040000, 0o120000, 0o010000, 0o020000
@@ -52,6 +53,19 @@ ERRORS: list[tuple[str, int, Call]] = [
     ("lookup: name too long", errno.ENAMETOOLONG, lambda e, t: e.lookup(1, LONG)),
     ("lookup: stale", errno.ESTALE, lambda e, t: e.lookup(999, b"a")),
     ("getattr: stale", errno.ESTALE, lambda e, t: e.inode(999)),
+    ("readlink: stale", errno.ESTALE, lambda e, t: e.readlink(999)),
+    ("read: stale", errno.ESTALE, lambda e, t: e.read(999, 0, 1)),
+    ("write: stale", errno.ESTALE, lambda e, t: e.write(999, 0, b"a")),
+    ("readdir: stale", errno.ESTALE, lambda e, t: e.readdir(999, b"", 10)),
+    ("getxattr: stale", errno.ESTALE, lambda e, t: e.getxattr(999, b"user.a")),
+    ("setxattr: stale", errno.ESTALE, lambda e, t: e.setxattr(999, b"user.a", b"1")),
+    ("listxattr: stale", errno.ESTALE, lambda e, t: e.listxattr(999)),
+    ("removexattr: stale", errno.ESTALE, lambda e, t: e.removexattr(999, b"user.a")),
+    ("mknod: stale", errno.ESTALE, lambda e, t: make(e, 999, b"a")),
+    ("unlink: stale", errno.ESTALE, lambda e, t: e.unlink(999, b"a")),
+    ("rmdir: stale", errno.ESTALE, lambda e, t: e.rmdir(999, b"a")),
+    ("rename: stale", errno.ESTALE, lambda e, t: e.rename(999, b"a", 1, b"b")),
+    ("rename: to a stale directory", errno.ESTALE, lambda e, t: e.rename(1, b"file", 999, b"b")),
     ("mknod: exists", errno.EEXIST, lambda e, t: make(e, 1, b"file")),
     ("mknod: not a directory", errno.ENOTDIR, lambda e, t: make(e, t.file, b"a")),
     ("mknod: name too long", errno.ENAMETOOLONG, lambda e, t: make(e, 1, LONG)),
@@ -62,6 +76,11 @@ ERRORS: list[tuple[str, int, Call]] = [
     ("mknod: in a removed directory", errno.ENOENT, lambda e, t: make(e, t.removed, b"a")),
     ("mkdir: exists", errno.EEXIST, lambda e, t: e.mkdir(1, b"file", 0o755, uid=0, gid=0)),
     ("mkdir: in a removed directory", errno.ENOENT, lambda e, t: e.mkdir(t.removed, b"a", 0o755, uid=0, gid=0)),
+    ("mkdir: not a directory", errno.ENOTDIR, lambda e, t: e.mkdir(t.file, b"a", 0o755, uid=0, gid=0)),
+    ("mkdir: name too long", errno.ENAMETOOLONG, lambda e, t: e.mkdir(1, LONG, 0o755, uid=0, gid=0)),
+    ("symlink: not a directory", errno.ENOTDIR, lambda e, t: e.symlink(t.file, b"a", b"t", uid=0, gid=0)),
+    ("symlink: in a removed directory", errno.ENOENT, lambda e, t: e.symlink(t.removed, b"a", b"t", uid=0, gid=0)),
+    ("symlink: name too long", errno.ENAMETOOLONG, lambda e, t: e.symlink(1, LONG, b"t", uid=0, gid=0)),
     ("symlink: exists", errno.EEXIST, lambda e, t: e.symlink(1, b"file", b"t", uid=0, gid=0)),
     ("symlink: empty target", errno.EINVAL, lambda e, t: e.symlink(1, b"a", b"", uid=0, gid=0)),
     ("symlink: target too long", errno.ENAMETOOLONG, lambda e, t: e.symlink(1, b"a", b"t" * 4096, uid=0, gid=0)),
@@ -70,9 +89,15 @@ ERRORS: list[tuple[str, int, Call]] = [
     ("link: exists", errno.EEXIST, lambda e, t: e.link(t.file, 1, b"other")),
     ("link: stale", errno.ESTALE, lambda e, t: e.link(999, 1, b"a")),
     ("link: not a directory", errno.ENOTDIR, lambda e, t: e.link(t.file, t.other, b"a")),
+    ("link: in a removed directory", errno.ENOENT, lambda e, t: e.link(t.file, t.removed, b"a")),
+    ("link: name too long", errno.ENAMETOOLONG, lambda e, t: e.link(t.file, 1, LONG)),
     ("unlink: no entry", errno.ENOENT, lambda e, t: e.unlink(1, b"missing")),
     ("unlink: a directory", errno.EISDIR, lambda e, t: e.unlink(1, b"empty")),
     ("unlink: not in a directory", errno.ENOTDIR, lambda e, t: e.unlink(t.file, b"a")),
+    ("unlink: name too long", errno.ENAMETOOLONG, lambda e, t: e.unlink(1, LONG)),
+    ("rmdir: name too long", errno.ENAMETOOLONG, lambda e, t: e.rmdir(1, LONG)),
+    ("rmdir: not in a directory", errno.ENOTDIR, lambda e, t: e.rmdir(t.file, b"a")),
+    ("rmdir: itself", errno.EINVAL, lambda e, t: e.rmdir(t.empty, b".")),
     ("rmdir: no entry", errno.ENOENT, lambda e, t: e.rmdir(1, b"missing")),
     ("rmdir: not a directory", errno.ENOTDIR, lambda e, t: e.rmdir(1, b"file")),
     ("rmdir: not empty", errno.ENOTEMPTY, lambda e, t: e.rmdir(1, b"full")),
@@ -88,6 +113,9 @@ ERRORS: list[tuple[str, int, Call]] = [
     ("rename: unknown flags", errno.EINVAL, lambda e, t: e.rename(1, b"file", 1, b"other", 4)),
     ("rename: into a removed directory", errno.ENOENT, lambda e, t: e.rename(1, b"file", t.removed, b"a")),
     ("rename: name too long", errno.ENAMETOOLONG, lambda e, t: e.rename(1, b"file", 1, LONG)),
+    ("rename: old name too long", errno.ENAMETOOLONG, lambda e, t: e.rename(1, LONG, 1, b"a")),
+    ("rename: not from a directory", errno.ENOTDIR, lambda e, t: e.rename(t.file, b"a", 1, b"b")),
+    ("rename: not into a directory", errno.ENOTDIR, lambda e, t: e.rename(1, b"other", t.file, b"b")),
     ("read: a directory", errno.EISDIR, lambda e, t: e.read(t.full, 0, 1)),
     ("read: negative", errno.EINVAL, lambda e, t: e.read(t.file, -1, 1)),
     ("write: a directory", errno.EISDIR, lambda e, t: e.write(t.full, 0, b"a")),
@@ -108,6 +136,8 @@ ERRORS: list[tuple[str, int, Call]] = [
     ("setxattr: no name", errno.EINVAL, lambda e, t: e.setxattr(t.file, b"", b"2")),
     ("removexattr: none", errno.ENODATA, lambda e, t: e.removexattr(t.file, b"user.b")),
     ("view: no such snapshot", errno.ENOENT, lambda e, t: e.view("missing")),
+    ("snapshot: no name", errno.EINVAL, lambda e, t: e.snapshot("")),
+    ("snapshot: name too long", errno.EINVAL, lambda e, t: e.snapshot("n" * 256)),
 ]
 
 
@@ -124,6 +154,109 @@ def test_an_error_has_its_errno_and_changes_nothing(ws: Workspace, number: int, 
     assert ws.engine.dirty == was_dirty
     assert ws.engine.readdir_plus(1, b"", 100) == before
     ws.engine.forget(tree.removed)
+
+
+def new_number(e: Engine, t: Tree) -> None:
+    e.mkdir(1, b"new", 0o755, uid=0, gid=0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda e, t: make(e, 1, b"new"),
+        new_number,
+        lambda e, t: e.symlink(1, b"new", b"target", uid=0, gid=0),
+    ],
+    ids=["mknod", "mkdir", "symlink"],
+)
+def test_when_the_last_inode_number_is_given_nothing_is_made_and_all_else_goes_on(ws: Workspace, call: Call) -> None:
+    tree = Tree(ws)
+    ws.engine.counters.next_ino = Ino(limits.INO_MAX)
+    last = make(ws.engine, 1, b"last")
+    assert last.ino == limits.INO_MAX
+    with pytest.raises(errors.LimitReached) as raised:
+        call(ws.engine, tree)
+    assert errno_of(raised.value) == errno.ENOSPC
+    assert ws.engine.find(1, b"new") is None
+    ws.engine.write(last.ino, 0, b"data")
+    ws.engine.forget(tree.removed)
+    ws.restart()
+    assert ws.engine.read(limits.INO_MAX, 0, 10) == b"data"
+
+
+ADDING: dict[str, Call] = {
+    "mknod": lambda e, t: make(e, 1, b"new"),
+    "mkdir": new_number,
+    "symlink": lambda e, t: e.symlink(1, b"new", b"target", uid=0, gid=0),
+    "link": lambda e, t: e.link(t.file, 1, b"new"),
+    "write": lambda e, t: e.write(t.file, 0, b"changed"),
+    "setxattr": lambda e, t: e.setxattr(t.file, b"user.b", b"2"),
+    "snapshot": lambda e, t: e.snapshot("s"),
+}
+
+
+@pytest.mark.parametrize("name", ADDING)
+def test_on_a_full_disk_what_adds_says_so_and_changes_nothing(ws: Workspace, name: str) -> None:
+    tree = Tree(ws)
+    ws.engine.forget(tree.removed)
+    ws.engine.commit()
+    before = ws.engine.readdir_plus(1, b"", 100)
+    ws.meta.full = ws.payload.full = True
+    with pytest.raises(errors.NoSpace) as raised:
+        ADDING[name](ws.engine, tree)
+    assert errno_of(raised.value) == errno.ENOSPC
+    assert not ws.engine.dirty
+    assert ws.engine.readdir_plus(1, b"", 100) == before
+    assert ws.engine.snapshots() == {}
+    ws.meta.full = ws.payload.full = False
+    ADDING[name](ws.engine, tree)
+
+
+def test_a_directory_does_not_move_to_where_there_are_too_many(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINKS_MAX", 4)
+    top = ws.engine.mkdir(1, b"top", 0o755, uid=0, gid=0).ino
+    for name in (b"a", b"b"):
+        ws.engine.mkdir(top, name, 0o755, uid=0, gid=0)
+    ws.engine.mkdir(1, b"c", 0o755, uid=0, gid=0)
+    with pytest.raises(errors.TooManyLinks) as raised:
+        ws.engine.rename(1, b"c", top, b"c")
+    assert errno_of(raised.value) == errno.EMLINK
+    ws.engine.rename(1, b"c", top, b"a")  # in the place of another it may
+
+
+FAILED: dict[str, Call] = {
+    "lookup": lambda e, t: e.lookup(1, b"file"),
+    "getattr": lambda e, t: e.check(),
+    "setattr": lambda e, t: e.setattr(t.file, mode=0),
+    "truncate": lambda e, t: e.setattr(t.file, size=0),
+    "read": lambda e, t: e.read(t.file, 0, 1),
+    "write": lambda e, t: e.write(t.file, 0, b"a"),
+    "readdir": lambda e, t: e.readdir(1, b"", 10),
+    "listing with attributes": lambda e, t: e.readdir_plus(1, b"", 10),
+    "readlink": lambda e, t: e.readlink(t.link),
+    "rename": lambda e, t: e.rename(1, b"file", 1, b"a"),
+    "unlink": lambda e, t: e.unlink(1, b"file"),
+    "rmdir": lambda e, t: e.rmdir(1, b"empty"),
+    "getxattr": lambda e, t: e.getxattr(t.file, b"user.a"),
+    "listxattr": lambda e, t: e.listxattr(t.file),
+    "removexattr": lambda e, t: e.removexattr(t.file, b"user.a"),
+    "statfs": lambda e, t: e.statfs(),
+    "fsync": lambda e, t: e.harden(),
+    "commit": lambda e, t: e.commit(),
+    **ADDING,
+}
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_once_the_disk_has_failed_every_operation_says_so(ws: Workspace, name: str) -> None:
+    tree = Tree(ws)
+    ws.engine.write(tree.file, 0, b"x" * 10_000)
+    ws.payload.fail_next_sync = errors.StoreError("the disk has failed")
+    with pytest.raises(errors.StoreError):
+        ws.engine.commit()
+    with pytest.raises(errors.MountFailed) as raised:
+        FAILED[name](ws.engine, tree)
+    assert errno_of(raised.value) == errno.EIO
 
 
 def test_every_kind_of_inode_can_be_made(ws: Workspace) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.versions import Versions
-from tzfs.errors import InternalError, InvalidArgument, MountFailed, NameTooLong, NotADirectory, Stale
+from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, Stale
 from tzfs.format.counters import Counters
 from tzfs.format.keys import DataId, Epoch, Ino
 from tzfs.format.records import Inode, Reclaim, Slice
@@ -185,10 +185,17 @@ class Head:
             self.inodes[ino] = inode
             self.dirty_rows += 2
 
+    def check_inos(self) -> None:
+        """`LimitReached` where no inode number is left; before the first change."""
+        if self.counters.next_ino > limits.INO_MAX:
+            raise LimitReached(
+                f"all {limits.INO_MAX} inode numbers of the filesystem have been given",
+                hint="numbers are never given twice: copy what it has into a new filesystem",
+            )
+
     def new_ino(self) -> Ino:
+        """The next inode number, after `check_inos`."""
         ino = self.counters.next_ino
-        if ino > limits.INO_MAX:
-            raise InternalError("all 2^40 inode numbers have been given")
         self.counters.next_ino = Ino(ino + 1)
         return ino
 

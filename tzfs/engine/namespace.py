@@ -76,6 +76,7 @@ class Namespace:
     def _must(self, directory: int, name: bytes) -> Inode:
         entry = self._entry_to_change(directory, name)
         if entry is None:
+            check_name(name)  # what cannot be there is told apart only where it is not
             raise NotFound(f"no entry {name!r} in directory {directory}")
         return self._head.inode(entry[0])
 
@@ -206,6 +207,7 @@ class Namespace:
             raise TooManyLinks(f"directory {parent} has {limits.LINKS_MAX} subdirectories, the most there may be")
         if self._entry_to_change(parent, name) is not None:
             raise Exists(f"{name!r} exists in directory {parent}")
+        head.check_inos()
         head.admit(len(target) + limits.PAGE_BYTES)
         head.begin_change()
         now = head.clock()
@@ -382,8 +384,8 @@ class Namespace:
         if flags & RENAME_EXCHANGE:
             if over is None:
                 raise NotFound(f"no entry {new_name!r} in directory {new_parent} to exchange with")
-            self._check_move(inode, source, target)
-            self._check_move(over, target, source)
+            self._check_move(inode, source, target, over)
+            self._check_move(over, target, source, inode)
             if inode is not over:
                 self._exchange(source, name, inode, target, new_name, over)
             return inode.ino, over.ino
@@ -391,7 +393,7 @@ class Namespace:
             raise Exists(f"{new_name!r} exists in directory {new_parent}")
         if inode is over:
             return inode.ino, inode.ino  # two names of one inode: POSIX keeps both
-        self._check_move(inode, source, target)
+        self._check_move(inode, source, target, over)
         if over is not None:
             self._check_replace(inode, over)
         head.begin_change()
@@ -406,10 +408,11 @@ class Namespace:
         head.end_change()
         return inode.ino, over.ino if over is not None else Ino(0)
 
-    def _check_move(self, inode: Inode, source: Inode, target: Inode) -> None:
+    def _check_move(self, inode: Inode, source: Inode, target: Inode, over: Inode | None) -> None:
         if inode.mode & S_IFMT != S_IFDIR or source is target:
             return
-        if target.nlink >= limits.LINKS_MAX:
+        grows = over is None or over.mode & S_IFMT != S_IFDIR
+        if grows and target.nlink >= limits.LINKS_MAX:
             raise TooManyLinks(f"directory {target.ino} has {limits.LINKS_MAX} subdirectories, the most there may be")
         up = target
         while True:
