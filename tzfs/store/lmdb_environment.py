@@ -110,7 +110,7 @@ class Environment:
         Whatever fails on the way.
         """
         try:
-            if not self.readonly:
+            if self.mark is not None or self.reserved_end:  # it has written
                 with self.env.begin(write=True):  # so that no other process is growing the file
                     if self.reserved_end:
                         space.trim(self.fd)
