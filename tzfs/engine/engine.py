@@ -22,6 +22,7 @@ from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import S_IFDIR, Head, Settings
+from tzfs.engine.listing import Listings
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.txg import TxgCommitter
@@ -152,6 +153,7 @@ class Engine:
         self._flusher = flusher = Flusher(head)
         self._contents = contents = ContentsTable(head, rows)
         self._namespace = namespace = Namespace(head, contents)
+        listings = Listings(head)
         self._attributes = attributes = Attributes(head, contents)
         self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, raw, redo)
         self._reclaimer = Reclaimer(head, rows, namespace)
@@ -161,8 +163,8 @@ class Engine:
         self.inode = namespace.inode
         self.parent_of = namespace.parent_of
         self.readlink = namespace.readlink
-        self.readdir = namespace.readdir
-        self.readdir_plus = namespace.readdir_plus
+        self.readdir = listings.readdir
+        self.readdir_plus = listings.readdir_plus
         self.mknod = namespace.mknod
         self.mkdir = namespace.mkdir
         self.symlink = namespace.symlink

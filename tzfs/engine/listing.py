@@ -1,0 +1,70 @@
+"""Listing a directory: the rows of the last commit and what has changed since, merged in the order of names."""
+
+from __future__ import annotations
+
+from tzfs.engine import reads
+from tzfs.engine.head import Head
+from tzfs.format import keys
+from tzfs.format.keys import Ino, Table
+from tzfs.format.records import Inode, unpack_dirent
+
+
+class Listings:
+    """The directories of a head, listed."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+
+    def readdir(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Ino, int]]:
+        """At most `limit` entries (name, inode, file type) with names above `after`, ascending; no `.`, no `..`.
+
+        Fewer than `limit` do not mean the end; none do.
+        """
+        head = self._head
+        head.check()
+        head.directory(ino)
+        changed = head.dirents.get(ino)
+        out: list[tuple[bytes, Ino, int]] = []
+        if ino < head.first_ino:
+            hidden = len(changed) if changed else 0  # so many rows at most may turn out to be replaced or gone
+            rows = reads.named_rows(
+                head.txn, Table.DIRENT, keys.u64(ino), after, head.epoch_of(ino), min(limit + hidden, 2 * limit)
+            )
+            for key, body in rows:
+                name = keys.dirent_name(key)
+                if not changed or name not in changed:
+                    out.append((name, *unpack_dirent(key, body)))
+            if rows and len(rows) == min(limit + hidden, 2 * limit) and changed:
+                last = keys.dirent_name(rows[-1][0])  # beyond it there may be rows that were not read
+                new = [(n, *e) for n, e in changed.items() if e is not None and after < n <= last]
+                if not out and not new:
+                    return self.readdir(ino, last, limit)
+            else:
+                new = [(n, *e) for n, e in changed.items() if e is not None and n > after] if changed else []
+        else:
+            new = [(n, *e) for n, e in changed.items() if e is not None and n > after] if changed else []
+        if new:
+            out.extend(new)
+            out.sort()
+        return out[:limit]
+
+    def readdir_plus(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
+        """Like `readdir`, with inodes: those not in memory are looked up in one pass, in inode order."""
+        head = self._head
+        entries = self.readdir(ino, after, limit)
+        known = head.inodes
+        missing = sorted({i for _, i, _ in entries if i not in known})
+        loaded: dict[int, Inode | None] = dict(
+            zip(missing, reads.inodes_at(head.txn, missing, head.epoch), strict=True) if missing else ()
+        )
+        out = []
+        for name, i, _ in entries:
+            inode = known.get(i)
+            if inode is None:
+                inode = loaded[i]
+                if inode is None:
+                    inode = head.inode(i)  # says what is wrong
+                else:
+                    known[i] = inode
+            out.append((name, inode))
+        return out
