@@ -32,7 +32,7 @@ import trio
 from tzfs import jsonrpc, limits
 from tzfs.errors import Busy, Exists, LimitReached, NotPermitted, TzfsError, from_os_error
 from tzfs.jsonrpc import Json, ProtocolError, Request
-from tzfs.mount.method import Declared, Handler, Report, unchecked
+from tzfs.mount.method import Declared, Report
 from tzfs.runtime import socket_address
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,8 @@ _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class ControlServer:
     """Serves `methods` at `path` until cancelled."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Handler | Declared]) -> None:
-        self._path = path
-        self._methods = {name: m if isinstance(m, Declared) else unchecked(m) for name, m in methods.items()}
+    def __init__(self, path: Path, methods: Mapping[str, Declared]) -> None:
+        self._path, self._methods = path, methods
         self._clients = 0
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None  # of the socket's file: another's at our path is left alone

@@ -28,7 +28,10 @@ import pyfuse3
 import trio
 
 from tzfs import failpoints
-from tzfs.errors import MountFailed, TzfsError, from_os_error
+from tzfs.catalog import FilesystemInfo
+from tzfs.engine.engine import Engine
+from tzfs.errors import MountFailed, NotFound, TzfsError, from_os_error
+from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State
 from tzfs.management import Store, open_store, settings_of
 from tzfs.mount import mountpoint as mountpoints
@@ -38,7 +41,7 @@ from tzfs.mount.control import ControlServer
 from tzfs.mount.methods import methods
 from tzfs.mount.operations import Operations
 from tzfs.names import SnapshotName, parse
-from tzfs.opening import Writer
+from tzfs.opening import HeadReader, Writer
 from tzfs.runtime import socket_path
 
 log = logging.getLogger(__name__)
@@ -62,21 +65,27 @@ class MountOptions:
 
 @dataclass(slots=True)
 class Mount:
-    """One mount, for the control methods to act upon."""
+    """One mount, for the control methods to act upon.  `snapshots` has those of a filesystem's; None for a snapshot's.
+
+    `guid` is the filesystem's: it may be renamed while it is mounted.
+    """
 
     name: str
+    guid: str
     store: Path
     mountpoint: Path
     options: MountOptions
     operations: Operations
     committer: Committer | None
     writer: Writer | None
+    snapshots: Engine | HeadReader | None
     stop: trio.Event
     snapdir_visible: bool = False
     started_ns: int = field(default_factory=time.time_ns)
     pump: pump.Pump | None = None
     failed: str | None = None
     archive_after: bool = False
+    last_collection: dict[str, Json] | None = None
 
     def fail(self, reason: str) -> None:
         """The engine has failed: the mount stays and answers EIO."""
@@ -85,14 +94,17 @@ class Mount:
             self.operations.engine_failed()
             log.error("the mount has failed: %s", reason)
 
-    def reload(self) -> None:
-        """Reads the filesystem's properties again."""
-        with open_store(self.store, create=False) as store:
-            self.apply(store)
+    def record(self, store: Store) -> FilesystemInfo:
+        """The mounted filesystem in the catalog, under whatever name it has now."""
+        for info in store.filesystems():
+            if info.guid == self.guid:
+                self.name = str(info.name)
+                return info
+        raise NotFound(f"filesystem {self.name} is not in the store any more")
 
     def apply(self, store: Store) -> None:
         """Does as the filesystem's properties say."""
-        info = store.catalog.get(self.name)
+        info = self.record(store)
         if self.writer is not None:
             fresh, settings = settings_of(info), self.writer.engine.settings
             settings.txg_interval_s = fresh.txg_interval_s
@@ -146,7 +158,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             guid, tag = store.get(parsed.filesystem).guid, f"{os.getpid()}"
             operations = Operations(reader.view, xattr=options.xattr)
             options = replace(options, writeback=False, readonly=True)
-            mount = Mount(name, store.path, where, options, operations, None, None, stop)
+            mount = Mount(name, guid, store.path, where, options, operations, None, None, None, stop)
         elif options.readonly or store.get(parsed).state is State.ARCHIVED:
             told = {"kind": "mount", "mountpoint": os.fspath(where)}
             head = stack.enter_context(store.head_reader(parsed, told))
@@ -159,7 +171,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 snapdir_visible=lambda: mount.snapdir_visible,
             )
             options = replace(options, writeback=False, readonly=True)
-            mount = Mount(name, store.path, where, options, operations, None, None, stop)
+            mount = Mount(str(parsed), guid, store.path, where, options, operations, None, None, head, stop)
             mount.apply(store)
             head.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
         else:
@@ -167,6 +179,8 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             writer = stack.enter_context(store.writer(parsed, told, Command.MOUNT))
             info = store.get(parsed)
             guid, tag = info.guid, _tag("rw", info.folder)
+            if info.property("readonly").exact == "on":  # the kernel refuses; snapshots, collecting and labels go on
+                options = replace(options, writeback=False, readonly=True)
             committer = Committer(writer.engine, failed=lambda reason: mount.fail(reason))  # noqa: PLW0108 - it has no mount yet
             operations = Operations(
                 writer.engine,
@@ -175,7 +189,9 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 writeback=options.writeback,
                 snapdir_visible=lambda: mount.snapdir_visible,
             )
-            mount = Mount(str(parsed), store.path, where, options, operations, committer, writer, stop)
+            mount = Mount(
+                str(parsed), guid, store.path, where, options, operations, committer, writer, writer.engine, stop
+            )
             mount.apply(store)
             writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
         store.close()  # the catalog is opened again when it is needed
@@ -200,7 +216,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
     log.info("unmounted %s from %s", name, where)
     if mount.archive_after:
         with open_store(store_path, create=False) as store:
-            store.archive(mount.name)
+            store.archive(mount.record(store).name)
 
 
 def _tag(kind: str, folder: Path) -> str:

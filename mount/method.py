@@ -1,7 +1,7 @@
 """A method of the control socket: a handler, and the shape of its parameters as one TypedDict.
 
     class Create(TypedDict):
-        name: str
+        name: Annotated[str, Within(1, 255)]
         properties: NotRequired[dict[str, str]]
 
     async def create(params: Create) -> Json: ...
@@ -9,9 +9,9 @@
     table = {"snapshot.create": method(Create, create)}
 
 The TypedDict is what the type checker holds the handler to, and what a request is checked against before the handler
-sees it: a parameter that is unknown, missing or of another kind is `InvalidArgument`.  A shape may use `str`, `int`,
-`float`, `bool`, `None`, `Literal`, `list[...]`, `dict[str, ...]`, unions of those and `NotRequired`; any other is a
-`TypeError` when the method is declared.
+sees it: a parameter that is unknown, missing, of another kind or out of bounds is `InvalidArgument`.  A shape may use
+`str`, `int`, `float`, `bool`, `None`, `Literal`, `list[...]`, `dict[str, ...]`, unions of those, `NotRequired`, and
+`Annotated[..., Within(low, high)]` around any of them; another is a `TypeError` when the method is declared.
 
 A handler runs on the trio thread, and what blocks belongs in a worker thread.  One that need not wait for anything may
 be an ordinary function.  A `reporting` handler is also given a function that tells the client how far it has come.
@@ -22,16 +22,50 @@ from __future__ import annotations
 import types
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Literal,
+    NotRequired,
+    TypedDict,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from tzfs.errors import InvalidArgument
 from tzfs.jsonrpc import Json, Params
 
 Report = Callable[[Json], Awaitable[None]]
 Answer = Json | Awaitable[Json]
-Handler = Callable[[Params], Answer]
 
 Shape = TypeVar("Shape", bound=Mapping[str, object])
+
+
+class Nothing(TypedDict):
+    """The shape of a method without parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Bounds of a parameter, both inclusive: of a number's value, a string's bytes, the items of a list or object."""
+
+    low: int
+    high: int
+
+    def holds(self, value: object) -> bool:
+        """Whether a value that is of the right kind lies within."""
+        return self.low <= _measure(value) <= self.high
+
+
+def _measure(value: object) -> float:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, list | dict):
+        return len(value)
+    return value if isinstance(value, int | float) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +92,6 @@ def reporting(shape: type[Shape], handler: Callable[[Shape, Report], Answer]) ->
         return handler(cast(Shape, params), report)
 
     return Declared(call)
-
-
-def unchecked(handler: Handler) -> Declared:
-    """A method that checks its parameters itself."""
-    return Declared(lambda params, _report: handler(params))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +135,8 @@ def _kind(hint: object) -> _Kind:
     if simple is not None:
         return simple
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _bounded(_kind(arguments[0]), arguments[0], arguments[1:])
     if origin is Literal:
         among = frozenset((type(value), value) for value in arguments)
         return _Kind(f"one of {', '.join(map(repr, arguments))}", lambda v: _hashable(v) and (type(v), v) in among)
@@ -121,6 +152,14 @@ def _kind(hint: object) -> _Kind:
             f"an object, each value {entry.words}", lambda v: isinstance(v, dict) and all(map(entry.fits, v.values()))
         )
     raise TypeError(f"a parameter cannot be {hint!r}")
+
+
+def _bounded(kind: _Kind, hint: object, bounds: tuple[object, ...]) -> _Kind:
+    if len(bounds) != 1 or not isinstance(within := bounds[0], Within):
+        raise TypeError(f"a parameter cannot be bounded by {bounds!r}")
+    unit = " bytes" if hint is str else "" if hint in (int, float) else " items"
+    words = f"{kind.words} of {within.low} to {within.high}{unit}"
+    return _Kind(words, lambda v: kind.fits(v) and within.holds(v))
 
 
 def _hashable(value: object) -> bool:

@@ -1,60 +1,86 @@
-"""What a mount answers on its control socket: each method from its parameters to a JSON value.
+"""What a mount answers on its control socket: each method, the shape of its parameters, and a JSON value.
 
-The methods are faces of the engine, of the committer and of `tzfs.management`; nothing is decided here.
+The methods are faces of the engine, of the committer and of `tzfs.management`; nothing is decided here but what a mount
+that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
+
+    every mount             ping, info, stats, unmount
+    of a filesystem         snapshot.create, snapshot.list, sync, gc, archive, property.get, .set, .inherit, .changed
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Final, NotRequired, TypedDict
 
+import trio
+
+from tzfs import limits
 from tzfs import properties as props
-from tzfs.errors import InvalidArgument
+from tzfs.engine.engine import Engine
+from tzfs.errors import ReadOnly
 from tzfs.format.records import Snapshot
-from tzfs.jsonrpc import Json, Params
-from tzfs.management import open_store
+from tzfs.jsonrpc import Json
+from tzfs.lifecycle import Command, check
+from tzfs.management import Collected, Store, open_store
+from tzfs.mount.committing import Committer
+from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
+from tzfs.mount.statistics import statistics
 from tzfs.mount.writeback import write_out
 from tzfs.names import check_snapshot_component
+from tzfs.properties import USER_NAME_BYTES_MAX, USER_VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import Mount
 
-Method = Callable[[Params], Awaitable[Json]]
+PROGRESS_S: Final = 0.2  # between two reports of one collection: as often as people can read
+
+PropertyName = Annotated[str, Within(1, USER_NAME_BYTES_MAX)]
+PropertyText = Annotated[str, Within(0, USER_VALUE_BYTES_MAX)]
 
 
-def methods(mount: Mount) -> Mapping[str, Method]:
+class Create(TypedDict):
+    name: Annotated[str, Within(1, limits.SNAPSHOT_NAME_BYTES_MAX)]
+    properties: NotRequired[dict[str, str]]
+
+
+class Get(TypedDict):
+    name: NotRequired[PropertyName]  # without it, all
+
+
+class Set(TypedDict):
+    name: PropertyName
+    value: PropertyText
+
+
+class Inherit(TypedDict):
+    name: PropertyName
+
+
+def methods(mount: Mount) -> Mapping[str, Declared]:
     """The methods of one mount, by name."""
     m = _Methods(mount)
-    table: dict[str, Method] = {"ping": m.ping, "info": m.info, "stats": m.stats, "unmount": m.unmount}
-    if mount.writer is not None:
-        table |= {
-            "snapshot.create": m.snapshot_create,
-            "snapshot.list": m.snapshot_list,
-            "sync": m.sync,
-            "gc": m.gc,
-            "archive": m.archive,
-            "property.get": m.property_get,
-            "property.set": m.property_set,
-            "property.inherit": m.property_inherit,
-            "property.changed": m.property_changed,
-        }
-    return table
-
-
-def _only(params: Params, *names: str) -> None:
-    unknown = sorted(set(params) - set(names))
-    if unknown:
-        raise InvalidArgument(f"unknown parameter {unknown[0]!r}")
-
-
-def _text(params: Params, name: str) -> str:
-    value = params.get(name)
-    if not isinstance(value, str):
-        raise InvalidArgument(f"parameter {name!r} must be a string")
-    return value
+    table = {
+        "ping": method(Nothing, lambda params: "pong"),
+        "info": method(Nothing, m.info),
+        "stats": method(Nothing, lambda params: statistics(mount)),
+        "unmount": method(Nothing, m.unmount),
+    }
+    if mount.snapshots is None:  # of one snapshot
+        return table
+    return table | {
+        "snapshot.create": method(Create, m.snapshot_create),
+        "snapshot.list": method(Nothing, m.snapshot_list),
+        "sync": method(Nothing, m.sync),
+        "gc": reporting(Nothing, m.gc),
+        "archive": method(Nothing, m.archive),
+        "property.get": method(Get, m.property_get),
+        "property.set": method(Set, m.property_set),
+        "property.inherit": method(Inherit, m.property_inherit),
+        "property.changed": method(Nothing, m.property_changed),
+    }
 
 
 def _snapshot(name: str, record: Snapshot) -> Json:
@@ -70,177 +96,137 @@ def _snapshot(name: str, record: Snapshot) -> Json:
     }
 
 
+def _value(value: props.Value) -> Json:
+    return {"value": value.exact, "source": value.source}
+
+
 class _Methods:
     def __init__(self, mount: Mount) -> None:
         self._mount = mount
 
-    async def ping(self, params: Params) -> Json:
-        _only(params)
-        return "pong"
-
-    async def info(self, params: Params) -> Json:
-        _only(params)
+    def info(self, params: Nothing) -> Json:
         mount = self._mount
         return {
             "name": mount.name,
             "mountpoint": os.fspath(mount.mountpoint),
             "pid": os.getpid(),
             "started_ns": mount.started_ns,
-            "readonly": mount.writer is None,
+            "readonly": mount.options.readonly,
             "writeback": mount.options.writeback,
             "xattr": mount.options.xattr,
             "failed": mount.failed,
         }
 
-    async def snapshot_create(self, params: Params) -> Json:
-        _only(params, "name", "properties")
-        name = check_snapshot_component(_text(params, "name"))
-        given = params.get("properties", {})
-        if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
-            raise InvalidArgument("parameter 'properties' must be a table of strings")
-        properties = {key: props.parse(key, str(value)) for key, value in given.items()}
-        committer = self._mount.committer
-        assert committer is not None
-        operations = self._mount.operations
-        await write_out(os.fspath(self._mount.mountpoint), operations.nodes_open_for_writing())
-        return _snapshot(name, await committer.snapshot(name, properties))
-
-    async def snapshot_list(self, params: Params) -> Json:
-        _only(params)
-        writer = self._mount.writer
-        assert writer is not None
-        return [_snapshot(name, record) for name, record in writer.engine.snapshots().items()]
-
-    async def sync(self, params: Params) -> Json:
-        _only(params)
-        committer, operations = self._mount.committer, self._mount.operations
-        assert committer is not None
-        await write_out(os.fspath(self._mount.mountpoint), operations.nodes_open_for_writing())
-        await committer.commit()
-        return None
-
-    async def gc(self, params: Params) -> Json:
-        _only(params)
-        writer, committer = self._mount.writer, self._mount.committer
-        assert writer is not None
-        assert committer is not None
-        reclaimer = writer.engine.reclaimer
-        before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
-        orphans = writer.engine.orphans
-        await committer.collect()
-        return {
-            "bytes": reclaimer.punched_bytes - before[0],
-            "orphans": max(0, orphans - writer.engine.orphans),
-            "chunks": reclaimer.reclaimed_chunks - before[1],
-            "segments": reclaimer.unlinked_segments - before[2],
-        }
-
-    async def unmount(self, params: Params) -> Json:
-        _only(params)
+    def unmount(self, params: Nothing) -> Json:
         self._mount.stop.set()
         return None
 
-    async def archive(self, params: Params) -> Json:
+    def archive(self, params: Nothing) -> Json:
         """Ends the mount and archives the filesystem; the answer comes before both."""
-        _only(params)
+        with self._store() as store:
+            info = self._mount.record(store)
+        check(Command.ARCHIVE, info.name, info.state)
         self._mount.archive_after = True
         self._mount.stop.set()
         return None
 
-    # -- properties ----------------------------------------------------------------------------------------------
+    # -- what was written --------------------------------------------------------------------------------------------
 
-    def _store_path(self) -> Path:
-        return self._mount.store
+    def _writing(self, what: str) -> tuple[Engine, Committer]:
+        mount = self._mount
+        if mount.writer is None or mount.committer is None:
+            raise ReadOnly(
+                f"cannot {what} {mount.name}: it is mounted read-only at {mount.mountpoint}",
+                hint=f"unmount it first: tzfs umount {mount.name}",
+            )
+        return mount.writer.engine, mount.committer
 
-    async def property_get(self, params: Params) -> Json:
-        _only(params, "name")
-        wanted = params.get("name")
-        with open_store(self._store_path(), create=False) as store:
-            found = store.properties(self._mount.name)
-        if wanted is not None:
-            value = found.get(str(wanted))
-            if value is None:
-                props.check_name(str(wanted))
-            found = {} if value is None else {value.name: value}
-        return {v.name: {"value": v.exact, "source": v.source} for v in found.values()}
+    async def _write_out(self) -> None:
+        await write_out(os.fspath(self._mount.mountpoint), self._mount.operations.nodes_open_for_writing())
 
-    async def property_set(self, params: Params) -> Json:
-        _only(params, "name", "value")
-        with open_store(self._store_path(), create=False) as store:
-            value = store.catalog.set_property(self._mount.name, _text(params, "name"), _text(params, "value"))
-        self._mount.reload()
-        return {"value": value.exact, "source": value.source}
+    async def snapshot_create(self, params: Create) -> Json:
+        name = check_snapshot_component(params["name"])
+        properties = {key: props.parse(key, text) for key, text in params.get("properties", {}).items()}
+        _, committer = self._writing("snapshot")
+        await self._write_out()
+        return _snapshot(name, await committer.snapshot(name, properties))
 
-    async def property_inherit(self, params: Params) -> Json:
-        _only(params, "name")
-        with open_store(self._store_path(), create=False) as store:
-            value = store.catalog.inherit_property(self._mount.name, _text(params, "name"))
-        self._mount.reload()
-        return {"value": value.exact, "source": value.source}
+    def snapshot_list(self, params: Nothing) -> Json:
+        assert self._mount.snapshots is not None
+        return [_snapshot(name, record) for name, record in self._mount.snapshots.snapshots().items()]
 
-    async def property_changed(self, params: Params) -> Json:
-        _only(params)
-        self._mount.reload()
+    async def sync(self, params: Nothing) -> Json:
+        if self._mount.committer is not None:  # else nothing was written
+            await self._write_out()
+            await self._mount.committer.commit()
         return None
 
-    # -- statistics ----------------------------------------------------------------------------------------------
+    async def gc(self, params: Nothing, report: Report) -> Json:
+        """What was collected; and how much so far, while it goes on."""
+        engine, committer = self._writing("collect garbage in")
+        reclaimer, began_ns = engine.reclaimer, time.time_ns()
+        before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
+        orphans = engine.orphans
+        done = trio.Event()
 
-    async def stats(self, params: Params) -> Json:
-        _only(params)
-        mount = self._mount
-        requests: dict[str, Json] = {}
-        for kind, s in mount.operations.figures().items():
-            if s.count:
-                requests[kind] = {
-                    "count": s.count,
-                    "errors": s.errors,
-                    "mean_us": round(s.total_ns / s.count / 1e3, 2),
-                    "slowest_us": round(s.slowest_ns / 1e3, 1),
-                }
-        answer: dict[str, Json] = {
-            "uptime_s": round((time.time_ns() - mount.started_ns) / 1e9, 3),
-            "requests": requests,
-            "known_inodes": len(mount.operations.answers),
-            "memory": _memory(),
-            "failed": mount.failed,
-        }
-        if mount.pump is not None:
-            statistics = mount.pump.statistics
-            answer["pump"] = {name: getattr(statistics, name) for name in statistics.__slots__}
-        if mount.writer is not None and mount.committer is not None:
-            engine, committer = mount.writer.engine, mount.committer
-            counters, cached = engine.counters, engine.cached
-            answer |= {
-                "inodes": counters.inodes,
-                "files": counters.files,
-                "directories": counters.directories,
-                "symlinks": counters.symlinks,
-                "bytes": counters.bytes,
-                "snapshots": len(engine.snapshots()),
-                "orphans": engine.orphans,
-                "drift": list(engine.drift),
-                "cache": {"inodes": cached, "dirty_bytes": engine.dirty_bytes, "dirty_rows": engine.dirty_rows},
-                "txg": {
-                    "number": counters.txg,
-                    "commits": engine.commits,
-                    "last_ms": round(committer.last_commit_ms, 3),
-                    "slowest_ms": round(committer.slowest_commit_ms, 3),
-                },
-                "gc": {
-                    "punched_bytes": engine.reclaimer.punched_bytes,
-                    "reclaimed_chunks": engine.reclaimer.reclaimed_chunks,
-                    "unlinked_segments": engine.reclaimer.unlinked_segments,
-                    "last_ns": committer.last_background_ns,
-                },
-            }
+        def so_far() -> dict[str, Json]:
+            collected = Collected(
+                reclaimer.punched_bytes - before[0],
+                max(0, orphans - engine.orphans),  # others may have been removed while they are open
+                reclaimer.reclaimed_chunks - before[1],
+                reclaimer.unlinked_segments - before[2],
+            )
+            return asdict(collected)
+
+        async def tell() -> None:
+            while not done.is_set():
+                await report(so_far())
+                with trio.move_on_after(PROGRESS_S):
+                    await done.wait()
+
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            try:
+                await committer.collect()
+            except Exception as error:  # raised below, outside of the nursery, as itself
+                failure = error
+            done.set()
+        if failure is not None:
+            raise failure
+        answer = so_far()
+        self._mount.last_collection = {**answer, "began_ns": began_ns, "ended_ns": time.time_ns()}
         return answer
 
+    # -- properties ----------------------------------------------------------------------------------------------
 
-def _memory() -> Json:
-    """Anonymous and mapped memory of this process, in bytes; the tables are mapped, and are the page cache."""
-    found: dict[str, Json] = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name in ("RssAnon", "RssFile"):
-            found["anonymous" if name == "RssAnon" else "mapped"] = int(rest.split()[0]) * 1024
-    return found
+    def _store(self) -> Store:
+        return open_store(self._mount.store, create=False)
+
+    def property_get(self, params: Get) -> Json:
+        with self._store() as store:
+            found = store.properties(self._mount.record(store))
+        wanted = params.get("name")
+        if wanted is not None:
+            value = found.get(wanted)
+            if value is None:
+                props.check_name(wanted)
+            found = {} if value is None else {value.name: value}
+        return {v.name: _value(v) for v in found.values()}
+
+    def property_set(self, params: Set) -> Json:
+        with self._store() as store:
+            value = store.change_property(self._mount.record(store).name, params["name"], params["value"])
+            self._mount.apply(store)
+        return _value(value)
+
+    def property_inherit(self, params: Inherit) -> Json:
+        with self._store() as store:
+            value = store.change_property(self._mount.record(store).name, params["name"], None)
+            self._mount.apply(store)
+        return _value(value)
+
+    def property_changed(self, params: Nothing) -> Json:
+        with self._store() as store:
+            self._mount.apply(store)
+        return None

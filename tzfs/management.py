@@ -12,7 +12,7 @@ command line and the mount's own control methods are faces of these functions.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.control import ControlClient, connect
 from tzfs.engine.engine import Settings
-from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound, StoreError
+from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound, ReadOnly, StoreError
 from tzfs.filesystem import FileSystem
 from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
@@ -147,13 +147,19 @@ class Store:
         return self.catalog.destroy(name, dry_run=dry_run)
 
     def open(self, name: Name) -> FileSystem:
-        """Opens a filesystem for reading and writing.  `Busy` names the mount or process that has it."""
+        """Opens a filesystem for reading and writing.
+
+        `Busy` names the mount or process that has it; `ReadOnly` where its property `readonly` is on.
+        """
         writer = self.writer(name, {"kind": "program"}, Command.OPEN)
         return FileSystem(writer.engine, writer.close)
 
     def writer(self, name: Name, told: Mapping[str, str], command: Command) -> Writer:
         """The lease, the tables and the engine of a filesystem; `told` says to others who has it."""
         info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=command)
+        if command is Command.OPEN and info.property("readonly").exact == "on":
+            lease.release()
+            raise ReadOnly(f"filesystem {name} is read-only", hint=f"tzfs set readonly=off {name}")
         return Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings_of(info))
 
     def head_reader(self, name: Name, told: Mapping[str, str]) -> HeadReader:
@@ -235,19 +241,21 @@ class Store:
             with mount:
                 mount.call("sync")
 
-    def collect(self, name: Name) -> Collected:
-        """Does all background work now: removed files, orphans of a crash, space to be given back."""
+    def collect(self, name: Name, *, progress: Callable[[Collected], None] | None = None) -> Collected:
+        """Does all background work now: removed files, orphans of a crash, space to be given back.
+
+        `progress` hears from time to time what has been collected so far.
+        """
         info = self.catalog.get(name)
         check(Command.GC, info.name, info.state)
         mount = self.mounted(info)
         if mount is not None:
             with mount:
-                answer = mount.ask("gc", {}, timeout_s=None)  # as long as there is something to collect
-            if not isinstance(answer, dict):
-                raise MountFailed("the mount did not say what it collected")
-            return Collected(**{key: int(str(answer[key])) for key in ("bytes", "orphans", "chunks", "segments")})
+                told = None if progress is None else lambda value: progress(_collected(value))
+                answer = mount.ask("gc", {}, progress=told, timeout_s=None)  # for as long as there is something
+            return _collected(answer)
         with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
-            return collect_with(writer)
+            return collect_with(writer, progress)
 
     # -- properties ----------------------------------------------------------------------------------------------
 
@@ -276,15 +284,41 @@ class Store:
 
     def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> props.Value:
         """Sets a property, and tells the mounts that it concerns.  A scope is `/` or `NAMESPACE/`."""
-        value = self.catalog.set_property(target, name, text)
+        value = self.change_property(target, name, text)
         self._tell_mounts(target)
         return value
 
     def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> props.Value:
         """Takes a set value away, and tells the mounts that it concerns; the value that holds now."""
-        value = self.catalog.inherit_property(target, name)
+        value = self.change_property(target, name, None)
         self._tell_mounts(target)
         return value
+
+    def change_property(self, target: str | FilesystemName | Scope, name: str, text: str | None) -> props.Value:
+        """Sets a property, or with None takes it away, and tells nobody.
+
+        `readonly` is what a filesystem is opened by: where it would change for one that is in use, `Busy` names by
+        whom.
+        """
+        if name == "readonly":
+            self._check_unused(props_target(target), None if text is None else props.parse(name, text))
+        if text is None:
+            return self.catalog.inherit_property(target, name)
+        return self.catalog.set_property(target, name, text)
+
+    def _check_unused(self, where: FilesystemName | Scope, exact: str | None) -> None:
+        for info in self.catalog.list(where) if isinstance(where, Scope) else [self.catalog.get(where)]:
+            now = info.property("readonly")
+            if now.exact == exact or (isinstance(where, Scope) and now.source == props.LOCAL):
+                continue
+            holder = self.catalog.holder(info)
+            if holder is not None:
+                text = describe_holder(holder)
+                raise Busy(
+                    f"cannot change readonly of {info.name}: it is in use by {text}",
+                    holders=(text,),
+                    hint=f"unmount it first: tzfs umount {info.name}",
+                )
 
     def _tell_mounts(self, target: str | FilesystemName | Scope) -> None:
         where = props_target(target)
@@ -345,25 +379,36 @@ def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope
     return parse_property_target(target) if isinstance(target, str) else target
 
 
-def collect_with(writer: Writer) -> Collected:
+def _collected(answer: Json) -> Collected:
+    if not isinstance(answer, dict):
+        raise MountFailed("the mount did not say what it collected")
+    return Collected(**{key: int(str(answer[key])) for key in ("bytes", "orphans", "chunks", "segments")})
+
+
+def collect_with(writer: Writer, progress: Callable[[Collected], None] | None = None) -> Collected:
     """All background work of an engine, to the end."""
     engine = writer.engine
     reclaimer = engine.reclaimer
     before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
     orphans = engine.orphans
+
+    def so_far() -> Collected:
+        return Collected(
+            reclaimer.punched_bytes - before[0],
+            orphans - engine.orphans,
+            reclaimer.reclaimed_chunks - before[1],
+            reclaimer.unlinked_segments - before[2],
+        )
+
     while True:
         engine.commit()
         while engine.background_step():
+            if progress is not None:
+                progress(so_far())
             if engine.commit_due:
                 engine.commit()
         if not engine.dirty:
-            break
-    return Collected(
-        reclaimer.punched_bytes - before[0],
-        orphans - engine.orphans,
-        reclaimer.reclaimed_chunks - before[1],
-        reclaimer.unlinked_segments - before[2],
-    )
+            return so_far()
 
 
 def _snapshot_info(name: SnapshotName, record: Snapshot) -> SnapshotInfo:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
@@ -17,13 +17,9 @@ from tzfs import limits
 from tzfs.errors import Busy, NoSpace
 from tzfs.jsonrpc import Json, Params
 from tzfs.mount.control import ControlServer
-from tzfs.mount.method import Declared, Handler, Report, method, reporting
+from tzfs.mount.method import Answer, Declared, Nothing, Report, method, reporting
 
 ANSWER_S = 20.0  # far beyond any answer of a live server; what is late is hung
-
-
-class Nothing(TypedDict):
-    """No parameters."""
 
 
 class Greeting(TypedDict):
@@ -35,8 +31,13 @@ class Count(TypedDict):
     to: int
 
 
-async def ping(params: Params) -> Json:
+async def ping(params: Nothing) -> Json:
     return "pong"
+
+
+def anything(handler: Callable[[Params], Answer]) -> Declared:
+    """A method that takes whatever parameters come."""
+    return Declared(lambda params, report: handler(params))
 
 
 def greet(params: Greeting) -> Json:
@@ -59,31 +60,31 @@ async def count_in_threads(params: Count, report: Report) -> Json:
     return params["to"]
 
 
-def failing(error: BaseException) -> Handler:
-    def fail(params: Params) -> Json:
+def failing(error: BaseException) -> Declared:
+    def fail(params: Nothing) -> Json:
         raise error
 
-    return fail
+    return method(Nothing, fail)
 
 
-METHODS: dict[str, Handler | Declared] = {
-    "ping": ping,
+METHODS: dict[str, Declared] = {
+    "ping": method(Nothing, ping),
     "greet": method(Greeting, greet),
     "count": reporting(Count, count),
     "count.in.threads": reporting(Count, count_in_threads),
-    "echo": dict,
+    "echo": anything(dict),
     "busy": failing(Busy("in use", holders=["pid 1", "pid 2"], hint="wait")),
     "space": failing(NoSpace("the disk is full")),
     "os": failing(OSError(28, "No space left on device")),
     "bug": failing(ZeroDivisionError("secret detail")),
-    "no json": lambda params: cast(Json, b"bytes"),
-    "not a number": lambda params: float("nan"),
-    "much": lambda params: "x" * limits.RPC_MESSAGE_BYTES_MAX,
+    "no json": method(Nothing, lambda params: cast(Json, b"bytes")),
+    "not a number": method(Nothing, lambda params: float("nan")),
+    "much": method(Nothing, lambda params: "x" * limits.RPC_MESSAGE_BYTES_MAX),
 }
 
 
 @contextmanager
-def serving(path: Path, methods: dict[str, Handler | Declared] = METHODS) -> Iterator[ControlServer]:
+def serving(path: Path, methods: dict[str, Declared] = METHODS) -> Iterator[ControlServer]:
     """A server in a thread of its own; it is cancelled at the end, whoever is connected."""
     server = ControlServer(path, methods)
     server.bind()

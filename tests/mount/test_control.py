@@ -17,13 +17,13 @@ from typing import cast
 import pytest
 import trio
 
-from tests.mount.controlled import ANSWER_S, METHODS, Nothing, Raw, error_code, failing, request, serving
+from tests.mount.controlled import ANSWER_S, METHODS, Raw, anything, error_code, failing, request, serving
 from tzfs import limits
 from tzfs.control import ControlClient, connect
 from tzfs.errors import Busy, InternalError, InvalidArgument, LimitReached, NoSpace, TzfsError
 from tzfs.jsonrpc import Json, Params
 from tzfs.mount.control import BATCH_MAX, ControlServer
-from tzfs.mount.method import Declared, Handler, Report, reporting
+from tzfs.mount.method import Nothing, Report, method, reporting
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_notifications_are_carried_out_and_never_answered(path: Path) -> None:
         seen.append(params["n"])
         return None
 
-    with serving(path, {**METHODS, "note": note}):
+    with serving(path, {**METHODS, "note": anything(note)}):
         raw = Raw(path)
         raw.send({"jsonrpc": "2.0", "method": "note", "params": {"n": 1}})
         raw.send({"jsonrpc": "2.0", "method": "busy"})
@@ -327,11 +327,11 @@ def test_concurrent_clients_get_each_their_own_answers(server: ControlServer, pa
 def test_a_handler_that_waits_holds_up_its_own_connection_alone(path: Path) -> None:
     go = threading.Event()
 
-    async def wait(params: Params) -> Json:
+    async def wait(params: Nothing) -> Json:
         await trio.to_thread.run_sync(go.wait, ANSWER_S)
         return "waited"
 
-    with serving(path, {**METHODS, "wait": wait}):
+    with serving(path, {**METHODS, "wait": method(Nothing, wait)}):
         first, second = Raw(path), Raw(path)
         first.send(request("wait", "a"))
         first.send(request("ping", "b"))
@@ -345,7 +345,7 @@ def test_a_handler_that_waits_holds_up_its_own_connection_alone(path: Path) -> N
 def test_a_request_is_carried_out_though_its_client_has_gone(path: Path) -> None:
     go, done, begun = threading.Event(), threading.Event(), threading.Event()
 
-    async def work(params: Params, report: Report) -> Json:
+    async def work(params: Nothing, report: Report) -> Json:
         begun.set()
         await trio.to_thread.run_sync(go.wait, ANSWER_S)
         for _ in range(100):
@@ -353,10 +353,7 @@ def test_a_request_is_carried_out_though_its_client_has_gone(path: Path) -> None
         done.set()
         return None
 
-    async def run(params: Nothing, report: Report) -> Json:
-        return await work(cast(Params, params), report)
-
-    with serving(path, {**METHODS, "work": reporting(Nothing, run)}):
+    with serving(path, {**METHODS, "work": reporting(Nothing, work)}):
         raw = Raw(path)
         raw.send(request("work"))
         assert begun.wait(ANSWER_S)
@@ -374,7 +371,7 @@ def test_every_class_of_error_crosses_the_socket_as_itself(path: Path) -> None:
             yield from classes(below)
 
     known = [cls for cls in classes(TzfsError) if cls.__module__ == "tzfs.errors"]
-    table: dict[str, Handler | Declared] = {cls.__name__: failing(cls("message", hint="hint")) for cls in known}
+    table = {cls.__name__: failing(cls("message", hint="hint")) for cls in known}
     with serving(path, table), connect(path) as client:
         for cls in known:
             with pytest.raises(TzfsError, match=r"^message$") as caught:

@@ -14,12 +14,12 @@ import pytest
 import trio
 import trio.testing
 
-from tests.mount.controlled import METHODS, Nothing, error_code, request
+from tests.mount.controlled import METHODS, error_code, request
 from tzfs import limits
-from tzfs.jsonrpc import Json, Params
+from tzfs.jsonrpc import Json
 from tzfs.mount import control
 from tzfs.mount.control import ControlServer
-from tzfs.mount.method import Declared, Handler, Report, reporting
+from tzfs.mount.method import Declared, Nothing, Report, method, reporting
 
 PING = json.dumps(request("ping")).encode() + b"\n"
 
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def serving(path: Path, methods: dict[str, Handler | Declared] = METHODS) -> AsyncIterator[ControlServer]:
+async def serving(path: Path, methods: dict[str, Declared] = METHODS) -> AsyncIterator[ControlServer]:
     server = ControlServer(path, methods)
     server.bind()
     async with trio.open_nursery() as nursery:
@@ -213,14 +213,14 @@ def test_a_cancelled_server_lets_nobody_in_while_it_waits_for_a_handler(path: Pa
     async def main() -> None:
         begun, go = trio.Event(), trio.Event()
 
-        async def work(params: Params) -> Json:
+        async def work(params: Nothing) -> Json:
             begun.set()
             with trio.CancelScope(shield=True):
                 await go.wait()
             return None
 
         async with trio.open_nursery() as nursery:
-            server = ControlServer(path, {"work": work})
+            server = ControlServer(path, {"work": method(Nothing, work)})
             server.bind()
             nursery.start_soon(server.serve)
             async with await trio.open_unix_socket(str(path)) as stream:
@@ -282,12 +282,12 @@ def test_a_client_that_always_has_more_to_say_leaves_the_loop_to_others(path: Pa
     async def main() -> None:
         answered = 0
 
-        def tick(params: Params) -> Json:
+        def tick(params: Nothing) -> Json:
             nonlocal answered
             answered += 1
             return None
 
-        async with serving(path, {"tick": tick}):
+        async with serving(path, {"tick": method(Nothing, tick)}):
             notification = json.dumps({"jsonrpc": "2.0", "method": "tick"}).encode() + b"\n"
             async with await trio.open_unix_socket(str(path)) as stream:
                 await stream.send_all(notification * 1000)

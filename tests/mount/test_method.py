@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, Optional, TypedDict, Union, cast
+from typing import Annotated, Literal, NotRequired, Optional, TypedDict, Union, cast
 
 import pytest
 import trio
 
 from tzfs.errors import InvalidArgument
 from tzfs.jsonrpc import Json, Params
-from tzfs.mount.method import Report, method, reporting, unchecked
+from tzfs.mount.method import Nothing, Report, Within, method, reporting
 
 
 class Everything(TypedDict):
@@ -118,13 +118,51 @@ def test_a_shape_that_no_json_has_is_refused_when_it_is_declared() -> None:
     class Keyed(TypedDict):
         table: dict[int, str]
 
-    for shape in (Wrong, Keyed):
+    class Unbounded(TypedDict):
+        text: Annotated[str, "short"]
+
+    for shape in (Wrong, Keyed, Unbounded):
         with pytest.raises(TypeError, match="a parameter cannot be"):
             method(shape, lambda params: None)
 
 
-def test_a_method_that_checks_its_parameters_itself_gets_whatever_came() -> None:
-    assert unchecked(dict).call({"any": 1}, silent) == {"any": 1}
+class Bounded(TypedDict):
+    text: NotRequired[Annotated[str, Within(1, 4)]]
+    whole: NotRequired[Annotated[int, Within(-1, 1)]]
+    number: NotRequired[Annotated[float, Within(0, 1)]]
+    many: NotRequired[Annotated[list[Annotated[str, Within(0, 1)]], Within(0, 2)]]
+    table: NotRequired[Annotated[dict[str, int], Within(1, 1)]]
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting", "others", "words"),
+    [
+        ("text", ["a", "abcd", "éé", "\udc80"], ["", "abcde", "ééé", 3], "a string of 1 to 4 bytes"),
+        ("whole", [-1, 0, 1], [-2, 2, 1 << 80, "0", True], "a whole number of -1 to 1"),
+        ("number", [0, 0.5, 1], [-0.001, 1.001], "a number of 0 to 1"),
+        (
+            "many",
+            [[], ["a", ""]],
+            [["a", "b", "c"], ["ab"], [1]],
+            "a list, each item a string of 0 to 1 bytes of 0 to 2 items",
+        ),
+        ("table", [{"a": 1}], [{}, {"a": 1, "b": 2}], "an object, each value a whole number of 1 to 1 items"),
+    ],
+)
+def test_bounds_are_inclusive_and_told(name: str, fitting: list[Json], others: list[Json], words: str) -> None:
+    bounded = method(Bounded, lambda params: cast(Json, dict(params)))
+    for value in fitting:
+        assert bounded.call({name: value}, silent) == {name: value}
+    for value in others:
+        with pytest.raises(InvalidArgument) as caught:
+            bounded.call({name: value}, silent)
+        assert str(caught.value) == f"parameter {name!r} must be {words}"
+
+
+def test_a_method_without_parameters_takes_none() -> None:
+    assert method(Nothing, lambda params: "done").call({}, silent) == "done"
+    with pytest.raises(InvalidArgument, match="unknown parameter 'any'"):
+        method(Nothing, lambda params: "done").call({"any": 1}, silent)
 
 
 def test_a_reporting_handler_is_checked_too_and_reports_where_it_is_told() -> None:

@@ -16,7 +16,7 @@ from tzfs.control import connect
 from tzfs.errors import Busy, InvalidArgument, NotFound, TzfsError
 from tzfs.management import MountStatus, Store
 from tzfs.names import SnapshotName, parse
-from tzfs.runtime import state_directory
+from tzfs.runtime import log_path
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import MountOptions
@@ -57,11 +57,10 @@ def mount(store: Store, name: str, where: Path, options: MountOptions, *, foregr
     parsed = parse(name)
     info = store.get(parsed.filesystem if isinstance(parsed, SnapshotName) else parsed)
     where = mountpoint.prepare(where, must_stay=[store.path])
-    log_path = state_directory() / f"{info.guid}.log"
-    path = store.path
+    log, path = log_path(str(parsed), info.guid), store.path
     store.close()  # tables do not survive a fork
     background.run(
-        lambda ready: daemon.serve(path, str(parsed), where, options, ready), foreground=foreground, log_path=log_path
+        lambda ready: daemon.serve(path, str(parsed), where, options, ready), foreground=foreground, log_path=log
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -39,12 +39,13 @@ def document(value: object) -> None:
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """Shows on a terminal that something is going on."""
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Shows on a terminal that something is going on; the body may say how far it has come."""
     if not sys.stderr.isatty():
-        yield
+        yield lambda text: None
         return
     from rich.console import Console  # 40 ms that only a terminal waits for
+    from rich.markup import escape
 
-    with Console(stderr=True).status(what):
-        yield
+    with Console(stderr=True).status(escape(what)) as status:
+        yield lambda text: status.update(escape(text))

@@ -45,8 +45,10 @@ def sync_command(ctx: click.Context, names: tuple[str, ...]) -> None:
 def gc_command(ctx: click.Context, as_json: bool, name: str) -> None:
     """Do all background work now: removed files, orphans of a crash, space to be given back."""
     store = store_of(ctx)
-    with working(f"collecting {name}"):
-        done = store.collect(name)
+    with working(f"collecting {name}") as tell:
+        done = store.collect(
+            name, progress=lambda c: tell(f"collecting {name}: {human_size(c.bytes)}, {c.chunks} chunks")
+        )
     if as_json:
         document({"bytes": done.bytes, "orphans": done.orphans, "chunks": done.chunks, "segments": done.segments})
         return

@@ -36,7 +36,16 @@ from tzfs.format.records import Inode, Reclaim, Snapshot
 from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock, unpack_superblock
 from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
 
-__all__ = ["Engine", "Settings", "StatFs", "charged_bytes", "read_counters", "read_snapshots", "read_superblock"]
+__all__ = [
+    "Engine",
+    "Settings",
+    "StatFs",
+    "charged_bytes",
+    "read_counters",
+    "read_extents",
+    "read_snapshots",
+    "read_superblock",
+]
 
 failpoints.declare("open.generation", "a writer is about to take a new lease generation")
 failpoints.declare("open.trim", "a writer is about to trim what was never committed")
@@ -83,6 +92,17 @@ def read_counters(txn: ReadTransaction) -> Counters:
     if value is None:
         raise CorruptionError("the filesystem has no counters")
     return unpack_counters(value)
+
+
+def read_extents(txn: ReadTransaction) -> tuple[int, int]:
+    """How many extents there are, those that only snapshots see included, and in how many segments; a row a segment."""
+    extents = segments = 0
+    for key, value in txn.range(Table.SEGMENT, b""):
+        body = records.unseal(Table.SEGMENT, key, value)
+        if body is not None:
+            extents += records.unpack_plain(Table.SEGMENT, key, body)[0]
+            segments += 1
+    return extents, segments
 
 
 def charged_bytes(txn: ReadTransaction) -> int:
@@ -252,6 +272,11 @@ class Engine:
     @property
     def dirty_rows(self) -> int:
         return self._head.dirty_rows
+
+    @property
+    def logged_rows(self) -> int:
+        """Rows that are durable in the redo log, and come into the tables with the next commit."""
+        return self._head.logged_rows
 
     @property
     def orphans(self) -> int:
