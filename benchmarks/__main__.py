@@ -19,11 +19,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import peers, report, snapshots, tree
+from benchmarks import peers, ping, report, snapshots, tree
 from benchmarks.workloads import ROWS, Client, Job, Row
 
 PLACEMENTS: Final = ("pinned", "free")
 SNAPSHOT_SECTION: Final = "snapshots"
+PING_SECTION: Final = "ping"
 
 
 def tell(text: str) -> None:
@@ -96,7 +97,9 @@ def main(argv: Sequence[str]) -> int:
         "--quick", action="store_true", help="one round of everything, made small: a trial of the runner"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
-    parser.add_argument("--only", default="", metavar="TEXT,...", help="rows whose name has one of these; 'snapshots'")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT,...", help="rows whose name has one of these; 'snapshots', 'ping'"
+    )
     parser.add_argument("--targets", default=",".join(peers.DEFAULT), help="default: %(default)s")
     parser.add_argument("--placements", default=",".join(PLACEMENTS), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, help="default: 5, quick: 1")
@@ -113,7 +116,8 @@ def main(argv: Sequence[str]) -> int:
     only = [word for word in options.only.split(",") if word]
     reported, rows = chosen_rows(only)
     with_snapshots = "tzfs" in names and (not only or SNAPSHOT_SECTION in only)
-    if not rows and not with_snapshots:
+    with_ping = "tzfs" in names and (not only or PING_SECTION in only)
+    if not rows and not with_snapshots and not with_ping:
         parser.error(
             f"--only: no row has {options.only!r} in its name; there are: {'; '.join(row.name for row in ROWS)}"
         )
@@ -144,6 +148,19 @@ def main(argv: Sequence[str]) -> int:
             except peers.Unavailable as reason:
                 results.skipped["snapshots and memory"] = str(reason)
                 print(f"\nnot measured: snapshots and memory: {reason}")
+        if with_ping:
+            try:
+                pings = ping.measure(
+                    base / "ping",
+                    seconds=2 if options.quick else 15,
+                    removed_mib=64 if options.quick else 1024,
+                    tell=tell,
+                )
+                print("\n" + ping.render(pings))
+                document["ping"] = pings
+            except peers.Unavailable as reason:
+                results.skipped["ping"] = str(reason)
+                print(f"\nnot measured: ping: {reason}")
         document["skipped"] = results.skipped
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
