@@ -44,7 +44,7 @@ REDO_PAYLOAD_BYTES_MAX: Final = 64 * KIB  # dirty payload that an fsync puts int
 META_RESERVE_BYTES: Final = 32 * MIB  # the largest txg: 2 * DIRTY_ROWS_MAX rows, each on a page of its own
 FULL_DIRTY_ROWS_MAX: Final = 32  # on a full disk: a few removals; their pages fit into the 64 that stay reserved
 RECLAIM_AT_ONCE_CHUNKS: Final = 64  # removed within the operation; more become a background reclaim
-RECLAIM_BATCH_CHUNKS: Final = 512  # 512 * (chunk + change + punch + segment) rows: a txg's share
+RECLAIM_BATCH_CHUNKS: Final = 128  # four rows each, 60 us: it stops the mount for 8 ms, in which a ping waits
 CACHED_INODES_MAX: Final = 65_536  # about 600 bytes each: 40 MB of the 150 MiB a daemon may use
 CACHED_CHUNKS_MAX: Final = 16_384  # about 700 bytes each
 
