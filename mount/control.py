@@ -17,13 +17,15 @@ or root.  Each connection's requests are answered in order; connections do not w
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import logging
 import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -58,10 +60,17 @@ class ControlServer:
     def bind(self) -> None:
         """Takes the path and listens; a socket left by a process that is gone is replaced.
 
+        So are those beside it that begin with the same word, up to the first dot: of mounts of the same filesystem.
         `Exists` where somebody listens, and for anything that is not a socket of ours.
         """
         assert self._listener is None
-        self._clear_the_way()
+        with _alone_in(self._path):
+            self._clear_the_way()
+            for sibling in self._path.parent.glob(f"{glob.escape(self._path.name.partition('.')[0])}.*.sock"):
+                _remove_stale(sibling)
+            self._listen()
+
+    def _listen(self) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             with socket_address(self._path) as address:
@@ -85,9 +94,8 @@ class ControlServer:
             raise from_os_error(error, f"control socket {self._path}") from error
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.getuid():
             raise Exists(f"{self._path} exists and is not a socket of ours", hint="remove it")
-        if _somebody_listens(self._path):
+        if not _remove_stale(self._path):
             raise Exists(f"another process listens at {self._path}")
-        self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Takes the path away and stops listening.  Not while `serve` runs: that is cancelled, and closes itself."""
@@ -292,6 +300,33 @@ def _bounded(answer: bytes, number: Json) -> bytes:
         return answer
     most = limits.RPC_MESSAGE_BYTES_MAX
     return _failure(LimitReached(f"the answer has {len(answer)} bytes, a message at most {most}"), number)
+
+
+@contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """Within the body nobody else takes a path in the same folder: from a look at it until somebody listens there."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, f"control socket {path}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _remove_stale(path: Path) -> bool:
+    """Removes a socket of ours at which nobody listens; False if somebody does."""
+    try:
+        found = os.lstat(path)
+        if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.getuid():
+            if _somebody_listens(path):
+                return False
+            path.unlink()
+    except FileNotFoundError:
+        pass
+    return True
 
 
 def _somebody_listens(path: Path) -> bool:

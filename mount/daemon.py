@@ -58,6 +58,7 @@ class MountOptions:
     xattr: bool = False
     writeback: bool = False
     readonly: bool = False
+    nonempty: bool = False  # mount over a directory that has something in it
     use_pump: bool = True
     use_answers: bool = True
     spin_us: int = pump.SPIN_NS_DEFAULT // 1000
@@ -150,12 +151,13 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
     parsed = parse(name)
     with ExitStack() as stack:
         store = stack.enter_context(open_store(store_path, create=False))
-        where = mountpoints.prepare(where, must_stay=[store_path])
+        where = mountpoints.prepare(where, store=store_path, nonempty=options.nonempty)
         stop = trio.Event()
         mount: Mount
         if isinstance(parsed, SnapshotName):
-            reader = stack.enter_context(store.reader(parsed, {"mountpoint": os.fspath(where)}))
             guid, tag = store.get(parsed.filesystem).guid, f"{os.getpid()}"
+            told = {"mountpoint": os.fspath(where), "socket": os.fspath(socket_path(guid, tag))}
+            reader = stack.enter_context(store.reader(parsed, told))
             operations = Operations(reader.view, xattr=options.xattr)
             options = replace(options, writeback=False, readonly=True)
             mount = Mount(name, guid, store.path, where, options, operations, None, None, None, stop)

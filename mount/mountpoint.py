@@ -14,7 +14,6 @@ import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ from tzfs.errors import (
     Busy,
     InvalidArgument,
     NotADirectory,
+    NotEmpty,
     NotFound,
     NotPermitted,
     PermissionDenied,
@@ -127,11 +127,13 @@ def is_dead(path: Path) -> bool:
     return dead == [True]
 
 
-def prepare(path: Path, *, must_stay: Sequence[Path] = ()) -> Path:
+def prepare(path: Path, *, store: Path | None = None, nonempty: bool = False) -> Path:
     """The mountpoint, resolved and fit to be mounted on: dead mounts of ours are taken away first.
 
-    What is in `must_stay` (the store) may not lie below it: the mount would hide it, and wait for itself.  Raises
-    `NotFound`, `NotADirectory`, `Busy` (something is mounted there), `PermissionDenied`, `InvalidArgument`.
+    The store may not lie below it, nor it in the store: the mount would hide what it is made of, and wait for itself.
+    A directory with something in it, which nobody would see any more, is refused unless `nonempty`, as by `zfs mount`
+    unless told otherwise.  Raises `NotFound`, `NotADirectory`, `NotEmpty`, `Busy` (something is mounted there),
+    `PermissionDenied`, `InvalidArgument`.
     """
     try:
         resolved = locate(path)
@@ -148,10 +150,26 @@ def prepare(path: Path, *, must_stay: Sequence[Path] = ()) -> Path:
             f"mountpoint {path}: {there.source} is mounted there", holders=(there.source,), hint="unmount it first"
         )
     _check_directory(path, resolved)
-    for other in must_stay:
-        if Path(os.path.realpath(other)).is_relative_to(resolved):
-            raise InvalidArgument(f"mountpoint {path}: the mount would hide {other}", hint="mount somewhere else")
+    if store is not None:
+        real = Path(os.path.realpath(store))
+        if real.is_relative_to(resolved):
+            raise InvalidArgument(f"mountpoint {path}: the mount would hide {store}", hint="mount somewhere else")
+        if resolved.is_relative_to(real):
+            raise InvalidArgument(f"mountpoint {path} is part of the store {store}", hint="mount somewhere else")
+    if not nonempty and _has_entries(path, resolved):
+        raise NotEmpty(
+            f"mountpoint {path} is not empty: the mount would hide what is in it",
+            hint="empty it, or mount somewhere else, or give -o nonempty",
+        )
     return resolved
+
+
+def _has_entries(path: Path, resolved: Path) -> bool:
+    try:
+        with os.scandir(resolved) as entries:
+            return next(entries, None) is not None
+    except OSError as error:
+        raise from_os_error(error, f"mountpoint {path}") from error
 
 
 def _check_directory(path: Path, resolved: Path) -> None:

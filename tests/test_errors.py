@@ -6,13 +6,16 @@ The table is the contract, written out by hand: programs match on these numbers.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
+import tzfs
 from tzfs import errors, jsonrpc
 from tzfs.cli import run
 from tzfs.errors import TzfsError, errno_of, exit_code_of, rpc_code_of
@@ -53,16 +56,19 @@ CODES = {
 }  # fmt: skip
 
 
-def _public(cls: type[TzfsError]) -> Iterator[type[TzfsError]]:
-    """The class and all below it, those aside that a module keeps to itself."""
-    if not cls.__name__.startswith("_"):
-        yield cls
+def _below(cls: type[TzfsError]) -> Iterator[type[TzfsError]]:
+    """The class and all below it, private ones too."""
+    yield cls
     for below in cls.__subclasses__():
-        yield from _public(below)
+        yield from _below(below)
 
 
 def _all() -> list[type[TzfsError]]:
-    return sorted(set(_public(TzfsError)), key=lambda cls: cls.__name__)
+    """Every class of error of every module; of tests, which define some of their own, none."""
+    for module in pkgutil.walk_packages(tzfs.__path__, "tzfs."):
+        if not module.name.endswith((".__main__", ".build")):  # they run something when they are imported
+            importlib.import_module(module.name)
+    return sorted({c for c in _below(TzfsError) if c.__module__.startswith("tzfs.")}, key=lambda cls: cls.__qualname__)
 
 
 def test_every_class_of_error_is_in_the_table_and_nothing_else() -> None:

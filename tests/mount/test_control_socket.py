@@ -84,6 +84,47 @@ def test_a_second_server_is_refused_and_the_first_goes_on(server: ControlServer,
         assert client.call("ping") == "pong"
 
 
+def test_of_many_servers_that_race_for_a_stale_socket_one_wins_and_can_be_reached(path: Path) -> None:
+    racers = 8
+    together = threading.Barrier(racers)
+    bound: list[ControlServer] = []
+    refused: list[Exception] = []
+
+    def race() -> None:
+        server = ControlServer(path, METHODS)
+        together.wait(ANSWER_S)
+        try:
+            server.bind()
+            bound.append(server)
+        except Exists as error:
+            refused.append(error)
+
+    for _ in range(40):
+        with socket.socket(socket.AF_UNIX) as crashed:
+            crashed.bind(os.fspath(path))
+        threads = [threading.Thread(target=race) for _ in range(racers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(ANSWER_S)
+        assert (len(bound), len(refused)) == (1, racers - 1)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.fspath(path))
+        bound.pop().close()
+        refused.clear()
+
+
+def test_sockets_that_crashed_mounts_of_the_same_filesystem_have_left_go_with_the_next_one(tmp_path: Path) -> None:
+    left, lives, others, file = (tmp_path / name for name in ("ws.1.sock", "ws.2.sock", "wsx.1.sock", "ws.3.sock"))
+    for path in (left, others):
+        with socket.socket(socket.AF_UNIX) as crashed:
+            crashed.bind(os.fspath(path))
+    file.touch()
+    with serving(lives), serving(tmp_path / "ws.rw.sock"), connect(lives) as client:
+        assert client.call("ping") == "pong"
+        assert (left.exists(), others.exists(), file.exists()) == (False, True, True)
+
+
 def test_a_server_that_is_too_busy_to_accept_counts_as_one(path: Path) -> None:
     with ExitStack() as stack:
         busy = stack.enter_context(socket.socket(socket.AF_UNIX))

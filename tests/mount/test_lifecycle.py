@@ -22,6 +22,7 @@ ENDS: dict[str, Callable[[Workspace, int], object]] = {
     "SIGTERM": lambda w, pid: w.kill(pid, signal.SIGTERM),
     "SIGINT": lambda w, pid: w.kill(pid, signal.SIGINT),
     "umount(8)": lambda w, pid: subprocess.run(["umount", w.mnt], check=True, timeout=PATIENCE_S),
+    "fusermount3 -u": lambda w, pid: subprocess.run(["fusermount3", "-u", w.mnt], check=True, timeout=PATIENCE_S),
     "tzfs umount": lambda w, pid: w.tzfs("umount", w.mnt),
     "control socket": lambda w, pid: w.call("unmount"),
 }
@@ -103,6 +104,23 @@ def test_a_second_mount_for_writing_is_refused_and_names_the_first(mounted: Work
     assert mounted.call("ping") == "pong"
 
 
+def test_of_two_mounts_begun_at_once_one_wins_and_the_other_names_it(workspace: Workspace) -> None:
+    other = workspace.base / "other"
+    other.mkdir()
+    for _ in range(3):
+        with workspace.start("mount", "ws", workspace.mnt) as first, workspace.start("mount", "ws", other) as second:
+            said = [p.communicate(timeout=PATIENCE_S)[1] for p in (first, second)]
+        codes = [first.returncode, second.returncode]
+        assert sorted(codes) == [0, 75], said
+        assert "in use by" in said[codes.index(75)]
+        info = workspace.call("info")
+        assert isinstance(info, dict)
+        won = [workspace.mnt, other][codes.index(0)]
+        assert info["mountpoint"] == str(won)
+        workspace.tzfs("umount", won)
+        assert workspace.leftovers() == []
+
+
 def test_a_mounted_filesystem_is_neither_archived_nor_destroyed(mounted: Workspace) -> None:
     for command in ("archive", "destroy"):
         done = mounted.run(command, "ws")
@@ -134,8 +152,11 @@ def test_a_dead_mountpoint_can_be_unmounted_by_the_command(workspace: Workspace)
         (lambda d: None, 1, "no such directory"),
         (lambda d: d.write_bytes(b""), 1, "not a directory"),
         (lambda d: d.symlink_to("nowhere"), 1, "no such directory"),
+        (lambda d: (d / "below").mkdir(parents=True), 1, "not empty"),
+        (lambda d: d.symlink_to(d.parent / "store" / "fs"), 2, "part of the store"),
+        (lambda d: d.symlink_to(d.parent), 2, "would hide"),
     ],
-    ids=["absent", "file", "dangling"],
+    ids=["absent", "file", "dangling", "not empty", "in the store", "over the store"],
 )
 def test_a_mountpoint_that_is_none_is_refused(
     workspace: Workspace, make: Callable[[Path], object], code: int, words: str
@@ -146,6 +167,23 @@ def test_a_mountpoint_that_is_none_is_refused(
     assert done.returncode == code
     assert words in done.stderr
     assert workspace.leftovers() == []
+
+
+def test_what_is_in_the_directory_is_hidden_where_that_is_asked_for_and_back_afterwards(workspace: Workspace) -> None:
+    (workspace.mnt / "precious").write_bytes(b"kept")
+    with workspace.mounted("nonempty"):
+        assert os.listdir(workspace.mnt) == []
+    assert (workspace.mnt / "precious").read_bytes() == b"kept"
+
+
+def test_a_filesystem_is_not_mounted_within_itself(mounted: Workspace) -> None:
+    inside = mounted.mnt / "inside"
+    inside.mkdir()
+    for where in (inside, mounted.mnt):
+        done = mounted.run("mount", "ws", where)
+        assert done.returncode == 75
+        assert str(mounted.mnt) in done.stderr
+    assert mounted.call("ping") == "pong"
 
 
 def test_a_name_that_is_not_there_is_refused(workspace: Workspace) -> None:
@@ -222,26 +260,3 @@ def test_a_failed_start_gives_back_every_descriptor_thread_lock_mount_and_socket
         assert [s["error"] for s in said] == ["StoreError"] * len(points) + [""], said
         assert [s["left"] for s in said] == [[]] * len(said)
         assert workspace.leftovers() == []
-
-
-# -- snapshots beside the writer -----------------------------------------------------------------------------------
-
-
-def test_a_snapshot_is_mounted_beside_its_writer_and_does_not_change(mounted: Workspace) -> None:
-    (mounted.mnt / "file").write_bytes(b"before" * 50_000)
-    (mounted.mnt / "gone").write_bytes(b"g")
-    mounted.tzfs("snapshot", "ws@s")
-    with mounted.mounted(name="ws@s", where=mounted.base / "past") as past:
-        (mounted.mnt / "file").write_bytes(b"after" * 70_000)
-        (mounted.mnt / "gone").unlink()
-        (mounted.mnt / "new").mkdir()
-        mounted.call("gc")
-        assert sorted(os.listdir(past)) == ["file", "gone"]
-        assert (past / "file").read_bytes() == b"before" * 50_000
-        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
-            (past / "file").write_bytes(b"x")
-        with pytest.raises(FileNotFoundError):
-            os.stat(past / ".zfs")
-        done = mounted.run("destroy", "ws")
-        assert done.returncode == 75
-    assert (mounted.mnt / "file").read_bytes() == b"after" * 70_000

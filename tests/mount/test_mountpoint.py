@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tzfs.errors import Busy, InvalidArgument, NotADirectory, NotFound, StoreError
+from tzfs.errors import Busy, InvalidArgument, NotADirectory, NotEmpty, NotFound, StoreError
 from tzfs.mount import mountpoint
 from tzfs.mount.mountpoint import Mounted, find, locate, mount_at, mounts, prepare, unmount
 
@@ -235,11 +235,31 @@ def test_a_mount_that_would_hide_its_store_is_refused(directory: Path, below: st
     store = directory / below
     store.mkdir(parents=True, exist_ok=True)
     with pytest.raises(InvalidArgument, match="would hide"):
-        prepare(directory, must_stay=[directory.parent / "elsewhere", store])
+        prepare(directory, store=store)
 
 
-def test_a_store_beside_or_above_the_mountpoint_stays(directory: Path) -> None:
-    assert prepare(directory, must_stay=[directory.parent, directory.parent / "mnt2"]) == directory
+@pytest.mark.parametrize("below", ["fs", "fs/0123456789abcdef/meta", "anything"])
+def test_a_mountpoint_within_the_store_is_refused(directory: Path, below: str) -> None:
+    where = directory / below
+    where.mkdir(parents=True)
+    link = directory.parent / "link"
+    link.symlink_to(where)
+    for path in (where, link):
+        with pytest.raises(InvalidArgument, match="is part of the store"):
+            prepare(path, store=directory)
+
+
+def test_a_store_beside_the_mountpoint_stays(directory: Path) -> None:
+    assert prepare(directory, store=directory.parent / "mnt2") == directory
+
+
+def test_a_directory_with_something_in_it_is_refused_unless_it_is_asked_for(directory: Path) -> None:
+    (directory / ".hidden").touch()
+    with pytest.raises(NotEmpty, match="is not empty") as caught:
+        prepare(directory)
+    assert caught.value.hint is not None
+    assert "-o nonempty" in caught.value.hint
+    assert prepare(directory, nonempty=True) == directory
 
 
 @pytest.mark.needs("root")

@@ -21,7 +21,13 @@ from tzfs.runtime import log_path
 if TYPE_CHECKING:
     from tzfs.mount.daemon import MountOptions
 
-FLAGS = {"ro": "readonly", "allow_other": "allow_other", "xattr": "xattr", "writeback": "writeback"}
+FLAGS = {
+    "ro": "readonly",
+    "allow_other": "allow_other",
+    "xattr": "xattr",
+    "writeback": "writeback",
+    "nonempty": "nonempty",
+}
 GONE_S = 60.0  # how long umount waits for the daemon's last commit
 
 
@@ -44,7 +50,7 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
         elif text.strip():
             raise InvalidArgument(
                 f"mount option {text!r} is not known",
-                hint="there are ro, allow_other, xattr, writeback, noanswers, nopump and spin=MICROSECONDS (0-10000)",
+                hint="there are ro, allow_other, xattr, writeback, nonempty, noanswers, nopump, spin=MICROSECONDS (0-10000)",
             )
     options = MountOptions(**flags)
     return options if spin_us is None else MountOptions(**flags, spin_us=spin_us)
@@ -56,7 +62,7 @@ def mount(store: Store, name: str, where: Path, options: MountOptions, *, foregr
 
     parsed = parse(name)
     info = store.get(parsed.filesystem if isinstance(parsed, SnapshotName) else parsed)
-    where = mountpoint.prepare(where, must_stay=[store.path])
+    where = mountpoint.prepare(where, store=store.path, nonempty=options.nonempty)
     log, path = log_path(str(parsed), info.guid), store.path
     store.close()  # tables do not survive a fork
     background.run(
@@ -72,8 +78,9 @@ def mount(store: Store, name: str, where: Path, options: MountOptions, *, foregr
     metavar="OPTION,...",
     multiple=True,
     help="ro: read-only, as an archived filesystem is anyway.  allow_other: other users may enter.  xattr: extended "
-    "attributes.  writeback: the kernel keeps written pages.  noanswers: nothing is answered in C.  nopump: pyfuse3's "
-    "own request loop.  spin=MICROSECONDS: how long to poll for a next request.",
+    "attributes.  writeback: the kernel keeps written pages.  nonempty: hide what is in the directory.  noanswers: "
+    "nothing is answered in C.  nopump: pyfuse3's own request loop.  spin=MICROSECONDS: how long to poll for a next "
+    "request.",
 )
 @click.argument("name", type=FILESYSTEM)
 @click.argument("directory", type=click.Path(path_type=Path))
