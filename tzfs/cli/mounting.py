@@ -50,7 +50,8 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
         elif text.strip():
             raise InvalidArgument(
                 f"mount option {text!r} is not known",
-                hint="there are ro, allow_other, xattr, writeback, nonempty, noanswers, nopump, spin=MICROSECONDS (0-10000)",
+                hint="there are ro, allow_other, xattr, writeback, nonempty, noanswers, nopump "
+                "and spin=MICROSECONDS (0 to 10000)",
             )
     options = MountOptions(**flags)
     return options if spin_us is None else MountOptions(**flags, spin_us=spin_us)
