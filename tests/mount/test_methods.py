@@ -160,7 +160,7 @@ def test_collecting_reports_how_far_it_has_come_and_statistics_remember_it(mount
     assert isinstance(ended, int)
     assert began_ns <= began <= ended <= time.time_ns()
     assert mounted.number("gc", "reclaimed_chunks") == chunks
-    assert mounted.number("gc", "punched_bytes") == chunks * 4096
+    assert mounted.number("gc", "punched_bytes") >= chunks * 4096
 
 
 def test_a_collection_that_fails_is_told_as_itself(workspace: Workspace) -> None:
