@@ -40,9 +40,15 @@ class Committer:
         self._done = 0
         self._kick = trio.Event()
         self._timed = False  # `run` will wake by itself
+        self._leave: int | None = None  # what a commit that flushes may leave for the main thread to write
         self.last_commit_ms = 0.0
         self.slowest_commit_ms = 0.0
         self.last_background_ns: int | None = None
+
+    @property
+    def brake(self) -> int:
+        """Dirty payload at which a writer has to `make_room`: less while a commit flushes, or it would never end."""
+        return self._engine.settings.dirty_bytes_max if self._leave is None else self._leave
 
     def changed(self) -> None:
         """Something has become dirty.  Wakes `run` if it sleeps without a time, or if what is dirty cannot wait."""
@@ -96,17 +102,22 @@ class Committer:
     async def _flush(self, enough: int) -> None:
         """Writes dirty payload to its extents until no more than `enough` bytes are dirty."""
         engine = self._engine
-        for _ in range(FLUSH_ROUNDS_MAX):
-            if engine.dirty_bytes <= enough:
-                return
-            job = engine.begin_flush()
-            if job is None:
-                return
-            await trio.to_thread.run_sync(job.run)
-            try:
-                engine.end_flush()
-            finally:
-                self._report_failure()
+        self._leave = limits.FLUSH_AHEAD_BYTES
+        try:
+            for _ in range(FLUSH_ROUNDS_MAX):
+                if engine.dirty_bytes <= enough:
+                    return
+                job = engine.begin_flush()
+                if job is None:
+                    return
+                await trio.to_thread.run_sync(job.run)
+                try:
+                    engine.end_flush()
+                finally:
+                    self._report_failure()
+                self._leave = max(enough, limits.FLUSH_REMAINDER_BYTES_MAX)
+        finally:
+            self._leave = None
 
     async def make_room(self) -> None:
         """Waits while writers are ahead of the disk: the brake of a write."""

@@ -543,7 +543,7 @@ class Operations(pyfuse3.Operations):
         self.answers.wrote(node, inode.size, inode.mtime_ns)
         if committer is not None:
             committer.changed()
-            if engine.dirty_bytes >= engine.settings.dirty_bytes_max:
+            if engine.dirty_bytes >= committer.brake:
                 await committer.make_room()
         return written
 

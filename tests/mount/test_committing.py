@@ -1,0 +1,77 @@
+"""When a mounted engine commits: here, that a writer who is faster than the disk does not keep the loop waiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import trio
+
+from tzfs import limits
+from tzfs.engine.engine import Engine, Settings
+from tzfs.format.keys import ExtentId
+from tzfs.mount.committing import Committer
+from tzfs.store.interface import Buffer
+from tzfs.store.memory import MemoryMeta, MemoryPayload
+
+PIECE = bytes(limits.KIB * 128)
+ENDLESS = 16 * limits.MIB  # what the writer writes during one flush, if nobody stops it
+
+
+class SlowPayload(MemoryPayload):
+    """A disk that takes until the writer is stopped, or has written far more than may be left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = threading.Condition()
+        self.waited_for_long_enough = False
+
+    def tell(self, long_enough: bool) -> None:
+        with self.progress:
+            self.waited_for_long_enough = long_enough
+            self.progress.notify()
+
+    def write(self, parts: Sequence[tuple[ExtentId, Buffer]]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            with self.progress:
+                assert self.progress.wait_for(lambda: self.waited_for_long_enough, 60)
+        super().write(parts)
+
+
+class MeasuredEngine(Engine):
+    left = 0  # dirty payload that the last commit found, to be written while the loop waits
+
+    def commit(self) -> None:
+        self.left = self.dirty_bytes
+        super().commit()
+
+
+def test_a_commit_leaves_little_to_be_written_on_the_loop_however_fast_the_writer() -> None:
+    meta, payload = MemoryMeta(), SlowPayload()
+    Engine.format(meta, guid=bytes(16), now_ns=1)
+    engine = MeasuredEngine(meta, payload, settings=Settings(dirty_bytes_max=limits.GIB))
+    ino = engine.mknod(1, b"file", 0o100644, uid=0, gid=0).ino
+    engine.write(ino, 0, PIECE * 64)
+    committer = Committer(engine, failed=lambda reason: None)
+
+    async def write() -> None:
+        """As the mount's handler does, without an end."""
+        written = 0
+        while True:
+            written += engine.write(ino, written % (32 * limits.MIB), PIECE)
+            stopped = engine.dirty_bytes >= committer.brake
+            payload.tell(stopped or engine.dirty_bytes >= ENDLESS)
+            if stopped:
+                await committer.make_room()
+            await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await committer.commit()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert engine.left <= limits.FLUSH_REMAINDER_BYTES_MAX + len(PIECE)
+    assert committer.brake == engine.settings.dirty_bytes_max
+    engine.close()
