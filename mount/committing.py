@@ -36,6 +36,7 @@ class Committer:
         self.request_waits: Callable[[], bool] = lambda: True  # whether one may be served that shares a commit
         self._failed = failed
         self._lock = trio.Lock()
+        self._batch = trio.Lock()  # of background work: `run` and `collect` must not give the same extents back
         self._asked = 0  # commits asked for, and up to which of them they are durable
         self._done = 0
         self._kick = trio.Event()
@@ -174,21 +175,22 @@ class Committer:
 
     async def _background(self) -> None:
         """One batch; a large backlog is worked off over many turns of `run`.  Holes are punched in a thread."""
-        reclaimer = self._engine.reclaimer
-        async with self._lock:
-            if self._engine.failed is not None:
-                return
-            if reclaimer.removing:
-                reclaimer.step()
-                job = None
-            else:
-                job = reclaimer.begin_punch()
-                if job is None:
-                    reclaimer.unlink_dead_segments()
-        if job is not None:
-            await trio.to_thread.run_sync(job.run)
+        async with self._batch:
+            reclaimer = self._engine.reclaimer
             async with self._lock:
-                if self._engine.failed is None:
-                    reclaimer.end_punch(job)
+                if self._engine.failed is not None:
+                    return
+                if reclaimer.removing:
+                    reclaimer.step()
+                    job = None
+                else:
+                    job = reclaimer.begin_punch()
+                    if job is None:
+                        reclaimer.unlink_dead_segments()
+            if job is not None:
+                await trio.to_thread.run_sync(job.run)
+                async with self._lock:
+                    if self._engine.failed is None:
+                        reclaimer.end_punch(job)
         self.last_background_ns = time.time_ns()
         await trio.sleep(BACKGROUND_PAUSE_S)
