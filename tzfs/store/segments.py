@@ -29,7 +29,7 @@ import re
 import threading
 import weakref
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -76,7 +76,8 @@ class Segments:
         self._readonly = readonly
         self._blocks_max: Final = segment_bytes_max // PAGE_BYTES
         self._files = SegmentFiles(self.directory, guid, readonly=readonly, open_max=open_max)
-        self._writing = threading.Lock()  # write, sync and reserve, one at a time; also of the four below
+        self._syncing = threading.Lock()  # one sync at a time, so that each returns when all before it is durable
+        self._writing = threading.Lock()  # write and reserve, one at a time; also of the four below
         self._made: set[int] = set()  # segments this object made
         self._unsynced: set[int] = set()
         self._folder_unsynced = False
@@ -209,24 +210,30 @@ class Segments:
 
     def sync(self) -> None:
         self._check_writable()
-        with self._writing:
+        with self._syncing:
             try:
-                for number in sorted(self._unsynced):
-                    hit(_SYNC)
-                    with self._files.using(number) as fd:
-                        os.fdatasync(fd)
-                self._unsynced.clear()
-                if self._folder_unsynced:
-                    hit(_SYNC_FOLDER)
-                    folders.sync(self.directory)
-                    self._folder_unsynced = False
-                for number in [n for n in self._reserved if n != self._number]:
-                    with self._files.using(number) as fd:
-                        space.trim(fd)
-                    del self._reserved[number]
+                self._sync()
             except (OSError, StoreError) as error:
                 self._failed = f"{self.directory}: sync: {error}"
                 raise StoreError(self._failed, hint="mount again: what was not synced is lost") from error
+
+    def _sync(self) -> None:
+        """Waits for the disk without `_writing`: the thread of the requests must get room in a segment meanwhile."""
+        with self._writing:
+            unsynced, self._unsynced = self._unsynced, set()
+            folder_unsynced, self._folder_unsynced = self._folder_unsynced, False
+        for number in sorted(unsynced):
+            hit(_SYNC)
+            with suppress(SegmentGone), self._files.using(number) as fd:  # removed meanwhile: nothing is left to sync
+                os.fdatasync(fd)
+        if folder_unsynced:
+            hit(_SYNC_FOLDER)
+            folders.sync(self.directory)
+        with self._writing:
+            for number in [n for n in self._reserved if n != self._number]:
+                with self._files.using(number) as fd:
+                    space.trim(fd)
+                del self._reserved[number]
 
     def punch(self, extent: ExtentId, stored_bytes: int) -> None:
         self._check_writable()
