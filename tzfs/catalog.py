@@ -100,9 +100,9 @@ class Catalog:
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    def get(self, name: str | FilesystemName) -> FilesystemInfo:
-        """The filesystem of that name, in whatever state."""
-        return self._session.get(_parsed(name), Command.GET)
+    def get(self, name: str | FilesystemName, command: Command = Command.GET) -> FilesystemInfo:
+        """The filesystem of that name, if its state allows `command`: GET in whatever state."""
+        return self._session.get(_parsed(name), command)
 
     def refresh(self, info: FilesystemInfo) -> FilesystemInfo:
         """The same filesystem as it is now, under whatever name; `NotFound` if it is gone."""
@@ -202,8 +202,8 @@ class Catalog:
         """
         parsed = _parsed(name)
         with translating(f"{command} {parsed}"):
-            if self.info.readonly is None:
-                self._transitions.settle_name(parsed)
+            self._session.check_writable()
+            self._transitions.settle_name(parsed)
             found = self._transitions.ready(parsed, command)
             self._session.layout.check(found.partition)
             lease = self._transitions.lease(found, command, info)

@@ -20,7 +20,7 @@ from typing import Final
 from tzfs import catalog_rows as rows
 from tzfs import properties as props
 from tzfs.catalog_rows import FilesystemRecord, StoreRecord
-from tzfs.errors import ForeignStore, NotFound, ReadOnly, StoreError
+from tzfs.errors import ForeignStore, InvalidArgument, NotFound, ReadOnly, StoreError
 from tzfs.failpoints import declare, hit
 from tzfs.format.keys import CATALOG_TABLES
 from tzfs.layout import META, Layout, translating
@@ -134,26 +134,40 @@ class Session:
         self.meta: Final = meta
         self.clock: Final = clock
         self.readonly = readonly
+        self._closed = False
 
     def close(self) -> None:
         """Lets go of the store, but for the space that the next process needs to destroy something on a full disk."""
+        if self._closed:
+            return
+        self._closed = True
         self.meta.close()
         if self.readonly is None:
             self.layout.keep_reserve(RESERVE_BYTES)
 
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
+        self._check_open()
         txn = self.meta.begin_read()
         try:
             yield txn
         finally:
             txn.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidArgument(f"store {self.layout.root} is closed", hint="open it again: use it in a with block")
+
+    def check_writable(self) -> None:
+        """`ReadOnly` where nothing can be written: to be asked before anything is locked or made."""
+        self._check_open()
+        if self.readonly is not None:
+            raise ReadOnly(f"store {self.layout.root} is read-only: {self.readonly}")
+
     @contextmanager
     def write(self, *, frees: bool = False) -> Iterator[WriteTransaction]:
         """A write transaction, with space for its commit; what `frees` space is tried without, if need be."""
-        if self.readonly is not None:
-            raise ReadOnly(f"store {self.layout.root} is read-only: {self.readonly}")
+        self.check_writable()
         with _process.writing:
             with suppress(*((StoreError,) if frees else ())):
                 self.meta.reserve(RESERVE_BYTES)

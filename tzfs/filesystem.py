@@ -19,6 +19,8 @@ import stat as stat_bits
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from weakref import WeakSet
 
 from tzfs import limits
 from tzfs.engine.engine import Engine, StatFs
@@ -31,13 +33,13 @@ from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, to_stat
 class FileSystem(Tree):
     """One filesystem open for writing.  Get one from `Store.open`; it is a context manager."""
 
-    def __init__(self, engine: Engine, close: Callable[[], None], *, umask: int = 0o022) -> None:
-        super().__init__(engine)
-        self._engine = engine
+    def __init__(self, engine: Engine, close: Callable[[], None], *, name: str, umask: int = 0o022) -> None:
+        super().__init__(engine, f"filesystem {name}")
+        self.__engine = engine
         self._close = close
         self._umask = umask
         self._open: Counter[int] = Counter()
-        self._closed = False
+        self._files: WeakSet[io.IOBase] = WeakSet()
         engine.referenced = lambda ino: ino in self._open
 
     def __enter__(self) -> FileSystem:
@@ -47,10 +49,19 @@ class FileSystem(Tree):
         self.close()
 
     def close(self) -> None:
-        """Commits and gives the lease back; doing it twice is harmless."""
-        if not self._closed:
-            self._closed = True
-            self._close()
+        """Closes the files that are still open, commits and gives the lease back; doing it twice is harmless."""
+        if self.closed:
+            return
+        with ExitStack() as stack:  # whatever fails on the way, the rest is done, and the lease is given back last
+            stack.callback(self._close)
+            stack.callback(self.end)
+            for file in list(self._files):
+                stack.callback(file.close)
+
+    @property
+    def _engine(self) -> Engine:
+        self._check_usable()
+        return self.__engine
 
     # -- durability ----------------------------------------------------------------------------------------------
 
@@ -96,12 +107,16 @@ class FileSystem(Tree):
 
     def view(self, snapshot: str) -> SnapshotView:
         """A snapshot's tree, read-only, for as long as the filesystem is open.  `NotFound`."""
-        return SnapshotView(self._engine.view(snapshot))
+        return SnapshotView(self._engine.view(snapshot), within=self)
 
     # -- files ---------------------------------------------------------------------------------------------------
 
     def open(self, path: Path, mode: str = "r", *, encoding: str = "utf-8") -> io.IOBase:
-        """Like the built-in `open`: `r`, `w`, `a`, `x`, with `+` and `b`; text unless `b`."""
+        """Like the built-in `open`: `r`, `w`, `a`, `x`, with `+` and `b`; text unless `b`.
+
+        What is written is buffered as Python buffers it: it is in the filesystem, and in a snapshot, after `flush` or
+        `close`.  A file that is still open is closed with the filesystem.
+        """
         kinds = set(mode) - {"b", "t", "+"}
         if len(kinds) != 1 or not kinds <= set("rwax") or len(set(mode)) != len(mode) or {"b", "t"} <= set(mode):
             raise InvalidArgument(f"mode {mode!r} is not one that open knows")
@@ -116,7 +131,9 @@ class FileSystem(Tree):
             binary = io.BufferedWriter(raw)
         else:
             binary = io.BufferedReader(raw)
-        return binary if "b" in mode else io.TextIOWrapper(binary, encoding=encoding)
+        opened = binary if "b" in mode else io.TextIOWrapper(binary, encoding=encoding)
+        self._files.add(opened)
+        return opened
 
     def _inode_for(self, path: Path, kind: str) -> Inode:
         directory, name = self._resolve_parent(path, follow=True)
@@ -252,15 +269,14 @@ class FileSystem(Tree):
 
     # -- what open files need ------------------------------------------------------------------------------------
 
-    def _opened(self, ino: int) -> Engine:
+    def _opened(self, ino: int) -> None:
         self._open[ino] += 1
-        return self._engine
 
     def _closed_file(self, ino: int) -> None:
         self._open[ino] -= 1
         if not self._open[ino]:
             del self._open[ino]
-            if not self._closed:
+            if not self.closed:
                 self._engine.forget(ino)
 
 
@@ -270,9 +286,9 @@ class WriteFile(ReadFile):
     def __init__(self, fs: FileSystem, ino: int, *, append: bool, readable: bool, writable: bool) -> None:
         self._fs = fs
         self._registered = False
-        super().__init__(fs._opened(ino), ino)
+        super().__init__(fs, ino)
+        fs._opened(ino)
         self._registered = True
-        self._engine = fs._engine
         self._append, self._readable, self._writable = append, readable, writable
 
     def readable(self) -> bool:
@@ -284,15 +300,15 @@ class WriteFile(ReadFile):
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]  # io's own signature says no more
         if self._append:
-            self._at = self._engine.inode(self._ino).size
-        written = self._engine.write(self._ino, self._at, view[: limits.MIB])
+            self._at = self._fs._engine.inode(self._ino).size
+        written = self._fs._engine.write(self._ino, self._at, view[: limits.MIB])
         self._at += written
         self._fs._did()
         return written
 
     def truncate(self, size: int | None = None) -> int:
         size = self._at if size is None else size
-        self._engine.setattr(self._ino, size=size)
+        self._fs._engine.setattr(self._ino, size=size)
         self._fs._did()
         return size
 

@@ -12,8 +12,8 @@ command line and the mount's own control methods are faces of these functions.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -22,12 +22,14 @@ from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.control import ControlClient, connect
 from tzfs.engine.engine import Settings
-from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound, ReadOnly, StoreError
+from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, ReadOnly, StoreError
 from tzfs.filesystem import FileSystem
 from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
-from tzfs.lifecycle import Command, State, check
+from tzfs.layout import translating
+from tzfs.lifecycle import Command, State
 from tzfs.names import (
+    STORE_SCOPE,
     FilesystemName,
     Scope,
     SnapshotName,
@@ -80,7 +82,8 @@ def open_store(path: str | os.PathLike[str] | None = None, *, create: bool = Tru
     """
     where = Path(path) if path is not None else default_store()
     if create:
-        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with translating(f"store {where}"), suppress(FileExistsError):
+            where.mkdir(mode=0o700, parents=True)
     return Store(Catalog.open(where, create=create))
 
 
@@ -110,10 +113,12 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        """Lets go of the store; doing it twice is harmless.  What has been opened from it stays open."""
         self.catalog.close()
 
     @property
     def path(self) -> Path:
+        """The store's folder, without symbolic links."""
         return self.catalog.info.path
 
     # -- filesystems -------------------------------------------------------------------------------------------------
@@ -122,13 +127,15 @@ class Store:
         """A new, empty filesystem.  `Exists`, `InvalidArgument`, `NoSpace`."""
         return self.catalog.create(name, formatter=format_filesystem, properties=properties)
 
-    def get(self, name: Name) -> FilesystemInfo:
-        """The filesystem, in whatever state; `NotFound`."""
-        return self.catalog.get(name)
+    def get(self, name: Name, command: Command = Command.GET) -> FilesystemInfo:
+        """The filesystem, if its state allows `command`: GET in whatever state.  `NotFound`, `WrongState`."""
+        return self.catalog.get(name, command)
 
-    def filesystems(self) -> list[FilesystemInfo]:
-        """All filesystems, by name."""
-        return self.catalog.list()
+    def filesystems(
+        self, scope: Scope = STORE_SCOPE, *, on_damage: Callable[[CorruptionError], None] | None = None
+    ) -> list[FilesystemInfo]:
+        """All filesystems, or those of a namespace, by name; a damaged record is raised, or given to `on_damage`."""
+        return self.catalog.list(scope, on_damage=on_damage)
 
     def rename(self, old: Name, new: Name) -> FilesystemInfo:
         """Gives a filesystem another name, mounted or not."""
@@ -152,7 +159,7 @@ class Store:
         `Busy` names the mount or process that has it; `ReadOnly` where its property `readonly` is on.
         """
         writer = self.writer(name, {"kind": "program"}, Command.OPEN)
-        return FileSystem(writer.engine, writer.close)
+        return FileSystem(writer.engine, writer.close, name=str(name))
 
     def writer(self, name: Name, told: Mapping[str, str], command: Command) -> Writer:
         """The lease, the tables and the engine of a filesystem; `told` says to others who has it."""
@@ -171,13 +178,16 @@ class Store:
     def open_readonly(self, name: Name) -> Iterator[Tree]:
         """The tree of a filesystem that nobody writes, archived or not.  `Busy` where somebody does."""
         with self.head_reader(name, {"kind": "program"}) as reader:
-            yield Tree(reader.tree)
+            tree = Tree(reader.tree, f"filesystem {name}")
+            try:
+                yield tree
+            finally:
+                tree.end()
 
     def reader(self, name: str | SnapshotName, told: Mapping[str, str] | None = None) -> Reader:
         """A snapshot, held against its destruction; `reader.view` has the calls by inode number."""
         parsed = parse_snapshot(name) if isinstance(name, str) else name
-        info = self.catalog.get(parsed.filesystem)
-        check(Command.OPEN_SNAPSHOT, info.name, info.state)
+        info = self.catalog.get(parsed.filesystem, Command.OPEN_SNAPSHOT)
         reader = Reader(info.folder, bytes.fromhex(info.guid), parsed.snapshot, told)
         try:
             self.catalog.confirm(info, Command.OPEN_SNAPSHOT)
@@ -190,7 +200,11 @@ class Store:
     def open_snapshot(self, name: str | SnapshotName) -> Iterator[SnapshotView]:
         """A snapshot's tree, read-only, also while its filesystem is mounted or open elsewhere."""
         with self.reader(name) as reader:
-            yield SnapshotView(reader.view)
+            view = SnapshotView(reader.view)
+            try:
+                yield view
+            finally:
+                view.end()
 
     # -- verbs that a mount answers, if there is one ---------------------------------------------------------------
 
@@ -212,8 +226,7 @@ class Store:
         for key in checked:
             if not props.is_user(key):
                 raise InvalidArgument(f"{key}: a snapshot takes user properties only (MODULE:NAME)")
-        info = self.catalog.get(parsed.filesystem)
-        check(Command.SNAPSHOT, info.name, info.state)
+        info = self.catalog.get(parsed.filesystem, Command.SNAPSHOT)
         mount = self.mounted(info)
         if mount is not None:
             with mount:
@@ -234,8 +247,7 @@ class Store:
 
     def sync(self, name: Name) -> None:
         """Everything done so far in the filesystem is durable when it returns."""
-        info = self.catalog.get(name)
-        check(Command.SYNC, info.name, info.state)
+        info = self.catalog.get(name, Command.SYNC)
         mount = self.mounted(info)
         if mount is not None:
             with mount:
@@ -246,8 +258,7 @@ class Store:
 
         `progress` hears from time to time what has been collected so far.
         """
-        info = self.catalog.get(name)
-        check(Command.GC, info.name, info.state)
+        info = self.catalog.get(name, Command.GC)
         mount = self.mounted(info)
         if mount is not None:
             with mount:
@@ -287,6 +298,20 @@ class Store:
         value = self.change_property(target, name, text)
         self._tell_mounts(target)
         return value
+
+    def set_properties(self, targets: Sequence[str | FilesystemName | Scope], changes: Mapping[str, str]) -> None:
+        """Sets several properties on several targets; all values and names are looked at before the first is set."""
+        for name, text in changes.items():
+            props.parse(name, text)
+        for where in map(props_target, targets):
+            if isinstance(where, FilesystemName):
+                self.catalog.get(where, Command.SET)
+            if "readonly" in changes:
+                self._check_unused(where, changes["readonly"])
+        for target in targets:
+            for name, text in changes.items():
+                self.change_property(target, name, text)
+            self._tell_mounts(target)
 
     def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> props.Value:
         """Takes a set value away, and tells the mounts that it concerns; the value that holds now."""

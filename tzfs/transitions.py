@@ -177,6 +177,7 @@ class Transitions:
         return self._turn(name, Command.ACTIVATE, State.ACTIVE, _ACTIVATE)
 
     def _turn(self, name: FilesystemName, command: Command, state: State, point: str) -> FilesystemInfo:
+        self._session.check_writable()
         self.settle_name(name)
         info = self.ready(name, command)
         self._layout.check(info.partition)
@@ -192,6 +193,7 @@ class Transitions:
 
     def destroy(self, name: FilesystemName, *, dry_run: bool) -> FilesystemInfo:
         """Removes a filesystem, or goes on removing it; the answer is what it was."""
+        self._session.check_writable()
         with self._session.read() as txn:
             there = rows.get_filesystem(txn, name)
         if there is not None and there.state is State.CREATING:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat as stat_bits
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,14 +42,17 @@ class Stat:
 
     @property
     def is_dir(self) -> bool:
+        """Whether it is a directory."""
         return stat_bits.S_ISDIR(self.mode)
 
     @property
     def is_file(self) -> bool:
+        """Whether it is a regular file."""
         return stat_bits.S_ISREG(self.mode)
 
     @property
     def is_symlink(self) -> bool:
+        """Whether it is a symbolic link."""
         return stat_bits.S_ISLNK(self.mode)
 
 
@@ -67,10 +71,40 @@ def components(path: Path) -> list[bytes]:
 
 
 class Tree:
-    """Read-only calls by path.  `FileSystem` and `SnapshotView` build on it."""
+    """Read-only calls by path.  `FileSystem` and `SnapshotView` build on it.
 
-    def __init__(self, source: Engine | View) -> None:
-        self._source = source
+    A tree is used by the thread that opened it, until whatever it was opened from is closed; anything later, or from
+    elsewhere, is `InvalidArgument`.  `what` is what it is called then.
+    """
+
+    def __init__(self, source: Engine | View, what: str, *, within: Tree | None = None) -> None:
+        self.__source = source
+        self._what = what
+        self._within = within
+        self._thread = threading.get_ident()
+        self._ended = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._ended or (self._within is not None and self._within.closed)
+
+    def end(self) -> None:
+        """Lets nothing be done with it any more; what it stands on is closed by whoever opened that."""
+        self._ended = True
+
+    def _check_usable(self) -> None:
+        if self.closed:
+            raise InvalidArgument(f"{self._what} is closed", hint="open it again, and use it within the with block")
+        if threading.get_ident() != self._thread:
+            raise InvalidArgument(
+                f"{self._what} belongs to the thread that opened it", hint="open it where it is used, or mount it"
+            )
+
+    @property
+    def _source(self) -> Engine | View:
+        self._check_usable()
+        return self.__source
 
     # -- resolving -----------------------------------------------------------------------------------------------
 
@@ -181,7 +215,7 @@ class Tree:
         return io.BufferedReader(self._open_read(path))
 
     def _open_read(self, path: Path) -> ReadFile:
-        return ReadFile(self._source, self._resolve(path).ino)
+        return ReadFile(self, self._resolve(path).ino)
 
     def getxattr(self, path: Path, name: str) -> bytes:
         """An extended attribute; `NoAttribute`."""
@@ -203,10 +237,10 @@ class Tree:
 class ReadFile(io.RawIOBase):
     """A file open for reading, unbuffered; seekable."""
 
-    def __init__(self, source: Engine | View, ino: int) -> None:
+    def __init__(self, tree: Tree, ino: int) -> None:
         super().__init__()
-        source.plan_read(ino, 0, 0)  # a directory is refused now, not at the first read
-        self._source, self._ino, self._at = source, ino, 0
+        tree._source.plan_read(ino, 0, 0)  # a directory is refused now, not at the first read
+        self._tree, self._ino, self._at = tree, ino, 0
 
     def readable(self) -> bool:
         return True
@@ -218,7 +252,7 @@ class ReadFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = (0, self._at, self._source.inode(self._ino).size)[whence]
+        base = (0, self._at, self._tree._source.inode(self._ino).size)[whence]
         if base + offset < 0:
             raise InvalidArgument("cannot seek to before the beginning")
         self._at = base + offset
@@ -226,7 +260,7 @@ class ReadFile(io.RawIOBase):
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]  # io's own signature says no more
-        data = self._source.plan_read(self._ino, self._at, min(len(view), limits.MIB)).execute()
+        data = self._tree._source.plan_read(self._ino, self._at, min(len(view), limits.MIB)).execute()
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -235,7 +269,7 @@ class ReadFile(io.RawIOBase):
 class SnapshotView(Tree):
     """A snapshot's tree.  `name` is what it is called, `created_ns` when it was taken."""
 
-    def __init__(self, view: View) -> None:
-        super().__init__(view)
+    def __init__(self, view: View, *, within: Tree | None = None) -> None:
+        super().__init__(view, f"snapshot {view.name}", within=within)
         self.name = view.name
         self.created_ns = view.snapshot.created_ns

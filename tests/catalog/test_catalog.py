@@ -15,7 +15,6 @@ from tzfs.catalog import Catalog, partition_of
 from tzfs.errors import (
     Busy,
     Exists,
-    InternalError,
     InvalidArgument,
     LimitReached,
     NameTooLong,
@@ -437,7 +436,7 @@ def test_a_closed_catalog_says_so(tmp_path: Path) -> None:
     catalog = Catalog.open(tmp_path / "store", clock=ticking())
     catalog.close()
     catalog.close()
-    with pytest.raises(InternalError, match="closed"):
+    with pytest.raises(InvalidArgument, match="is closed"):
         catalog.list()
     assert fds_below(tmp_path) == []
 

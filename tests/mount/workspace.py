@@ -103,6 +103,10 @@ class Workspace:
         self._daemons[told.pid] = (os.pidfd_open(told.pid), where)
         return told.pid
 
+    def daemons(self) -> list[int]:
+        """The daemons that have been started and have not been seen to end."""
+        return list(self._daemons)
+
     def unmount(self, pid: int) -> None:
         """Takes the mount of that daemon away, and waits for its end."""
         mountpoint.unmount(self._daemons[pid][1], daemon=pid, timeout_s=PATIENCE_S)
