@@ -29,6 +29,8 @@ PACKAGES: Final[Mapping[str, str]] = {  # Debian's name, and what it is for
     "make": "a test builds a C project",
     "git": "a test clones a repository",
     "rsync": "a test compares trees",
+    "zsh": "a test completes in it",
+    "fish": "a test completes in it",
     "python3-venv": "the ordinary user's environment",
     "python3-dev": "to build pyfuse3 in it",
     "ca-certificates": "pip",

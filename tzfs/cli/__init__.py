@@ -8,13 +8,15 @@ words to standard error.  `main` turns every error into one line, a hint and an 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
 
 import click
 
-from tzfs.errors import TzfsError, exit_code_of
+from tzfs.cli.output import say
+from tzfs.errors import InvalidArgument, TzfsError, exit_code_of
 
 COMMANDS = {
     "create": "filesystems",
@@ -37,8 +39,21 @@ COMMANDS = {
 }
 
 
+COMPLETE = "_TZFS_COMPLETE"  # set by a shell that asks how a line may go on: see `tzfs completion`
+
+
+class PipeClosed(Exception):
+    """Whoever read standard output reads no more; not the `OSError`, of which click makes an exit code of its own."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands live in modules of their own."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PipeClosed from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -56,12 +71,11 @@ class LazyGroup(click.Group):
 @click.option(
     "--store",
     metavar="DIR",
-    type=click.Path(file_okay=False),
+    type=click.Path(file_okay=False, readable=False),  # who may not read it hears so from the store
     help="The store to work on.  [default: $TZFS_STORE, else tzfs in the user's data directory]",
 )
 @click.version_option(package_name="tzfs", message="%(prog)s %(version)s")
-@click.pass_context
-def cli(ctx: click.Context, store: str | None) -> None:
+def cli(store: str | None) -> None:
     """TemporalZFS: filesystems for agent workspaces, with snapshots at any moment.
 
     \b
@@ -70,8 +84,8 @@ def cli(ctx: click.Context, store: str | None) -> None:
     tzfs snapshot ws@before         a snapshot, of any size in the same time
     ls DIR/.zfs/snapshot/before     browsed, read-only
     tzfs umount ws                  unmounted again
+    tzfs COMMAND --help             what a command does, with an example
     """
-    ctx.obj = store
 
 
 def main() -> None:
@@ -81,37 +95,56 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs a command line; its exit code.  Never raises."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding does not have
     try:
-        answer = cli.main(arguments, prog_name="tzfs", standalone_mode=False)
+        if COMPLETE in os.environ:
+            importlib.import_module("tzfs.cli.completion")
+        if any("\0" in argument for argument in arguments):
+            raise InvalidArgument("an argument has a NUL in it")
+        answer = cli.main(arguments, prog_name="tzfs", complete_var=COMPLETE, standalone_mode=False)
         sys.stdout.flush()
         return answer if isinstance(answer, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.Abort:
-        click.echo("tzfs: interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt):
+        say("tzfs", "interrupted")
         return 130
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
+    except click.ClickException as error:
+        return _report_usage(error)
+    except (PipeClosed, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what is left in the buffer
         return 141
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
     except Exception as error:
         return _report(error)
+
+
+def _report_usage(error: click.ClickException) -> int:
+    text = error.format_message().rstrip(".")
+    say("tzfs", text[:1].lower() + text[1:])
+    if isinstance(error, click.UsageError):
+        say("hint", f"{error.ctx.command_path if error.ctx else 'tzfs'} --help")
+    return error.exit_code
 
 
 def _report(error: Exception) -> int:
     if os.environ.get("TZFS_DEBUG"):
         traceback.print_exc()
     if isinstance(error, TzfsError):
-        click.echo(f"tzfs: {error}", err=True)
+        say("tzfs", str(error))
         if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
+            say("hint", error.hint)
     elif isinstance(error, OSError):
-        click.echo(f"tzfs: {error}", err=True)
+        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        say("tzfs", ": ".join([*names, reason]))
     else:
-        click.echo(f"tzfs: internal error: {type(error).__name__}: {error}", err=True)
-        click.echo("hint: this is a bug of tzfs; TZFS_DEBUG=1 shows where", err=True)
+        say("tzfs", f"internal error: {type(error).__name__}: {error}")
+        say("hint", "this is a bug of tzfs; TZFS_DEBUG=1 shows where")
     return exit_code_of(error)

@@ -1,23 +1,32 @@
-"""list: filesystems and snapshots."""
+"""list: filesystems and snapshots.
+
+What cannot be read does not keep the rest from being listed: a filesystem whose folder is damaged is a line without
+figures, and what is wrong with it goes to standard error and into the exit code.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import click
 
-from tzfs.cli.output import document, table
-from tzfs.cli.parameters import FILESYSTEM, assignments, store_of
-from tzfs.errors import InvalidArgument, NotFound
-from tzfs.management import Store
-from tzfs.names import SnapshotName, parse
-from tzfs.properties import NATIVE, Kind, Value, check_name
+from tzfs.catalog import FilesystemInfo
+from tzfs.cli.output import document, say, table
+from tzfs.cli.parameters import COLUMN, CONDITION, TARGET, assignments, store_of
+from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of
+from tzfs.management import SnapshotInfo, Store
+from tzfs.names import SnapshotName, parse, parse_scope, show
+from tzfs.properties import NATIVE, Kind, Value, check_name, parse_size
+from tzfs.properties import parse as parse_value
 
 COLUMNS = ("name", "used", "available", "referenced", "mountpoint")
 HEADS = {"available": "avail", "referenced": "refer"}
 ALIASES = {"avail": "available", "refer": "referenced"}
 NUMBERS = frozenset(p.name for p in NATIVE.values() if p.kind in (Kind.SIZE, Kind.INTEGER))
+RANKED = NUMBERS | {p.name for p in NATIVE.values() if p.kind in (Kind.TIME, Kind.SECONDS)}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +44,105 @@ class Row:
             return "-"
         return value.parsable if parsable else value.human
 
-    def rank(self, column: str) -> tuple[bool, float, str]:
-        """Where it stands when sorted by the column: numbers by size, what has no value last."""
-        text = self.text(column, parsable=True)
-        if column in NUMBERS or column == "creation":
-            return (text == "-", float(text) if text != "-" else 0.0, self.name)
-        return (text == "-", 0.0, text)
+    def exact(self, column: str) -> str | None:
+        """The value that `--json` has."""
+        if column == "name":
+            return self.name
+        value = self.properties.get(column)
+        return None if value is None else value.exact
+
+
+@dataclass(slots=True)
+class Listing:
+    """What was found, and what could not be read."""
+
+    store: Store
+    rows: list[Row] = field(default_factory=list)
+    failures: list[TzfsError] = field(default_factory=list)
+
+    def collect(self, kind: str, names: tuple[str, ...]) -> None:
+        if not names:
+            for info in self.store.filesystems(on_damage=self.failures.append):
+                self._add(info, kind)
+        for name in names:
+            if name.endswith("/"):
+                for info in self.store.filesystems(parse_scope(name), on_damage=self.failures.append):
+                    self._add(info, kind)
+                continue
+            parsed = parse(name)
+            if not isinstance(parsed, SnapshotName):
+                self._add(self.store.get(parsed), kind)
+                continue
+            found = [s for s in self.store.snapshots(parsed.filesystem) if s.name == parsed]
+            if not found:
+                raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {parsed.filesystem}")
+            self.rows += [Row(str(s.name), s.properties) for s in found]
+
+    def _add(self, info: FilesystemInfo, kind: str) -> None:
+        if kind != "snapshot":
+            self.rows.append(
+                Row(str(info.name), self._readable(lambda: self.store.properties(info), info.properties()))
+            )
+        if kind != "filesystem":
+            none: list[SnapshotInfo] = []
+            found = self._readable(lambda: self.store.snapshots(info), none)
+            self.rows += [Row(str(s.name), s.properties) for s in found]
+
+    def _readable(self, read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except TzfsError as error:
+            if not any(str(error) == str(other) for other in self.failures):
+                self.failures.append(error)
+            return otherwise
+
+    def sort(self, column: str, *, descending: bool) -> None:
+        """By one column, those of equal rank left as they are; what has no value comes last either way."""
+
+        def rank(row: Row) -> float | str:
+            text = row.text(column, parsable=True)
+            return float(text) if column in RANKED else text
+
+        empty = [row for row in self.rows if row.text(column, parsable=True) == "-"]
+        valued = [row for row in self.rows if row.text(column, parsable=True) != "-"]
+        valued.sort(key=rank, reverse=descending)
+        self.rows = valued + empty
 
 
 @click.command()
 @click.option(
-    "-t", "kind", type=click.Choice(["filesystem", "snapshot", "all"]), default="filesystem", show_default=True
+    "-t",
+    "kind",
+    type=click.Choice(["filesystem", "snapshot", "all"]),
+    default="filesystem",
+    show_default=True,
+    help="What to list.",
 )
 @click.option("-H", "scripted", is_flag=True, help="No headers, one tab between columns.")
 @click.option("-p", "parsable", is_flag=True, help="Exact numbers.")
-@click.option("-o", "columns", metavar="COLUMN,...", help=f"What to show: name or any property.  [{','.join(COLUMNS)}]")
-@click.option("-s", "ascending", metavar="COLUMN", multiple=True, help="Sort by a column, ascending.")
-@click.option("-S", "descending", metavar="COLUMN", multiple=True, help="Sort by a column, descending.")
+@click.option(
+    "-o",
+    "columns",
+    metavar="COLUMN,...",
+    type=COLUMN,
+    help=f"What to show: name or any property.  [default: {','.join(COLUMNS)}]",
+)
+@click.option(
+    "-s", "ascending", metavar="COLUMN", multiple=True, type=COLUMN, help="Sort by a column; may be repeated."
+)
+@click.option(
+    "-S", "descending", metavar="COLUMN", multiple=True, type=COLUMN, help="Sort by a column, the largest first."
+)
 @click.option("--state", type=click.Choice(["creating", "active", "archived", "deleting"]), help="Only in this state.")
 @click.option(
-    "--where", metavar="PROPERTY=VALUE", multiple=True, help="Only with this value of a property; may be repeated."
+    "--where",
+    metavar="PROPERTY=VALUE",
+    multiple=True,
+    type=CONDITION,
+    help="Only with this value of a property; may be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
-@click.argument("names", nargs=-1, type=FILESYSTEM)
+@click.option("--json", "as_json", is_flag=True, help="One JSON array; every property, or the columns of -o.")
+@click.argument("names", metavar="[FILESYSTEM|SNAPSHOT|NAMESPACE/]...", nargs=-1, type=TARGET)
 @click.pass_context
 def list_command(
     ctx: click.Context,
@@ -71,66 +156,67 @@ def list_command(
     where: tuple[str, ...],
     as_json: bool,
     names: tuple[str, ...],
-) -> None:
-    """List filesystems, snapshots or both.
+) -> int:
+    """List filesystems, snapshots or both: all of them, or those named.
+
+    Figures are as last committed.  With -S and -s together, -S goes first.
 
     \b
     tzfs list -t all
     tzfs list --where agent:model=small -o name,used,snapshot_count -S used
+    tzfs list --json agents/ | jq '.[].name'
     """
-    shown = [ALIASES.get(c, c) for c in columns.split(",")] if columns else list(COLUMNS)
-    for column in [*shown, *ascending, *descending]:
-        if ALIASES.get(column, column) != "name":
-            check_name(ALIASES.get(column, column))
-    wanted = assignments(where)
+    shown = [_column(c) for c in columns.split(",")] if columns is not None else list(COLUMNS)
+    keys = [(_column(c), False) for c in reversed(ascending)] + [(_column(c), True) for c in reversed(descending)]
+    wanted = _conditions(where)
     if state is not None:
         wanted["state"] = state
-    rows = [row for row in _rows(store_of(ctx), kind, names) if _fits(row, wanted)]
-    for column in reversed(ascending):
-        rows.sort(key=lambda row: row.rank(ALIASES.get(column, column)))
-    for column in reversed(descending):
-        rows.sort(key=lambda row: row.rank(ALIASES.get(column, column)), reverse=True)
+    listing = Listing(store_of(ctx))
+    listing.collect(kind, names)
+    listing.rows = [row for row in listing.rows if all(row.exact(name) == text for name, text in wanted.items())]
+    for column, reverse in keys:
+        listing.sort(column, descending=reverse)
     if as_json:
-        document([{"name": r.name, **{k: v.exact for k, v in r.properties.items()}} for r in rows])
-        return
-    heads = [HEADS.get(c, c) for c in shown]
-    table(
-        heads,
-        [[row.text(c, parsable=parsable) for c in shown] for row in rows],
-        scripted=scripted,
-        right=[HEADS.get(c, c) for c in shown if c in NUMBERS],
-    )
-
-
-def _rows(store: Store, kind: str, names: tuple[str, ...]) -> list[Row]:
-    rows: list[Row] = []
-    if names:
-        infos = []
-        for name in names:
-            parsed = parse(name)
-            if isinstance(parsed, SnapshotName):
-                found = [s for s in store.snapshots(parsed.filesystem) if s.name == parsed]
-                if not found:
-                    raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {parsed.filesystem}")
-                rows += [Row(str(s.name), s.properties) for s in found]
-            else:
-                infos.append(store.get(parsed))
+        document([_object(row, None if columns is None else shown) for row in listing.rows])
     else:
-        infos = store.filesystems()
-    for info in infos:
-        if kind != "snapshot":
-            rows.append(Row(str(info.name), store.properties(info)))
-        if kind != "filesystem":
-            rows += [Row(str(s.name), s.properties) for s in store.snapshots(info)]
-    return rows
+        table(
+            [HEADS.get(c, c) for c in shown],
+            [[row.text(c, parsable=parsable) for c in shown] for row in listing.rows],
+            scripted=scripted,
+            right=[HEADS.get(c, c) for c in shown if c in NUMBERS],
+        )
+    for failure in listing.failures:
+        say("tzfs", str(failure))
+    return exit_code_of(listing.failures[0]) if listing.failures else 0
 
 
-def _fits(row: Row, wanted: Mapping[str, str]) -> bool:
-    for name, text in wanted.items():
+def _column(text: str) -> str:
+    """A column by its name or its alias; `NotFound` for one that there is not."""
+    name = ALIASES.get(text, text)
+    if name != "name":
         check_name(name)
+    return name
+
+
+def _conditions(where: tuple[str, ...]) -> dict[str, str]:
+    """Exact values by property; a value may be given as `set` takes it."""
+    wanted = {}
+    for given, text in assignments(where).items():
+        name = ALIASES.get(given, given)
+        native = check_name(name)
         if text == "":
-            raise InvalidArgument(f"--where {name}= needs a value")
-        value = row.properties.get(name)
-        if value is None or text not in (value.parsable, value.human):
-            return False
-    return True
+            raise InvalidArgument(f"--where {given}= needs a value")
+        if native is None or native.settable:
+            text = parse_value(name, text)
+        elif native.kind is Kind.SIZE:
+            size = parse_size(text)
+            if size is None:
+                raise InvalidArgument(f"--where {given}: {show(text)} is not a size", hint="64K, for example")
+            text = str(size)
+        wanted[name] = text
+    return wanted
+
+
+def _object(row: Row, columns: list[str] | None) -> dict[str, str | None]:
+    names = ["name", *row.properties] if columns is None else columns
+    return {name: row.exact(name) for name in names}

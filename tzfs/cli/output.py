@@ -1,16 +1,34 @@
-"""How tables and documents are printed: aligned for people, tab-separated for scripts, JSON for programs.
+"""How tables, documents and messages are printed: aligned for people, tab-separated for scripts, JSON for programs.
 
-Colour and progress appear on a terminal only.
+Colour and progress appear on a terminal only.  A line that is printed is one line, and text: what a name, a path or a
+value has of control characters, or of bytes that are no UTF-8, is shown escaped; `--json` has it exactly.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import click
+
+# What json.dumps leaves as it is and a terminal would obey, or UTF-8 cannot say (the bytes that os.fsdecode escaped).
+_NOT_TEXT: Final = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with what cannot be printed written as in a string of Python's: a newline as backslash and `n`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(word: str, text: str) -> None:
+    """A line of words, to standard error: `tzfs: ...`, `hint: ...`."""
+    click.echo(f"{word}: {printable(text)}", err=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, scripted: bool, right: Sequence[str] = ()) -> None:
@@ -18,6 +36,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, scripted: bo
 
     Columns named in `right` are set to the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     if scripted:
         for row in rows:
             click.echo("\t".join(row))
@@ -35,7 +54,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, scripted: bo
 
 def document(value: object) -> None:
     """One JSON document."""
-    click.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
+    text = json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False)
+    click.echo(_NOT_TEXT.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 @contextmanager

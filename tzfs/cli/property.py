@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from tzfs.cli.output import document, table
-from tzfs.cli.parameters import FILESYSTEM, assignments, store_of
+from tzfs.cli.parameters import CHANGE, PROPERTIES, PROPERTY, TARGET, assignments, store_of
 from tzfs.errors import NotFound
 from tzfs.management import Store
 from tzfs.names import Scope, SnapshotName, parse, parse_property_target
 from tzfs.properties import NATIVE, Value, check_name, resolve
 
 COLUMNS = ("name", "property", "value", "source")
+SOURCES = ("local", "inherited", "default", "-")
 
 
 def _catalogue() -> str:
@@ -28,15 +29,16 @@ def _catalogue() -> str:
 
 @click.command(
     help="Show properties: `all`, or names with commas between, of filesystems, snapshots, NAMESPACE/ or /.\n\n"
-    "\b\ntzfs get all ws\ntzfs get -H -p -o value used ws\n\n" + _catalogue()
+    "SOURCE says where a value is set: local, inherited from NAMESPACE/ or from /, default; - for what is computed.\n\n"
+    "\b\ntzfs get all ws\ntzfs get -H -p -o value used ws\ntzfs get -s local all agents/\n\n" + _catalogue()
 )
 @click.option("-H", "scripted", is_flag=True, help="No headers, one tab between columns.")
 @click.option("-p", "parsable", is_flag=True, help="Exact numbers.")
 @click.option("-o", "columns", metavar="COLUMN,...", help=f"Which of {','.join(COLUMNS)}.")
-@click.option("-s", "source", metavar="SOURCE", help="Only values from here: local, default, inherited, -.")
+@click.option("-s", "source", type=click.Choice(SOURCES), help="Only values from here.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: name, property, value and source.")
-@click.argument("properties")
-@click.argument("names", nargs=-1, required=True, type=FILESYSTEM)
+@click.argument("properties", metavar="all|PROPERTY,...", type=PROPERTIES)
+@click.argument("names", metavar="FILESYSTEM|SNAPSHOT|NAMESPACE/...", nargs=-1, required=True, type=TARGET)
 @click.pass_context
 def get_command(
     ctx: click.Context,
@@ -93,29 +95,36 @@ def _of(store: Store, name: str) -> dict[str, Value]:
 
 
 @click.command()
-@click.argument("changes", metavar="PROPERTY=VALUE... TARGET", nargs=-1, required=True)
+@click.argument("changes", metavar="PROPERTY=VALUE... TARGET...", nargs=-1, required=True, type=CHANGE)
 @click.pass_context
 def set_command(ctx: click.Context, changes: tuple[str, ...]) -> None:
-    """Set properties of a filesystem, of NAMESPACE/, or of / for the whole store.  A mount learns of it at once.
+    """Set properties of filesystems, of NAMESPACE/, or of / for the whole store.  A mount learns of it at once.
+
+    All values are looked at before the first is set.  `tzfs get --help` has what there is to set.
 
     \b
     tzfs set txg_interval=250ms snapdir=visible ws
     tzfs set agent:owner=ada agents/
     """
-    *texts, target = changes
-    if not texts:
-        raise click.UsageError("give PROPERTY=VALUE and then the filesystem")
-    store = store_of(ctx)
-    for name, text in assignments(texts).items():
-        store.set_property(target, name, text)
+    texts = [text for text in changes if "=" in text]
+    targets = changes[len(texts) :]
+    if any("=" in text for text in targets):
+        raise click.UsageError("give every PROPERTY=VALUE first, and then what to set them on")
+    if not texts or not targets:
+        raise click.UsageError("give PROPERTY=VALUE, and then what to set it on: a filesystem, NAMESPACE/ or /")
+    store_of(ctx).set_properties(targets, assignments(texts))
 
 
 @click.command()
-@click.argument("name")
-@click.argument("targets", nargs=-1, required=True, type=FILESYSTEM)
+@click.argument("name", metavar="PROPERTY", type=PROPERTY)
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True, type=TARGET)
 @click.pass_context
 def inherit_command(ctx: click.Context, name: str, targets: tuple[str, ...]) -> None:
-    """Take a set property away, so that the namespace's, the store's or the default value holds."""
+    """Take a set property away, so that the namespace's, the store's or the default value holds.
+
+    \b
+    tzfs inherit txg_interval ws
+    """
     store = store_of(ctx)
     for target in targets:
         store.inherit_property(target, name)

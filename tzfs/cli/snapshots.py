@@ -5,13 +5,20 @@ from __future__ import annotations
 import click
 
 from tzfs.cli.output import document, working
-from tzfs.cli.parameters import FILESYSTEM, SNAPSHOT, assignments, store_of
+from tzfs.cli.parameters import ASSIGNMENT, FILESYSTEM, SNAPSHOT, assignments, store_of
 from tzfs.names import parse_snapshot
 from tzfs.properties import human_size
 
 
 @click.command()
-@click.option("-o", "options", metavar="MODULE:NAME=VALUE", multiple=True, help="A user property; may be repeated.")
+@click.option(
+    "-o",
+    "options",
+    metavar="MODULE:NAME=VALUE",
+    multiple=True,
+    type=ASSIGNMENT,
+    help="A property of your own; may be repeated.",
+)
 @click.argument("names", metavar="FILESYSTEM@SNAPSHOT...", nargs=-1, required=True, type=SNAPSHOT)
 @click.pass_context
 def snapshot_command(ctx: click.Context, options: tuple[str, ...], names: tuple[str, ...]) -> None:
@@ -21,6 +28,7 @@ def snapshot_command(ctx: click.Context, options: tuple[str, ...], names: tuple[
 
     \b
     tzfs snapshot ws@before-refactoring
+    tzfs snapshot -o agent:step=3 ws@step-3
     """
     store = store_of(ctx)
     properties = assignments(options)
@@ -29,10 +37,14 @@ def snapshot_command(ctx: click.Context, options: tuple[str, ...], names: tuple[
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, type=FILESYSTEM)
+@click.argument("names", metavar="FILESYSTEM...", nargs=-1, required=True, type=FILESYSTEM)
 @click.pass_context
 def sync_command(ctx: click.Context, names: tuple[str, ...]) -> None:
-    """Make everything written so far durable."""
+    """Make everything written so far durable.  What is not mounted is durable already.
+
+    \b
+    tzfs sync ws
+    """
     store = store_of(ctx)
     for name in names:
         store.sync(name)
@@ -40,10 +52,14 @@ def sync_command(ctx: click.Context, names: tuple[str, ...]) -> None:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.argument("name", type=FILESYSTEM)
+@click.argument("name", metavar="FILESYSTEM", type=FILESYSTEM)
 @click.pass_context
 def gc_command(ctx: click.Context, as_json: bool, name: str) -> None:
-    """Do all background work now: removed files, orphans of a crash, space to be given back."""
+    """Do all background work now: removed files, orphans of a crash, space to be given back.
+
+    \b
+    tzfs gc ws
+    """
     store = store_of(ctx)
     with working(f"collecting {name}") as tell:
         done = store.collect(
