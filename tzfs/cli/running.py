@@ -1,101 +1,226 @@
-"""run: a command in a workspace, wherever that is mounted."""
+"""run: a command in a workspace, wherever that is mounted.
+
+Where it is mounted already, the command runs there.  Else it is mounted in the user's runtime directory for as long as
+commands run in it: several at once share that mount, and the last to end takes it away, also the one of a `run` that
+was killed.  Two record locks there, which die with their process and are not inherited by the mount's, keep this right:
+
+    GUID.gate     exclusive, for a moment: whoever looks whether it is mounted, mounts it, or takes the mount away
+    GUID.users    shared: whoever's command runs there
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 import click
 
 from tzfs.cli import mounting
-from tzfs.cli.parameters import FILESYSTEM, store_of
-from tzfs.errors import TzfsError
-from tzfs.lifecycle import Command, check
+from tzfs.cli.output import say
+from tzfs.cli.parameters import COMMAND, FILESYSTEM, store_of
+from tzfs.errors import Busy, MountFailed, NotFound
+from tzfs.lifecycle import Command
 from tzfs.management import Store, open_store
 from tzfs.runtime import runtime_directory
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+_FROM_KERNEL: Final = 0x80  # si_code of what the terminal sends, to the whole group of processes
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-o", "options", metavar="OPTION,...", multiple=True, help="Mount options, where it has to be mounted.")
-@click.argument("name", type=FILESYSTEM)
-@click.argument("command", metavar="-- COMMAND [ARGUMENT...]", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("name", metavar="FILESYSTEM", type=FILESYSTEM)
+@click.argument("command", metavar="-- COMMAND [ARGUMENT...]", nargs=-1, required=True, type=COMMAND)
 @click.pass_context
 def run_command(ctx: click.Context, options: tuple[str, ...], name: str, command: tuple[str, ...]) -> int:
     """Run a command with its working directory in a filesystem.
 
-    The mount there is is used; else the filesystem is mounted for as long as the command runs.  Signals and the exit
-    code are passed through.
+    The mount there is is used; else the filesystem is mounted for as long as commands run in it.  Signals and the exit
+    code are passed through; 128 and a signal's number is the answer for a command that a signal ended.
 
     \b
     tzfs run ws -- make test
+    tzfs run ws -- sh -c 'git add -A && git commit -qm wip'
     """
-    with _mounted(store_of(ctx), name, options) as where:
-        return _execute(command, where)
+    if command[0] == "--":
+        command = command[1:]
+    if not command:
+        raise click.UsageError("missing argument 'COMMAND'")
+    with _interruptible() as interrupted:
+        try:
+            with _mounted(store_of(ctx), name, options) as where:
+                return _execute(command, where)
+        except KeyboardInterrupt:
+            return 128 + (interrupted[0] if interrupted else signal.SIGINT)
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """What ends a process interrupts the body as Ctrl-C does; the list has the number of the signal."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]  # nohup's stays ignored
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# -- where ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _mounted(store: Store, name: str, options: tuple[str, ...]) -> Iterator[Path]:
-    info = store.get(name)
-    check(Command.RUN, info.name, info.state)
-    for status in store.status(ask=False):
-        if status.what == str(info.name) and status.mountpoint != "-":
-            yield Path(status.mountpoint)
-            return
+    """The directory that the filesystem is mounted at, for the body."""
+    info = store.get(name, Command.RUN)
+    runtime, users = runtime_directory(), None
+    own = runtime / f"run-{info.guid}"
+    gate = runtime / f"{info.guid}.gate"
+    with _locked(gate):
+        where = _ready_mount(store, str(info.name))
+        if where is None:
+            where = own
+            _mount_at(own, store, name, options)
+        store.close()
+        if where == own:
+            users = _lock(runtime / f"{info.guid}.users", fcntl.LOCK_SH)
+    try:
+        yield where
+    finally:
+        if users is not None:
+            with _locked(gate):
+                try:
+                    fcntl.lockf(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pass  # another command runs there, and takes it away
+                else:
+                    _take_away(store.path, own)
+                finally:
+                    os.close(users)
+
+
+def _mount_at(own: Path, store: Store, name: str, options: tuple[str, ...]) -> None:
+    """Mounts it in the runtime directory."""
+    parsed = mounting.parse_options(options)
+    with suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    try:
+        mounting.mount(store, name, own, parsed)
+    except BaseException:
+        with suppress(OSError):
+            own.rmdir()
+        raise
+
+
+def _ready_mount(store: Store, name: str) -> Path | None:
+    """Where it is mounted, and answers; None where nobody has it.  `Busy` where it is in use in another way."""
     from tzfs.mount import mountpoint
 
-    where = runtime_directory() / f"run-{os.getpid()}"
-    where.mkdir(mode=0o700)
-    path = store.path
-    try:
-        mounting.mount(store, name, where, mounting.parse_options(options))
-        try:
-            yield where
-        finally:
-            _leave(path, where)
-    finally:
-        if mountpoint.mount_at(where) is None:
-            where.rmdir()
+    mount = store.mounted(store.get(name))
+    if mount is None:
+        return None
+    with mount:
+        told = mount.call("info")
+    if not isinstance(told, dict):
+        raise MountFailed(f"{name}: its mount does not say where it is")
+    where, failed = str(told.get("mountpoint")), told.get("failed")
+    if failed is not None:
+        raise MountFailed(f"{name}: its mount has failed: {failed}", hint=f"tzfs umount {name}, and try again")
+    there = mountpoint.mount_at(Path(where))
+    if there is None or there.fstype != mountpoint.FSTYPE:
+        who = f"pid {told.get('pid')}"
+        raise Busy(
+            f"{name} is no longer mounted at {where}, but programs still use it",
+            holders=(who,),
+            hint="it is free when they have ended",
+        )
+    return Path(where)
 
 
-def _leave(store_path: Path, where: Path) -> None:
+def _take_away(store_path: Path, own: Path) -> None:
+    """Unmounts what nobody's command runs in any more; what one has left running keeps what it has."""
     from tzfs.mount import mountpoint
 
-    with open_store(store_path) as store:
-        found = next((s for s in store.status(ask=False) if s.mountpoint == os.fspath(where)), None)
+    with open_store(store_path, create=False) as store:
+        found = next((s for s in store.status(ask=False) if s.mountpoint == os.fspath(own)), None)
         try:
-            mountpoint.unmount(where)
-        except TzfsError:
-            mountpoint.unmount(where, lazy=True)  # the command has left something running in it
-        if found is not None:
-            mounting._wait(lambda: not any(s.pid == found.pid for s in store.status(ask=False)), found)
+            mountpoint.unmount(own, daemon=None if found is None else found.pid)
+        except NotFound:
+            pass  # somebody has unmounted it
+        except Busy:
+            if mountpoint.mount_at(own) is None:
+                raise
+            if found is not None:
+                store.sync(found.what)
+            mountpoint.unmount(own, lazy=True)
+            say("tzfs", "the command has left programs running in the mount; it goes when they have ended")
+    with suppress(OSError):
+        own.rmdir()
 
 
-def _execute(command: tuple[str, ...], where: Path) -> int:
-    """Runs it; its exit code, or 128 and the number of the signal that ended it, as a shell has it."""
+def _lock(path: Path, kind: int) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        child = subprocess.Popen(command, cwd=where)
-    except FileNotFoundError:
-        click.echo(f"tzfs: {command[0]}: command not found", err=True)
-        return 127
-    except PermissionError:
-        click.echo(f"tzfs: {command[0]}: permission denied", err=True)
-        return 126
+        fcntl.lockf(fd, kind)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        if child.poll() is None:
-            child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    fd = _lock(path, fcntl.LOCK_EX)
     try:
-        code = child.wait()
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 128 - code if code < 0 else code
+        os.close(fd)
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def _execute(command: Sequence[str], where: Path) -> int:
+    """Runs it; its exit code, or 128 and the number of the signal that ended it, as a shell has it.
+
+    Signals are waited for, not handled, so that none is lost between its start and its end.  What the terminal sends,
+    the command has got itself.
+    """
+    waited_for = {*PASSED_ON, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+    try:
+        try:
+            child = subprocess.Popen(
+                command,
+                cwd=where,
+                env={**os.environ, "PWD": os.fspath(where)},
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 - one thread
+            )
+        except OSError as error:
+            if error.filename == os.fspath(where):
+                raise
+            missing = isinstance(error, FileNotFoundError)
+            reason = "command not found" if missing else os.strerror(error.errno or 0).lower()
+            say("tzfs", f"{command[0]}: {reason}")
+            return 127 if missing else 126
+        while child.poll() is None:
+            told = signal.sigwaitinfo(waited_for)
+            if told.si_signo != signal.SIGCHLD and told.si_code != _FROM_KERNEL:
+                child.send_signal(told.si_signo)
+        return 128 - child.returncode if child.returncode < 0 else child.returncode
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
