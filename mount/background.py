@@ -54,7 +54,7 @@ def log_to(path: Path | None) -> None:
         try:
             os.close(_open_log(path))
             handler = logging.handlers.RotatingFileHandler(
-                path, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8"
+                path, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8", errors="backslashreplace"
             )
         except OSError as error:
             raise from_os_error(error, f"log {path}") from error

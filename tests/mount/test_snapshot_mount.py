@@ -92,8 +92,9 @@ def test_a_snapshots_mount_that_is_killed_leaves_nothing_in_anybodys_way(mounted
     with connect(Path(str(view["socket"]))) as client:
         assert client.call("ping") == "pong"
     mounted.kill(pid)
-    (line,) = mounted.tzfs("status", "-H").splitlines()
-    assert line.split("\t")[:2] == ["ws", str(mounted.mnt)]
+    live, dead = mounted.tzfs("status", "-H").splitlines()
+    assert live.split("\t")[:2] == ["ws", str(mounted.mnt)]
+    assert dead.split("\t")[:4] == ["ws@s", str(past), "-", "dead"]
     assert live_views(folder) == []
     assert list((folder / "views").iterdir()) == []
     (mounted.mnt / "file").write_bytes(b"now")

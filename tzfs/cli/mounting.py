@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tzfs.cli.output import document, table
-from tzfs.cli.parameters import FILESYSTEM, store_of
+from tzfs.cli.output import document, say, table
+from tzfs.cli.parameters import DIRECTORY, FILESYSTEM, MOUNT, store_of
 from tzfs.control import connect
-from tzfs.errors import Busy, InvalidArgument, NotFound, TzfsError
+from tzfs.errors import Busy, InvalidArgument, NameTooLong, NotFound, NotSupported, TzfsError, UsageError, WrongState
+from tzfs.lifecycle import Command, check
+from tzfs.limits import PATH_BYTES_MAX
 from tzfs.management import MountStatus, Store
-from tzfs.names import SnapshotName, parse
-from tzfs.runtime import log_path
+from tzfs.names import SnapshotName, parse, show
+from tzfs.runtime import log_path, runtime_directory
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import MountOptions
+    from tzfs.mount.mountpoint import Mounted
 
 FLAGS = {
     "ro": "readonly",
@@ -28,12 +29,15 @@ FLAGS = {
     "writeback": "writeback",
     "nonempty": "nonempty",
 }
-GONE_S = 60.0  # how long umount waits for the daemon's last commit
+ASK_S = 2.0  # how long another mount may take to say where it is
 
 
 def parse_options(texts: tuple[str, ...]) -> MountOptions:
     """Mount options, comma-separated; `InvalidArgument` names one that is not known."""
-    from tzfs.mount.daemon import MountOptions  # pyfuse3 and trio: 60 ms that other commands do not pay
+    try:
+        from tzfs.mount.daemon import MountOptions  # pyfuse3 and trio: 60 ms that other commands do not pay
+    except ModuleNotFoundError as error:
+        raise NotSupported(f"mounting needs {error.name}", hint="pip install 'tzfs[mount]'") from None
 
     flags: dict[str, bool] = {}
     spin_us: int | None = None
@@ -49,7 +53,7 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
             spin_us = int(value)
         elif text.strip():
             raise InvalidArgument(
-                f"mount option {text!r} is not known",
+                f"mount option {show(text.strip())} is not known",
                 hint="there are ro, allow_other, xattr, writeback, nonempty, noanswers, nopump "
                 "and spin=MICROSECONDS (0 to 10000)",
             )
@@ -58,13 +62,23 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
 
 
 def mount(store: Store, name: str, where: Path, options: MountOptions, *, foreground: bool = False) -> None:
-    """Mounts in a process of its own, and returns when it serves."""
+    """Mounts in a process of its own, and returns when it serves; closes the store."""
     from tzfs.mount import background, daemon, mountpoint
 
     parsed = parse(name)
-    info = store.get(parsed.filesystem if isinstance(parsed, SnapshotName) else parsed)
+    if isinstance(parsed, SnapshotName):
+        info = store.get(parsed.filesystem, Command.MOUNT_SNAPSHOT)
+    else:
+        try:
+            info = store.get(parsed)
+        except NotFound:
+            check(Command.MOUNT, parsed, None)  # the same, in the words of this command
+            raise
+    if len(os.fsencode(where)) > PATH_BYTES_MAX:
+        raise NameTooLong(f"mountpoint {show(os.fspath(where))}: a path has at most {PATH_BYTES_MAX} bytes")
     where = mountpoint.prepare(where, store=store.path, nonempty=options.nonempty)
-    log, path = log_path(str(parsed), info.guid), store.path
+    log = log_path(str(parsed), info.guid)
+    path = store.path
     store.close()  # tables do not survive a fork
     background.run(
         lambda ready: daemon.serve(path, str(parsed), where, options, ready), foreground=foreground, log_path=log
@@ -83,99 +97,141 @@ def mount(store: Store, name: str, where: Path, options: MountOptions, *, foregr
     "nothing is answered in C.  nopump: pyfuse3's own request loop.  spin=MICROSECONDS: how long to poll for a next "
     "request.",
 )
-@click.argument("name", type=FILESYSTEM)
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("name", metavar="FILESYSTEM|SNAPSHOT", type=FILESYSTEM)
+@click.argument("directory", type=DIRECTORY)
 @click.pass_context
-def mount_command(ctx: click.Context, foreground: bool, options: tuple[str, ...], name: str, directory: Path) -> None:
+def mount_command(ctx: click.Context, foreground: bool, options: tuple[str, ...], name: str, directory: str) -> None:
     """Mount a filesystem, or a snapshot of it read-only, at a directory.  An archived one is mounted read-only.
 
-    Goes to the background when the mount is ready.  A mountpoint left by a crash is taken over.
+    Goes to the background when the mount is ready, and logs to $XDG_STATE_HOME/tzfs.  A mountpoint left by a crash is
+    taken over.
 
     \b
     tzfs mount ws ~/ws
     tzfs mount ws@before /tmp/before
     """
-    mount(store_of(ctx), name, directory, parse_options(options), foreground=foreground)
+    if not directory:
+        raise InvalidArgument("mountpoint is empty", hint="give a directory; . is the one you are in")
+    mount(store_of(ctx), name, Path(directory), parse_options(options), foreground=foreground)
 
 
 @click.command()
 @click.option("-l", "--lazy", is_flag=True, help="Also while programs use it: it goes when they have left.")
-@click.argument("target", metavar="FILESYSTEM|SNAPSHOT|DIRECTORY", type=FILESYSTEM)
+@click.argument("target", metavar="FILESYSTEM|SNAPSHOT|DIRECTORY", type=MOUNT)
 @click.pass_context
 def umount_command(ctx: click.Context, lazy: bool, target: str) -> None:
-    """Unmount, by name or by directory; returns when everything is durable and the mount's process has ended."""
+    """Unmount, by name or by directory; returns when everything is durable and the mount's process has ended.
+
+    A directory may be a mount of any store, and one whose process has died.
+
+    \b
+    tzfs umount ws
+    tzfs umount ~/ws
+    """
     from tzfs.mount import mountpoint
 
-    store = store_of(ctx)
-    found = _find(store, target)
-    if found is None:
-        where = Path(os.path.abspath(target))
-        there = mountpoint.mount_at(where)
-        if there is None or there.fstype != mountpoint.FSTYPE:
-            raise NotFound(f"{target}: nothing of tzfs is mounted there", hint="tzfs status shows what is mounted")
-        mountpoint.unmount(where, lazy=lazy)  # a mount of another store, or one whose process is gone
-        return
-    mountpoint.unmount(Path(found.mountpoint), lazy=lazy)
-    _wait(lambda: not any(s.pid == found.pid for s in store.status(ask=False)), found)
+    where, daemon = _find(store_of(ctx), target)
+    mountpoint.unmount(where, lazy=lazy, daemon=daemon)
 
 
-def _find(store: Store, target: str) -> MountStatus | None:
-    where = os.path.abspath(target)
-    by_path = [s for s in store.status(ask=False) if s.mountpoint == where or s.mountpoint == os.path.realpath(target)]
-    if by_path:
-        return by_path[-1]
+def _find(store: Store, target: str) -> tuple[Path, int | None]:
+    """The mount that is meant, and its process where that is known."""
+    from tzfs.mount import mountpoint
+
+    if not target:
+        raise InvalidArgument("the name of what to unmount is empty", hint="tzfs status shows what is mounted")
+    live = [s for s in store.status(ask=False) if s.mountpoint != "-"]
+    where = mountpoint.locate(target)
+    here = mountpoint.mount_at(where)
+    if here is not None and here.fstype == mountpoint.FSTYPE:
+        return where, next((s.pid for s in reversed(live) if s.mountpoint == os.fspath(where)), _asked(where))
     try:
-        name = str(parse(target))
-    except TzfsError:
-        return None
-    by_name = [s for s in store.status(ask=False) if s.what == name and s.mountpoint != "-"]
-    if len(by_name) > 1:
-        places = [s.mountpoint for s in by_name]
-        raise Busy(f"{name} is mounted at {', '.join(places)}", holders=places, hint="give the directory")
-    if not by_name:
-        if os.path.sep in target and not name.count("/"):
-            return None
+        parsed = parse(target)
+    except UsageError:
+        parsed = None
+    named = [s for s in live if s.what == str(parsed)]
+    if len(named) > 1:
+        places = [s.mountpoint for s in named]
+        raise Busy(f"{target} is mounted at {', '.join(places)}", holders=places, hint="give the directory")
+    if named:
+        return Path(named[0].mountpoint), named[0].pid
+    if parsed is not None:
+        dead = [m.path for m in _dead(store, live) if m.name == target]
+        if len(dead) > 1:
+            places = [os.fspath(path) for path in dead]
+            raise Busy(f"{target} was mounted at {', '.join(places)}", holders=places, hint="give the directory")
+        if dead:
+            return dead[0], None
+        if not os.path.isdir(where):
+            filesystem = parsed.filesystem if isinstance(parsed, SnapshotName) else parsed
+            known = {info.name: info.state for info in store.filesystems(on_damage=lambda error: None)}
+            check(Command.UMOUNT, target, known.get(filesystem))
+    raise NotFound(f"{target}: nothing of tzfs is mounted there", hint="tzfs status shows what is mounted")
+
+
+def _asked(where: Path) -> int | None:
+    """The process of a mount that is not this store's, from the one of the user's mounts that says it is there."""
+    for path in sorted(runtime_directory().glob("*.sock")):
         try:
-            store.get(parse(target).filesystem if "@" in target else target)  # type: ignore[union-attr]  # it has an @
-        except NotFound:
-            return None
-        raise NotFound(f"{name} is not mounted", hint="tzfs status shows what is mounted")
-    return by_name[0]
+            with connect(path, timeout_s=ASK_S) as mount:
+                told = mount.call("info")
+        except TzfsError:
+            continue
+        if isinstance(told, dict) and told.get("mountpoint") == os.fspath(where):
+            return int(str(told["pid"]))
+    return None
 
 
-def _wait(gone: Callable[[], bool], found: MountStatus) -> None:
-    until = time.monotonic() + GONE_S
-    pause = 0.002
-    while not gone():
-        if time.monotonic() > until:
-            raise Busy(f"process {found.pid} of {found.what} is still at work", hint="its log says at what")
-        time.sleep(pause)
-        pause = min(pause * 2, 0.1)
+def _dead(store: Store, live: list[MountStatus]) -> list[Mounted]:
+    """Mounts named as filesystems and snapshots of the store are, whose process has died."""
+    from tzfs.mount import mountpoint
+
+    served = {s.mountpoint for s in live}
+    names = {str(info.name) for info in store.filesystems(on_damage=lambda error: None)}
+    return [
+        m
+        for m in mountpoint.tzfs_mounts()
+        if os.fspath(m.path) not in served and m.name.partition("@")[0] in names and mountpoint.is_dead(m.path)
+    ]
 
 
 @click.command()
 @click.option("-H", "scripted", is_flag=True, help="No headers, one tab between columns.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
-@click.option("--statistics", metavar="FILESYSTEM", help="What its mount has done, as JSON.")
+@click.option("--statistics", metavar="FILESYSTEM", type=FILESYSTEM, help="What its mount has done, as JSON.")
 @click.pass_context
 def status_command(ctx: click.Context, scripted: bool, as_json: bool, statistics: str | None) -> None:
-    """Show what is mounted or open where, by which process, and what has failed."""
+    """Show what is mounted or open where, by which process, and what has failed.
+
+    KIND is mount, snapshot, or what else has a filesystem open: a program, a command.  STATE is ok, or what is wrong
+    and, for a mount whose process has died, what to do.
+
+    \b
+    tzfs status
+    tzfs status --statistics ws | jq .requests
+    """
     store = store_of(ctx)
     if statistics is not None:
-        holder = store.catalog.holder(store.get(statistics))
-        if holder is None or not isinstance(holder.get("socket"), str):
-            raise NotFound(f"{statistics} is not mounted")
-        with connect(Path(str(holder["socket"]))) as client:
-            document(client.call("stats"))
+        info = store.get(statistics)
+        mount = store.mounted(info)
+        if mount is None:
+            raise WrongState(f"{statistics} is not mounted", hint="tzfs status shows what is mounted")
+        with mount:
+            document(mount.call("stats"))
         return
     found = store.status()
+    for dead in _dead(store, found):
+        place = os.fspath(dead.path)
+        found.append(MountStatus(dead.name, place, 0, "dead", f"its process has died: tzfs umount {place}"))
+    for problem in store.catalog.unsettled:
+        say("tzfs", f"an interrupted command could not be finished: {problem}")
     if as_json:
         document(
             [
-                {"name": s.what, "mountpoint": s.mountpoint, "pid": s.pid, "kind": s.kind, "failed": s.failed}
+                {"name": s.what, "mountpoint": s.mountpoint, "pid": s.pid or None, "kind": s.kind, "failed": s.failed}
                 for s in found
             ]
         )
         return
-    rows = [[s.what, s.mountpoint, str(s.pid), s.kind, s.failed or "ok"] for s in found]
+    rows = [[s.what, s.mountpoint, str(s.pid or "-"), s.kind, s.failed or "ok"] for s in found]
     table(["name", "mountpoint", "pid", "kind", "state"], rows, scripted=scripted)

@@ -119,6 +119,7 @@ COLUMN = Completed("column", lambda ctx, text: complete_properties(ctx, text, mo
 ASSIGNMENT = Completed("assignment", complete_assignment)
 CONDITION = Completed("condition", lambda ctx, text: complete_assignment(ctx, text, settable=False))
 CHANGE = Completed("change", lambda ctx, text: [*complete_assignment(ctx, text), *complete_target(ctx, text)])
+DIRECTORY = Completed("directory", lambda ctx, text: [CompletionItem(text, type="dir")])  # click's own looks at it
 COMMAND = Completed("command", lambda ctx, text: [CompletionItem(text, type="file")])
 
 

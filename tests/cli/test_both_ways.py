@@ -1,0 +1,121 @@
+"""The same verb gives the same answer, whether or not the filesystem is mounted: output, words and exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from tests.cli.command_line import CommandLine
+from tests.mount.workspace import Workspace
+
+# What may differ, and what is never the same twice.
+_CHANGES = re.compile(
+    r"/\S+/mnt\b|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\b\d{10}\b|\b[0-9a-f]{32}\b|\b\d+(\.\d+)?G\b|\b\d{11,}\b"
+)
+
+SCRIPTS: dict[str, Sequence[Sequence[str]]] = {
+    "snapshot": (
+        ["snapshot", "ws@a"],
+        ["snapshot", "-o", "agent:step=1", "ws@b"],
+        ["snapshot", "ws@a"],
+        ["snapshot", "-o", "recordsize=4K", "ws@c"],
+        ["snapshot", "-o", "agent:step=" + "x" * 8192, "ws@c"],
+        ["snapshot", "ws@" + "x" * 256],
+        ["list", "-H", "-o", "name,agent:step,refer", "-t", "all"],
+        ["get", "-H", "all", "ws@b"],
+        ["get", "-H", "snapshot_count,used,referenced", "ws"],
+    ),
+    "sync and gc": (
+        ["sync", "ws"],
+        ["gc", "ws"],
+        ["gc", "--json", "ws"],
+    ),
+    "properties": (
+        ["set", "txg_interval=250ms", "agent:x=1", "ws"],
+        ["get", "-H", "txg_interval,agent:x,recordsize", "ws"],
+        ["set", "txg_interval=1us", "ws"],
+        ["set", "txg_interval=3s", "/"],
+        ["inherit", "txg_interval", "ws"],
+        ["get", "-H", "-p", "txg_interval", "ws"],
+        ["inherit", "txg_interval", "/"],
+        ["set", "snapdir=visible", "ws"],
+        ["get", "--json", "snapdir", "ws"],
+    ),
+    "rename": (
+        ["snapshot", "ws@before"],
+        ["rename", "ws", "team/new"],
+        ["list", "-H", "-o", "name,used,refer", "-t", "all"],
+        ["snapshot", "team/new@after"],
+        ["sync", "team/new"],
+        ["gc", "team/new"],
+        ["list", "-H", "-o", "name", "-t", "snapshot", "team/new"],
+        ["snapshot", "ws@x"],
+        ["rename", "team/new", "ws"],
+    ),
+    "listing": (
+        ["list", "-H", "-o", "name,used,refer,recordsize,state"],
+        ["list", "--json", "-o", "name,used,referenced,guid,creation", "ws"],
+        ["list", "-H", "--state", "active", "-o", "name"],
+        ["list", "-H", "--where", "recordsize=128K", "-o", "name"],
+    ),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_mounted_or_not_the_answers_are_the_same(
+    workspace: Workspace, script: Sequence[Sequence[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, workspace.environment[variable])
+    tzfs = CommandLine(workspace.store_path)
+
+    def answers() -> list[str]:
+        told = [tzfs(*command) for command in script]
+        return [
+            _CHANGES.sub("~", f"{' '.join(c)[:60]}: {a.code}\n{a.out}{a.err}")
+            for c, a in zip(script, told, strict=True)
+        ]
+
+    with workspace.mounted() as mnt:
+        (mnt / "f").write_bytes(b"x" * 300_000)
+    free = answers()
+    tzfs.ok("destroy", "ws")
+    tzfs.ok("create", "ws")
+    with workspace.mounted() as mnt:
+        (mnt / "f").write_bytes(b"x" * 300_000)
+        tzfs.ok("sync", "ws")
+        assert answers() == free
+
+
+@pytest.mark.parametrize("options", [(), ("ro",)], ids=["writable", "read-only"])
+def test_a_change_reaches_a_live_mount_under_whatever_name(workspace: Workspace, options: tuple[str, ...]) -> None:
+    with workspace.mounted(*options) as mnt:
+        for name in ("ws", "renamed"):
+            if name != "ws":
+                workspace.tzfs("rename", "ws", name)
+            assert ".zfs" not in [path.name for path in mnt.iterdir()]
+            workspace.tzfs("set", "snapdir=visible", name)
+            assert ".zfs" in [path.name for path in mnt.iterdir()]
+            workspace.tzfs("inherit", "snapdir", name)
+            assert ".zfs" not in [path.name for path in mnt.iterdir()]
+        workspace.tzfs("set", "snapdir=visible", "/")
+        assert ".zfs" in [path.name for path in mnt.iterdir()]
+
+
+def test_a_read_only_mount_refuses_in_words_and_takes_properties(workspace: Workspace) -> None:
+    with workspace.mounted("ro"):
+        for command, verb in ((["snapshot", "ws@s"], "snapshot"), (["gc", "ws"], "collect garbage in")):
+            done = workspace.run(*command)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == (
+                f"tzfs: cannot {verb} ws: it is mounted read-only at {workspace.mnt}\n"
+                "hint: unmount it first: tzfs umount ws\n"
+            )
+        assert workspace.tzfs("sync", "ws") == ""
+        assert workspace.tzfs("set", "agent:x=1", "ws") == ""
+        assert json.loads(workspace.tzfs("list", "--json", "-o", "agent:x,mounted")) == [
+            {"agent:x": "1", "mounted": "yes"}
+        ]
