@@ -134,7 +134,7 @@ class Reclaimer:
         self._rows.remove_chunks([keys.chunk(r.data, index) for index in found], r.at)
         head.versions.settle()
         head.reclaims_changed.add(number)
-        if len(found) < limits.RECLAIM_BATCH_CHUNKS:
+        if len(found) < limits.RECLAIM_BATCH_CHUNKS or found[-1] + 1 == r.hi:
             del head.reclaims[number]
         else:
             head.reclaims[number] = r._replace(lo=found[-1] + 1)
