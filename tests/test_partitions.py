@@ -36,7 +36,7 @@ def assert_own(store: Store, name: str) -> None:
         assert fs.readlink("/link") == name
         assert fs.getxattr("/small", "user.where") == name.encode()
         assert list(fs.snapshots()) == ["s"]
-        assert fs._engine.recount().problems == []
+        assert fs._engine.problems() == []
 
 
 def keys_of(store: Store, name: str) -> set[bytes]:

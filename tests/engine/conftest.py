@@ -48,7 +48,7 @@ class Workspace:
                 return
 
     def assert_sound(self) -> None:
-        assert self.engine.recount().problems == []
+        assert self.engine.problems() == []
         assert self.engine.drift == []
 
 

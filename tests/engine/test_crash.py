@@ -168,7 +168,7 @@ def check_and_finish(folder: Path, said: list[State], expected: list[State]) -> 
     opened = open_engine(folder)
     try:
         engine = opened[0]
-        assert engine.recount().problems == []
+        assert engine.problems() == []
         found = state_of(engine)
         begun = {key for state in expected for key in state}
         assert set(found) <= begun
@@ -180,7 +180,7 @@ def check_and_finish(folder: Path, said: list[State], expected: list[State]) -> 
         *_, last = workload(engine)
         assert {k: v for k, v in last.items() if k[0] != "@"} == {k: v for k, v in expected[-1].items() if k[0] != "@"}
         assert {k for k in last if k[0] == "@"} == {k for k in expected[-1] if k[0] == "@"}
-        assert engine.recount().problems == []
+        assert engine.problems() == []
         assert engine.drift == []
     finally:
         close(*opened)

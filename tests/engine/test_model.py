@@ -334,9 +334,9 @@ class World:
         assert (c.inodes, c.files, c.directories, c.symlinks, c.others) == self.model.counted()
         assert self.engine.drift == []
 
-    def recount(self) -> None:
+    def verify(self) -> None:
         if self.engine.flushing is None:
-            assert self.engine.recount().problems == []
+            assert self.engine.problems() == []
             self.commits = self.engine.commits
             self.committed = self.model.copy()
 
@@ -400,11 +400,11 @@ def run(steps: list[Step], stores: MemoryStores | DiskStores, *, every: int = 1)
             if i % every == 0:
                 world.check(1 + step[1] % 5)
             if step[2] % 6 == 0:
-                world.recount()
+                world.verify()
         world.check(3)
         world._let_jobs_end()
         world.engine.end_flush()
-        world.recount()
+        world.verify()
     finally:
         stores.close()
     return world

@@ -273,11 +273,11 @@ def test_it_opens_for_writing_and_its_counters_are_right(catalog: Catalog) -> No
         assert engine.superblock.generation == 2
         assert (engine.orphans, engine.reclaiming) == (1, 2)
         assert _tree(engine) == _HEAD
-        assert engine.recount().problems == []
+        assert engine.problems() == []
         while engine.background_step():
             engine.commit()
         assert (engine.orphans, engine.reclaiming) == (0, 0)
-        assert engine.recount().problems == []
+        assert engine.problems() == []
         assert _tree(engine) == _HEAD
         assert _tree(engine.view("first")) == _FIRST
 
@@ -291,7 +291,7 @@ def test_it_can_be_written_on(catalog: Catalog) -> None:
     with _writer(catalog) as writer:
         assert _tree(writer.engine) == {**_HEAD, "large.bin": (*_HEAD["large.bin"][:4], changed)}
         assert _tree(writer.engine.view("second é")) == _SECOND
-        assert writer.engine.recount().problems == []
+        assert writer.engine.problems() == []
         assert writer.payload.next_segment > 2  # never the segment of a writer before
 
 

@@ -164,9 +164,9 @@ class Workspace:
         return "".join(path.read_text() for path in sorted((self.base / "state").rglob("*.log")))
 
     def problems(self) -> list[str]:
-        """What a recount of all rows finds wrong; nothing may be mounted."""
+        """What a check of everything finds wrong; nothing may be mounted."""
         with self.store() as store, store.writer(NAME, {"kind": "test"}, Command.OPEN) as writer:
-            return [*writer.engine.recount().problems, *writer.engine.drift]
+            return [*map(str, writer.engine.problems()), *writer.engine.drift]
 
     def leftovers(self) -> list[str]:
         """Mounts, sockets, leases and views that are there though no daemon is."""

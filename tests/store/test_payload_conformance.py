@@ -131,6 +131,20 @@ def test_punched_space_reads_as_zeros_and_leaves_its_neighbours(store: Made) -> 
     payload.close()
 
 
+def test_punched_space_is_a_hole_in_what_takes_space(store: Made) -> None:
+    payload = store.payload()
+    a, b, c = put(payload, b"a" * 8192, b"b" * 8000, b"c" * 4096)
+    payload.punch(b, 8000)
+    held = payload.data_ranges(extent_segment(a))
+    assert held is not None, "the disk under the tests cannot punch holes"
+    inside = [r for r in held if r[1] > extent_offset(a)]
+    assert inside[0][1] == extent_offset(b)
+    assert inside[1:] == [(extent_offset(c), extent_offset(c) + 4096)]
+    with pytest.raises(SegmentGone):
+        payload.data_ranges(99)
+    payload.close()
+
+
 def test_a_removed_segment_is_gone_and_may_be_removed_again(store: Made) -> None:
     payload = store.payload(segment_bytes_max=64 * 1024)
     first, second = put(payload, b"a" * 50_000, b"b" * 50_000)

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tzfs import failpoints, limits
-from tzfs.engine import recount as counting
 from tzfs.engine.attributes import Attributes
+from tzfs.engine.check.problems import Problem
+from tzfs.engine.check.run import check
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.flushing import Flusher, FlushJob
@@ -435,32 +436,10 @@ class Engine:
 
     # -- checking and ending -----------------------------------------------------------------------------------------
 
-    def recount(self) -> counting.Recount:
-        """Commits, then counts everything again from the rows; differences are `problems`."""
+    def problems(self) -> list[Problem]:
+        """Commits, then checks everything that is in the tables and segments."""
         self.commit()
-        head = self._head
-        found = counting.recount(head.txn, head.epoch)
-        counters = head.counters
-        for name in ("inodes", "files", "directories", "symlinks", "others", "bytes"):
-            said, counted = getattr(counters, name), getattr(found, name)
-            if said != counted:
-                found.problems.append(f"counter {name} is {said}, counted {counted}")
-        for table, parts, counted_rows in (
-            (Table.CELL, keys.cell_parts, found.cells),
-            (Table.SEGMENT, lambda key: int.from_bytes(key, "big"), found.segments),
-        ):
-            rows: dict[object, tuple[int, int]] = {}
-            for key, value in head.txn.range(table, b""):
-                body = records.unseal(table, key, value)
-                if body is not None:
-                    count, size, *_ = records.unpack_plain(table, key, body)
-                    if (count, size) != (0, 0) or table is Table.CELL:
-                        rows[parts(key)] = (count, size)
-            again: dict[object, tuple[int, int]] = dict(counted_rows.items())
-            for what in sorted(rows.keys() | again.keys(), key=str):
-                if rows.get(what) != again.get(what):
-                    found.problems.append(f"{table.name.lower()} {what} is {rows.get(what)}, counted {again.get(what)}")
-        return found
+        return [found for found in check(self._head.txn, self.payload) if isinstance(found, Problem)]
 
     def abandon(self) -> None:
         """Ends without committing, as a crash would; what is on disk stays as it is."""

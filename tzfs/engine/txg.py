@@ -162,7 +162,7 @@ class TxgCommitter:
     def harden(self) -> None:
         """As `commit`, and cheaper where little is dirty: the group goes into the redo log, the tables follow later.
 
-        Reading elsewhere (another process, a recount) sees it only after the next `commit`.
+        Reading elsewhere (another process, a check) sees it only after the next `commit`.
         """
         head = self._head
         head.check()

@@ -144,6 +144,13 @@ class PayloadReader(Protocol):
         """Fills `target` with stored bytes; False where `wait` is false and the bytes are not in memory."""
         ...
 
+    def data_ranges(self, number: int) -> list[tuple[int, int]] | None:
+        """Which bytes of a segment take space, as ascending [begin, end); all else is holes.
+
+        None where the disk cannot give back part of a file, so that nothing can be told from it.  `SegmentGone`.
+        """
+        ...
+
     def close(self) -> None: ...
 
 

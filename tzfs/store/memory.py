@@ -331,6 +331,14 @@ class MemoryPayload:
         target[:] = self.read(extent, offset, len(target))
         return True
 
+    def data_ranges(self, number: int) -> list[tuple[int, int]] | None:
+        with self._lock:
+            segment = self._live.get(number)
+            if segment is None:
+                raise SegmentGone(f"segment {number} is gone")
+            pages = range(0, len(segment), PAGE_BYTES)
+            return [(at, at + PAGE_BYTES) for at in pages if any(segment[at : at + PAGE_BYTES])]
+
     def punch(self, extent: ExtentId, stored_bytes: int) -> None:
         self._check_writable()
         with self._lock:

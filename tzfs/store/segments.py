@@ -162,6 +162,15 @@ class Segments:
                 raise from_os_error(error, f"segment {number}: read") from error
         return True
 
+    def data_ranges(self, number: int) -> list[tuple[int, int]] | None:
+        try:
+            if not space.punch_supported(self.directory):
+                return None
+            with self._files.using(number) as fd:
+                return space.data_ranges(fd)
+        except OSError as error:
+            raise from_os_error(error, f"segment {number}: look for holes") from error
+
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def allocate(self, stored_bytes: int) -> ExtentId:

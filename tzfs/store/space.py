@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import Final, Protocol, cast
 
+from tzfs.limits import PAGE_BYTES
 from tzfs.native._native import lib
 
 
@@ -37,6 +39,36 @@ def punch(fd: int, offset: int, nbytes: int) -> bool:
 def trim(fd: int) -> None:
     """Gives back what `reserve` allocated beyond the end of the file.  Nothing else may write to it meanwhile."""
     os.ftruncate(fd, os.fstat(fd).st_size)
+
+
+def punch_supported(directory: Path) -> bool:
+    """Whether holes can be punched into files of a directory, and seen; tried on a file that has no name."""
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False  # a disk that is read-only, or too simple for such files
+    try:
+        os.pwrite(fd, b"x" * 3 * PAGE_BYTES, 0)
+        return punch(fd, PAGE_BYTES, PAGE_BYTES) and len(data_ranges(fd)) == 2
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def data_ranges(fd: int) -> list[tuple[int, int]]:
+    """The bytes of a file that are not holes, as ascending [begin, end)."""
+    found, end, size = [], 0, os.fstat(fd).st_size
+    while end < size:
+        try:
+            begin = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break  # nothing but a hole is left
+            raise
+        end = os.lseek(fd, begin, os.SEEK_HOLE)
+        found.append((begin, end))
+    return found
 
 
 def free_bytes(fd: int) -> int:
