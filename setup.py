@@ -6,6 +6,7 @@ PACKAGES = {
     "tzfs": "tzfs",
     "tzfs.cli": "tzfs/cli",
     "tzfs.engine": "tzfs/engine",
+    "tzfs.engine.check": "tzfs/engine/check",
     "tzfs.format": "tzfs/format",
     "tzfs.store": "tzfs/store",
     "tzfs.mount": "mount",

@@ -4,7 +4,8 @@ The methods are faces of the engine, of the committer and of `tzfs.management`; 
 that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
 
     every mount             ping, info, stats, unmount
-    of a filesystem         snapshot.create, snapshot.list, sync, gc, archive, property.get, .set, .inherit, .changed
+    of a filesystem         snapshot.create, snapshot.list, sync, gc, check, archive,
+                            property.get, .set, .inherit, .changed
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, check
 from tzfs.management import Collected, Store, open_store
+from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
 from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
 from tzfs.mount.statistics import statistics
@@ -75,6 +77,7 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "snapshot.list": method(Nothing, m.snapshot_list),
         "sync": method(Nothing, m.sync),
         "gc": reporting(Nothing, m.gc),
+        "check": reporting(Check, lambda params, report: check_mounted(mount, params, report)),
         "archive": method(Nothing, m.archive),
         "property.get": method(Get, m.property_get),
         "property.set": method(Set, m.property_set),

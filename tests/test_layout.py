@@ -27,7 +27,7 @@ _STORE: Final = (*_BYTES, "tzfs.store.interface", "tzfs.store")
 _NAMES: Final = ("tzfs.names", "tzfs.lifecycle", "tzfs.properties")
 _CATALOG: Final = (*_STORE, *_NAMES, "tzfs.layout")
 _CONTROL: Final = ("tzfs.jsonrpc", "tzfs.control", "tzfs.runtime")
-_API: Final = (*_CATALOG, *_CONTROL, "tzfs.engine", "tzfs.tree", "tzfs.filesystem", "tzfs.opening")
+_API: Final = (*_CATALOG, *_CONTROL, "tzfs.engine", "tzfs.tree", "tzfs.filesystem", "tzfs.opening", "tzfs.checking")
 
 ROOMS: Final[dict[str, tuple[str, ...]]] = {
     # what everything stands on; it knows nothing of filesystems
@@ -60,6 +60,8 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.runtime": ("tzfs.limits", "tzfs.errors"),
     "tzfs.jsonrpc": ("tzfs.limits", "tzfs.errors"),
     "tzfs.control": ("tzfs.limits", "tzfs.errors", "tzfs.runtime", "tzfs.jsonrpc"),
+    # what all is tested for, here or by whoever has it mounted
+    "tzfs.checking": (*_STORE, "tzfs.engine", "tzfs.opening", "tzfs.jsonrpc"),
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management"),

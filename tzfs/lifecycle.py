@@ -47,6 +47,7 @@ class Command(StrEnum):
     SNAPSHOT = "snapshot"
     SYNC = "sync"
     GC = "collect garbage in"
+    CHECK = "check"
     RENAME = "rename"
     ARCHIVE = "archive"
     ACTIVATE = "activate"
@@ -85,6 +86,7 @@ RULES: Final[Mapping[Command, Rule]] = {
     Command.SNAPSHOT: Rule(_WRITABLE),
     Command.SYNC: Rule(_STEADY),
     Command.GC: Rule(_STEADY),  # gives space back, changes no contents
+    Command.CHECK: Rule(_STEADY),
     Command.RENAME: Rule(_STEADY),
     Command.ARCHIVE: Rule(_WRITABLE, free=True),
     Command.ACTIVATE: Rule(frozenset((_R,)), free=True),

@@ -20,6 +20,7 @@ from typing import Self
 
 from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
+from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
 from tzfs.control import ControlClient, connect
 from tzfs.engine.engine import Settings
 from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, ReadOnly, StoreError
@@ -268,6 +269,24 @@ class Store:
         with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
             return collect_with(writer, progress)
 
+    def check(self, name: Name, *, payload: bool = False, progress: Hear | None = None) -> Checked:
+        """Tests everything that must hold in a filesystem; nothing is repaired.  `progress` hears how far it is.
+
+        With `payload` all contents are read too, and compared with their sums (a scrub).  While it is mounted, its
+        mount checks it as it stood when the check began.
+        """
+        info = self.catalog.get(name, Command.CHECK)
+        mount = self.mounted(info)
+        if mount is None:
+            _, lease = self.catalog.acquire(name, info={"kind": "check", "name": str(name)}, command=Command.CHECK)
+            return check_committed(
+                info.folder, bytes.fromhex(info.guid), lease=lease, read_payload=payload, hear=progress
+            )
+        collector = Collector(progress)
+        with mount:
+            mount.ask("check", {"payload": payload}, progress=lambda value: collector.take(from_json(value)))
+        return collector.answer()
+
     # -- properties ----------------------------------------------------------------------------------------------
 
     def properties(self, name: Name | FilesystemInfo) -> dict[str, props.Value]:
@@ -446,4 +465,4 @@ def _snapshot_info(name: SnapshotName, record: Snapshot) -> SnapshotInfo:
     return SnapshotInfo(name, record, props.resolve([(props.LOCAL, record.properties)], facts, snapshot=True))
 
 
-__all__ = ["Collected", "MountStatus", "SnapshotInfo", "Store", "open_store", "parse_filesystem"]
+__all__ = ["Checked", "Collected", "MountStatus", "SnapshotInfo", "Store", "open_store", "parse_filesystem"]

@@ -167,6 +167,29 @@ class Reader:
         self.close()
 
 
+class Committed:
+    """The tables and the payload of a filesystem as it was last committed, open for reading; for whoever has its
+    lease.  Nothing in them has been looked at."""
+
+    def __init__(self, directory: Path, guid: bytes) -> None:
+        with ExitStack() as stack:
+            _redo(directory, guid)
+            self.meta = LmdbMeta(directory / META, readonly=True)
+            stack.callback(self.meta.close)
+            self.payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
+            stack.callback(self.payload.close)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 class HeadReader:
     """A filesystem that nobody writes, open for reading as it was last committed, with its snapshots.
 
@@ -178,10 +201,8 @@ class HeadReader:
         with ExitStack() as stack:
             self.lease = lease
             stack.callback(lease.release)
-            _redo(directory, guid)
-            self._meta = LmdbMeta(directory / META, readonly=True)
-            stack.callback(self._meta.close)
-            txn = self._meta.begin_read()
+            self.committed = committed = stack.enter_context(Committed(directory, guid))
+            txn = committed.meta.begin_read()
             try:
                 superblock = read_superblock(txn)
                 superblock.check(for_writing=False)
@@ -189,11 +210,9 @@ class HeadReader:
                 counters, self._snapshots = read_counters(txn), read_snapshots(txn)
             finally:
                 txn.close()
-            self._payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
-            stack.callback(self._payload.close)
             self._stack = stack.pop_all()
         head = Snapshot(counters.epoch, guid, 0, counters.txg, counters.inodes, counters.bytes)
-        self.tree = View(self._meta, self._payload, "", head)
+        self.tree = View(self.committed.meta, self.committed.payload, "", head)
 
     def snapshots(self) -> dict[str, Snapshot]:
         """All snapshots by name, oldest first."""
@@ -203,7 +222,7 @@ class HeadReader:
         """A snapshot's tree; `NotFound`."""
         if name not in self._snapshots:
             raise NotFound(f"no snapshot {name!r}")
-        return View(self._meta, self._payload, name, self._snapshots[name])
+        return View(self.committed.meta, self.committed.payload, name, self._snapshots[name])
 
     def close(self) -> None:
         """Gives everything back; the lease last."""

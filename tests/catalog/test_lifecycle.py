@@ -25,6 +25,7 @@ TABLE = {
     Command.SNAPSHOT: ("NW+WW", "NW+WW"),
     Command.SYNC: ("NW++W", "NW++W"),
     Command.GC: ("NW++W", "NW++W"),
+    Command.CHECK: ("NW++W", "NW++W"),
     Command.RENAME: ("NW++W", "NW++W"),
     Command.ARCHIVE: ("NW+WW", "NWBWW"),
     Command.ACTIVATE: ("NWW+W", "NWWBW"),

@@ -32,6 +32,9 @@ SCRIPTS: dict[str, Sequence[Sequence[str]]] = {
         ["sync", "ws"],
         ["gc", "ws"],
         ["gc", "--json", "ws"],
+        ["check", "ws"],
+        ["check", "--json", "--payload", "ws"],
+        ["check", "none"],
     ),
     "properties": (
         ["set", "txg_interval=250ms", "agent:x=1", "ws"],

@@ -49,6 +49,7 @@ LINES = {
     "snapshot": ("snapshot", "--", "ws@NAME"),
     "sync": ("sync", "--", "NAME"),
     "gc": ("gc", "--", "NAME"),
+    "check": ("check", "--", "NAME"),
     "mount": ("mount", "--", "NAME", "MNT"),
     "mount at": ("mount", "--", "ws", "MNT/NAME"),
     "mount option": ("mount", "-o", "NAME", "--", "ws", "MNT"),

@@ -43,6 +43,7 @@ TABLE: Final = {
     "snapshot FS@s": "NSS+S+S",
     "sync FS": "NSS++++",
     "gc FS": "NSS+++R",
+    "check FS": "NSS++++",
     "status": "+++++++",
     "status --statistics FS": "NMMMM++",
     "run FS -- true": "NSS+S+S",

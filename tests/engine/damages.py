@@ -95,6 +95,14 @@ def _death_after_the_next_birth(h: History) -> None:
     h.fs.cell(death + 1, birth, 1, charge)
 
 
+def _tombstone_of_nothing(h: History) -> None:
+    prefix = keys.xattr(h.ino["fifo"], b"user.none")
+    key = prefix + keys.suffix(2)
+    h.fs.put_value(Table.XATTR, key, records.tombstone(Table.XATTR, key))
+    h.fs.put(Table.CHANGE, keys.change(2, Table.XATTR, prefix), b"")
+    h.fs.cell(LIVE, 2, 1, 0)
+
+
 def _no_change(h: History) -> None:
     h.fs.delete(Table.CHANGE, h.fs.rows(Table.CHANGE)[3][0])
 
@@ -295,6 +303,7 @@ DAMAGES: list[tuple[Rule, Callable[[History], None]]] = [
     (Rule.VERSION, _newest_is_dead),
     (Rule.VERSION, _death_of_nothing),
     (Rule.VERSION, _death_after_the_next_birth),
+    (Rule.VERSION, _tombstone_of_nothing),
     (Rule.CHANGE, _no_change),
     (Rule.CHANGE, _change_of_nothing),
     (Rule.DEADLIST, _dead_and_unseen),

@@ -14,8 +14,8 @@ from tzfs.jsonrpc import Json
 
 CHUNK = 128 * 1024
 METHODS = (
-    "ping", "info", "stats", "unmount", "snapshot.create", "snapshot.list", "sync", "gc", "archive", "property.get",
-    "property.set", "property.inherit", "property.changed",
+    "ping", "info", "stats", "unmount", "snapshot.create", "snapshot.list", "sync", "gc", "check", "archive",
+    "property.get", "property.set", "property.inherit", "property.changed",
 )  # fmt: skip
 
 
@@ -39,6 +39,7 @@ def test_every_method_refuses_what_it_does_not_know_and_changes_nothing(mounted:
 @pytest.mark.parametrize(
     ("method", "params", "words"),
     [
+        ("check", {"payload": 1}, "'payload' must be true or false"),
         ("snapshot.create", {}, "'name' is missing"),
         ("snapshot.create", {"name": 1}, "'name' must be a string"),
         ("snapshot.create", {"name": ""}, "'name' must be a string of 1 to 255 bytes"),

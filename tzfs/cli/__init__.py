@@ -33,6 +33,7 @@ COMMANDS = {
     "snapshot": "snapshots",
     "sync": "snapshots",
     "gc": "snapshots",
+    "check": "checking",
     "status": "mounting",
     "run": "running",
     "completion": "completion",

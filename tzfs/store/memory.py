@@ -336,8 +336,13 @@ class MemoryPayload:
             segment = self._live.get(number)
             if segment is None:
                 raise SegmentGone(f"segment {number} is gone")
-            pages = range(0, len(segment), PAGE_BYTES)
-            return [(at, at + PAGE_BYTES) for at in pages if any(segment[at : at + PAGE_BYTES])]
+            found: list[tuple[int, int]] = []
+            for begin in range(0, len(segment), PAGE_BYTES):
+                end = min(begin + PAGE_BYTES, len(segment))
+                if any(segment[begin:end]):
+                    joined = found.pop()[0] if found and found[-1][1] == begin else begin
+                    found.append((joined, end))
+            return found
 
     def punch(self, extent: ExtentId, stored_bytes: int) -> None:
         self._check_writable()

@@ -17,20 +17,23 @@ from tzfs.errors import TzfsError
 from tzfs.format.keys import Table
 from tzfs.store.interface import PayloadReader, ReadTransaction
 
-REPORT_ROWS: Final = 2048  # between two reports of progress, at most: 10 ms of work
-REPORT_BYTES: Final = 4 << 20  # likewise, of payload
+REPORT_ROWS: Final = 4096  # between two reports of progress: some 20 ms of work
+REPORT_BYTES: Final = 16 << 20  # likewise, of payload
+
+Event = Problem | Progress | None
 
 
-def check(
-    txn: ReadTransaction, payload: PayloadReader | None, *, read_payload: bool = False
-) -> Iterator[Problem | Progress]:
-    """Everything that is wrong with the filesystem that `txn` sees, and how far the check has come, in bounded steps.
+def check(txn: ReadTransaction, payload: PayloadReader | None, *, read_payload: bool = False) -> Iterator[Event]:
+    """Everything that is wrong with the filesystem that `txn` sees, and how far the check has come.
+
+    Between two events lies the work of one row, or of one chunk's payload; None says only that it is done, so that
+    whoever has other things to do can turn to them.
 
     Whatever the tables hold, nothing is raised for it.  `payload`: its segments, to be compared with what the tables
     say of them; with `read_payload` all that is referred to is read and compared with its sums.  While it runs
     nothing that `txn` sees may be punched or unlinked: the caller holds the lease, or pins the group.
 
-    Bookmarks and origins are not known here, since this tzfs writes none: the caller has refused those filesystems.
+    Origins are not known here, since this tzfs writes none: the caller has refused such a filesystem.
     """
     findings = Findings()
     tables = Tables(txn, findings)
@@ -55,14 +58,11 @@ def check(
     yield Progress("done", findings.rows, findings.rows, findings.payload_bytes, findings.payload_bytes)
 
 
-def _pass(
-    stage: str, steps: Iterator[None], findings: Findings, total: int, payload_total: int
-) -> Iterator[Problem | Progress]:
+def _pass(stage: str, steps: Iterator[None], findings: Findings, total: int, payload_total: int) -> Iterator[Event]:
     rows, read = findings.rows, findings.payload_bytes
     try:
         for _ in steps:
-            if findings.problems:
-                yield from findings.take()
+            yield from findings.take() if findings.problems else (None,)
             if findings.rows - rows >= REPORT_ROWS or findings.payload_bytes - read >= REPORT_BYTES:
                 rows, read = findings.rows, findings.payload_bytes
                 yield Progress(stage, rows, max(total, rows), read, max(payload_total, read))

@@ -38,6 +38,7 @@ class Facts:
     destroys: list[Destroy] = field(default_factory=list)
     punches: list[tuple[int, int, bytes]] = field(default_factory=list)  # (extent, stored bytes, key)
     shared: dict[int, Shared] = field(default_factory=dict)
+    bookmarks: bool = False
 
     @property
     def epoch(self) -> int:
@@ -56,9 +57,11 @@ class Tables:
         yield from self._sys()
         yield from self._snapshots()
         yield from self._plain_tables()
-        for table in (Table.BOOKMARK, Table.LOG):
-            for _ in rows(self._txn, self._findings, table):
-                yield
+        for _ in rows(self._txn, self._findings, Table.BOOKMARK):
+            self.facts.bookmarks = True
+            yield
+        for _ in rows(self._txn, self._findings, Table.LOG):
+            yield
 
     def _sys(self) -> Iterator[None]:
         facts, report = self.facts, self._findings.report

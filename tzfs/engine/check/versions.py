@@ -60,7 +60,7 @@ class Versions:
         """All versions in a table, those of one key newest first."""
         facts, report = self._facts, self._findings.report
         views, seal = facts.views, records.unseal
-        previous, last = b"", 0
+        previous, last, lone = b"", 0, b""
         for key, value in self._txn.range(table, b""):
             self._findings.rows += 1
             wrong = key_form(table, key)
@@ -72,6 +72,7 @@ class Versions:
             previous = prefix
             birth = keys.birth_of(key)
             if newest:
+                self._collected(table, lone)
                 last = len(views)
             first = bisect_left(views, birth)
             if birth > facts.epoch and not facts.staging:
@@ -86,10 +87,17 @@ class Versions:
             except (CorruptionError, ForeignStore) as error:
                 report(Rule.RECORD, table, key, str(error))
                 damaged, body = True, None
+            lone = key if newest and body is None and not damaged else b""
             if newest:
                 self.count(LIVE, birth, 0 if records.is_tombstone(value) else len(key) + len(value))
             yield Version(key, prefix, birth, first, last, newest, damaged, body)
             last = first
+        self._collected(table, lone)
+
+    def _collected(self, table: Table, lone: bytes) -> None:
+        """A tombstone is kept for older versions, or for a bookmark; `lone` is one that has no older versions."""
+        if lone and not self._facts.bookmarks:
+            self._findings.report(Rule.VERSION, table, lone, "a tombstone of something that has no other version")
 
     def prefixes(self, table: Table) -> Iterator[bytes]:
         """What the keys of a table are about, each once; for a second reading."""
