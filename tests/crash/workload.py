@@ -1,0 +1,139 @@
+"""The program that is recorded: the engine and its model side by side, on disk, any operations in any order.
+
+After each operation it says what the model looks like, and whether that has been acknowledged as durable:
+
+    python -m tests.crash.workload FOLDER MARKS SEED STEPS
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.engine.plain import ROOT, Node, Plain
+from tests.engine.test_model import GUID, WEIGHTS, DiskStores, Step, World
+from tzfs import limits
+from tzfs.engine.engine import Engine
+from tzfs.engine.head import S_IFLNK, S_IFMT, S_IFREG
+from tzfs.engine.view import View
+from tzfs.store.lmdb_store import LmdbMeta
+from tzfs.store.redo import RedoLog
+from tzfs.store.segments import Segments
+
+MORE: Final = {"commit": 30, "snapshot": 2, "pour": 6, "background": 12, "restart": 2, "crash": 2, "flush": 6}
+State = dict[str, str]  # "" is the head, the others are the snapshots: a digest of each
+
+
+class Formatted(DiskStores):
+    """The stores in a folder that has been formatted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.meta = LmdbMeta(folder / "meta")
+        self.payload = Segments(folder / "segments", guid=GUID)
+        self.redo = RedoLog(folder / "redo", GUID)
+
+
+class Busy(World):
+    """A world with large writes too."""
+
+    def do_pour(self, a: int, b: int, c: int, d: int) -> None:
+        ino = self._pick(a, lambda n: n.mode & S_IFMT == S_IFREG)
+        payload = random.Random(b * 64 + c).randbytes(20_000 + d * 2000)
+        self._both(lambda: self.engine.write(ino, c * 1000, payload), lambda: self.model.write(ino, c * 1000, payload))
+
+
+def generate(seed: int, count: int) -> list[Step]:
+    r = random.Random(seed)
+    weights = {**WEIGHTS, **MORE}
+    chosen = [w * r.choice((0.3, 1, 1, 3)) for w in weights.values()]
+    kinds = r.choices(list(weights), chosen, k=count)
+    return [(kind, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64)) for kind in kinds]
+
+
+def small_batches(patch: pytest.MonkeyPatch) -> None:
+    """So that a file of a few chunks is large enough for background work."""
+    patch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
+    patch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
+
+
+# -- states ------------------------------------------------------------------------------------------------------------
+
+
+def state_of_model(model: Plain) -> State:
+    named = {ino: node for ino, node in model.nodes.items() if ino not in model.orphans}
+    return {"": _digest(named), **{name: _digest(nodes) for name, nodes in model.snapshots.items()}}
+
+
+def state_of(engine: Engine) -> State:
+    return {"": _digest(_nodes(engine)), **{name: _digest(_nodes(engine.view(name))) for name in engine.snapshots()}}
+
+
+def _nodes(source: Engine | View) -> dict[int, Node]:
+    """All that is reachable from the root, read whole."""
+    nodes: dict[int, Node] = {}
+    todo = [ROOT]
+    while todo:
+        ino = todo.pop()
+        if ino in nodes:
+            continue
+        inode = source.inode(ino)
+        node = nodes[ino] = Node(inode.mode, inode.uid, inode.gid, inode.nlink, inode.rdev)
+        if node.is_dir:
+            node.entries = {name: child for name, child, _ in _listing(source, ino)}
+            todo += node.entries.values()
+        elif inode.mode & S_IFMT == S_IFREG:
+            node.data = bytearray(source.read(ino, 0, inode.size))
+        elif inode.mode & S_IFMT == S_IFLNK:
+            node.data = bytearray(source.readlink(ino))
+        node.xattrs = {name: source.getxattr(ino, name) for name in source.listxattr(ino)}
+    return nodes
+
+
+def _listing(source: Engine | View, ino: int) -> Iterator[tuple[bytes, int, int]]:
+    after = b""
+    while batch := source.readdir(ino, after, 100):
+        yield from batch
+        after = batch[-1][0]
+
+
+def _digest(nodes: Mapping[int, Node]) -> str:
+    whole = hashlib.sha256()
+    for ino in sorted(nodes):
+        n = nodes[ino]
+        fields = (ino, n.mode, n.uid, n.gid, n.nlink, n.rdev, len(n.data), sorted(n.entries.items()))
+        whole.update(repr((fields, sorted(n.xattrs.items()))).encode() + n.data)
+    return whole.hexdigest()
+
+
+def main(folder: Path, marks: Path, seed: int, count: int) -> None:
+    small_batches(pytest.MonkeyPatch())
+    out = os.open(marks, os.O_WRONLY)
+
+    def mark(**said: object) -> None:
+        os.write(out, json.dumps(said).encode())
+
+    world = Busy(Formatted(folder))
+    world.engine.settings.dirty_bytes_max = 512 * 1024
+    mark(op=0, state=state_of_model(world.model), durable=True)
+    for number, step in enumerate(generate(seed, count), 1):
+        mark(op=number, begins=step[0])
+        commits = world.commits
+        world.apply(step)
+        durable = step[0] in ("crash", "restart") or world.commits != commits
+        mark(op=number, state=state_of_model(world.model), durable=durable)
+    world._let_jobs_end()
+    world.engine.close()
+    world.stores.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
