@@ -186,7 +186,9 @@ class TxgCommitter:
                 self._flusher.end()
             failpoints.hit("commit.publish")
             self._publish(None)
-            if self._redo.append(self._base, self._changes, job.parts if job is not None else ()):
+            # The log syncs no segment: whoever replays it finds the rows of `punch`, and punches again.
+            changes = [change for change in self._changes if change[0] is not Table.PUNCH or change[2] is not None]
+            if self._redo.append(self._base, changes, job.parts if job is not None else ()):
                 self._changes.clear()
                 if not head.logged_rows:
                     self._logged_since_ns = head.dirty_since_ns

@@ -347,14 +347,13 @@ class MemoryPayload:
     def punch(self, extent: ExtentId, stored_bytes: int) -> None:
         self._check_writable()
         with self._lock:
-            begin = extent_offset(extent)
-            end = begin + -(-stored_bytes // PAGE_BYTES) * PAGE_BYTES
-            for segments in (self._live, self._durable):
-                segment = segments.get(extent_segment(extent))
-                if segment is not None:
-                    hole = min(end, len(segment)) - begin
-                    if hole > 0:
-                        segment[begin : begin + hole] = bytes(hole)
+            number, begin = extent_segment(extent), extent_offset(extent)
+            segment = self._live.get(number)
+            if segment is not None:
+                hole = min(-(-stored_bytes // PAGE_BYTES) * PAGE_BYTES, len(segment) - begin)
+                if hole > 0:
+                    segment[begin : begin + hole] = bytes(hole)
+                    self._unsynced.append((number, begin, bytes(hole)))
 
     def remove_segment(self, number: int) -> None:
         self._check_writable()
