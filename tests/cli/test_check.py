@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from tests.mount.workspace import NAME, Workspace
+from tests.mount.workspace import NAME, PROJECT, Workspace
 from tzfs.checking import Checked
 from tzfs.cli import cli
 from tzfs.engine.check.problems import Progress, Rule
@@ -136,6 +138,20 @@ def test_progress_is_told_and_ends_with_what_was_read(store: Store) -> None:
     found = store.check("ws", payload=True, progress=told.append)
     assert isinstance(found, Checked)
     assert (told[-1].stage, told[-1].rows, told[-1].payload_bytes) == ("done", found.rows, found.payload_bytes)
+
+
+def test_a_terminal_sees_how_far_it_is(store: Store) -> None:
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "tzfs.cli", "--store", str(store.path), "check", "ws", "--payload"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=end, text=True) as process:
+        os.close(end)
+        out, _ = process.communicate()
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert process.returncode == 0
+    assert out.startswith("ws: no problems")
+    assert "checking ws" in shown
+    assert "100%" in shown
 
 
 def test_an_archived_filesystem_is_checked(store: Store) -> None:
