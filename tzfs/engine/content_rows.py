@@ -62,8 +62,8 @@ class ContentRows:
         head = self._head
         versions, txg = head.versions, head.counters.txg
         self._publish_drops()
-        for data in sorted(head.contents):
-            contents = head.contents[data]
+        made: dict[Epoch, list[tuple[bytes, bytes]]] = {}
+        for data, contents in sorted(head.contents.items()):
             at, fresh = head.epoch_of(contents.ino), data >= head.first_data
             if contents.inline_changed:
                 if contents.inline:
@@ -74,8 +74,15 @@ class ContentRows:
                 chunk = contents.chunks[index]
                 if chunk.dirty is not None or chunk.flushing is not None:
                     raise InternalError(f"chunk {index} of data {data} was not flushed before publishing")
-                if chunk.changed:
-                    self._publish_chunk(contents.data, index, chunk, at, fresh=fresh)
+                if not chunk.changed:
+                    continue
+                if fresh and chunk.slices:
+                    made.setdefault(at, []).append((keys.chunk(data, index), records.pack_slices(chunk.slices)))
+                elif not fresh:
+                    self._publish_chunk(contents.data, index, chunk, at)
+                self._publish_extents(chunk, at)
+        for at, rows in made.items():
+            versions.put_fresh(Table.CHUNK, rows, at)
         for extent, stored in head.unused_extents:
             versions.punch(ExtentId(extent), stored, txg)
         for number in head.reclaims_changed:
@@ -91,17 +98,19 @@ class ContentRows:
         head.unused_extents.clear()
         head.reclaims_changed.clear()
 
-    def _publish_chunk(self, data: DataId, index: int, chunk: Chunk, at: Epoch, *, fresh: bool) -> None:
-        head = self._head
-        versions, txg = head.versions, head.counters.txg
-        if not fresh:
-            self._finish(data, index)
-        old, new = slices.extents(chunk.base), slices.extents(chunk.slices)
-        prefix = keys.chunk(data, index)
+    def _publish_chunk(self, data: DataId, index: int, chunk: Chunk, at: Epoch) -> None:
+        """The row of a chunk that may have one already."""
+        self._finish(data, index)
+        versions, prefix = self._head.versions, keys.chunk(data, index)
         if chunk.slices:
-            versions.put(Table.CHUNK, prefix, records.pack_slices(chunk.slices), at, fresh=fresh)
-        elif not fresh:
+            versions.put(Table.CHUNK, prefix, records.pack_slices(chunk.slices), at)
+        else:
             versions.remove(Table.CHUNK, prefix, at)
+
+    def _publish_extents(self, chunk: Chunk, at: Epoch) -> None:
+        """What the chunk names anew, and what it has stopped naming."""
+        versions, txg = self._head.versions, self._head.counters.txg
+        old, new = slices.extents(chunk.base), slices.extents(chunk.slices)
         for (extent, birth), stored in new.items():
             if (extent, birth) not in old:
                 versions.extent_born(extent, birth, stored)
@@ -134,11 +143,12 @@ class ContentRows:
     def remove_chunks(self, prefixes: Sequence[bytes], at: Epoch) -> None:
         """`remove_chunk` for each of these keys of chunks, which ascend."""
         versions, txg = self._head.versions, self._head.counters.txg
-        for prefix, found in zip(prefixes, self._head.txn.seek_many(Table.CHUNK, prefixes, at), strict=True):
-            body = None if found is None else records.unseal(Table.CHUNK, prefix + keys.suffix(found[0]), found[1])
+        olds = self._head.txn.seek_many(Table.CHUNK, prefixes, at)
+        versions.remove_many(Table.CHUNK, prefixes, at, olds=olds)
+        for prefix, old in zip(prefixes, olds, strict=True):
+            body = None if old is None else records.unseal(Table.CHUNK, prefix + keys.suffix(old[0]), old[1])
             if body is None:
                 continue
-            versions.remove(Table.CHUNK, prefix, at, old=found)
             for (extent, birth), stored in slices.extents(records.unpack_slices(Table.CHUNK, prefix, body)).items():
                 versions.extent_died(extent, birth, stored, at, txg)
 

@@ -435,16 +435,26 @@ class Namespace:
         """Turns changed names into rows of the transaction."""
         head = self._head
         versions, epoch, stored = head.versions, head.epoch, self._stored
+        made: list[tuple[bytes, bytes]] = []
+        gone: list[bytes] = []
+        olds: list[Version | None] = []
         for directory in sorted(head.dirents):
             fresh = directory >= head.first_ino
             changed = head.dirents[directory]
             for name in sorted(changed):
                 entry, prefix = changed[name], keys.dirent(directory, name)
-                old = stored.get(prefix, UNKNOWN)
-                if entry is not None:
-                    versions.put(Table.DIRENT, prefix, pack_dirent(*entry), epoch, fresh=fresh, old=old)
-                elif not fresh:
-                    versions.remove(Table.DIRENT, prefix, epoch, old=old)
+                old = None if fresh else stored.get(prefix, UNKNOWN)
+                if entry is not None and old is None:
+                    made.append((prefix, pack_dirent(*entry)))
+                elif entry is not None:
+                    versions.put(Table.DIRENT, prefix, pack_dirent(*entry), epoch, old=old)
+                elif old is UNKNOWN:
+                    versions.remove(Table.DIRENT, prefix, epoch)
+                elif old is not None:
+                    gone.append(prefix)
+                    olds.append(old)
+        versions.put_fresh(Table.DIRENT, made, epoch)
+        versions.remove_many(Table.DIRENT, gone, epoch, olds=olds)
         for ino, directory, name in sorted(head.links):
             fresh = ino >= head.first_ino
             if head.links[ino, directory, name]:

@@ -57,6 +57,7 @@ class TxgCommitter:
         self._namespace, self._attributes = namespace, attributes
         self._superblock = superblock
         self._redo = redo
+        self._orphan_rows = set(head.orphans)  # those that the tables have
         self._logged_since_ns = 0
         self._changes: list[Change] = []  # to the transaction, since it began or was last logged
         self._begin_recording()
@@ -218,17 +219,24 @@ class TxgCommitter:
                 buried.setdefault(head.buried[ino][0], []).append(keys.inode(ino))
         for at, gone in buried.items():
             versions.remove_many(Table.INODE, gone, at)
+        made: list[tuple[bytes, bytes]] = []
         for ino in sorted(head.dirty_inodes):
-            at = head.orphans.get(ino, epoch)
             body = records.pack_inode(head.inodes[ino])
-            versions.put(Table.INODE, keys.inode(ino), body, at, fresh=ino >= head.first_ino)
+            fresh = ino >= head.first_ino
+            if fresh and ino not in head.orphans:
+                made.append((keys.inode(ino), body))
+            else:
+                versions.put(Table.INODE, keys.inode(ino), body, head.orphans.get(ino, epoch), fresh=fresh)
+        versions.put_fresh(Table.INODE, made, epoch)
         for ino in head.orphans_changed:
             key = keys.orphan(ino)
             if ino in head.orphans:
                 body = records.pack_plain(Table.ORPHAN, head.orphans[ino])
                 head.txn.put(Table.ORPHAN, key, records.seal(Table.ORPHAN, key, body))
-            else:
+                self._orphan_rows.add(ino)
+            elif ino in self._orphan_rows:
                 head.txn.delete(Table.ORPHAN, key)
+                self._orphan_rows.discard(ino)
         counters.bytes = head.counted("bytes", counters.bytes + versions.live_bytes_delta)
         versions.settle()
         if finish is not None:

@@ -117,6 +117,15 @@ class Versions:
         if old is not None:
             self._kill(table, prefix, old, at)
 
+    def put_fresh(self, table: Table, rows: Sequence[tuple[bytes, bytes]], at: int) -> None:
+        """`put` of each (prefix, body), all of which are known to have no version: a third of its cost."""
+        if rows:
+            end, begin = _suffix(at), _change_key(at, table, b"")
+            self._rows.setdefault(table, []).extend([(prefix + end, body) for prefix, body in rows])
+            self._rows.setdefault(Table.CHANGE, []).extend([(begin + prefix, b"") for prefix, _ in rows])
+            charge = sum([len(prefix) + len(body) for prefix, body in rows]) + len(rows) * (8 + records.ENVELOPE_BYTES)
+            self._count(LIVE, at, len(rows), charge)
+
     def remove(self, table: Table, prefix: bytes, at: int, *, old: Version | _Unknown | None = UNKNOWN) -> None:
         """Makes `prefix` absent from epoch `at` on: a tombstone, or no row at all where none is needed.  `old`: as for
         `put`."""
@@ -138,10 +147,37 @@ class Versions:
         if kept:
             self._bury(table, prefix, old, at)
 
-    def remove_many(self, table: Table, prefixes: Sequence[bytes], at: int) -> None:
-        """`remove` for each of `prefixes`, which ascend: one pass over the table."""
-        for prefix, old in zip(prefixes, self.txn.seek_many(table, prefixes, at), strict=True):
-            self.remove(table, prefix, at, old=old)
+    def remove_many(
+        self, table: Table, prefixes: Sequence[bytes], at: int, *, olds: Sequence[Version | None] | None = None
+    ) -> None:
+        """`remove` for each of `prefixes`, which ascend: one pass over the table.  `olds`: what `seek` would find.
+
+        What can be freed without a tombstone, which without snapshots is all, takes a third of the time here.
+        """
+        if olds is None:
+            olds = self.txn.seek_many(table, prefixes, at)
+        gone, changes = self._gone.setdefault(table, []), self._gone.setdefault(Table.CHANGE, [])
+        births: dict[int, tuple[bytes, bytes, list[int]] | None] = {}  # end of key, begin of change key, [count, bytes]
+        for prefix, old in zip(prefixes, olds, strict=True):
+            if old is None:
+                continue
+            birth, value = old
+            if birth not in births:
+                kept = birth != at and self.seen(birth, at)
+                plain = not kept and not self._may_have_older(birth) and not self._bookmarked(at)
+                births[birth] = (_suffix(birth), _change_key(birth, table, b""), [0, 0]) if plain else None
+            known = births[birth]
+            if known is None or records.is_tombstone(value):
+                self.remove(table, prefix, at, old=old)
+                continue
+            end, begin, total = known
+            gone.append(prefix + end)
+            changes.append(begin + prefix)
+            total[0] += 1
+            total[1] += len(prefix) + 8 + len(value)
+        for born, known in births.items():
+            if known is not None:
+                self._count(LIVE, born, -known[2][0], -known[2][1])
 
     def _kill(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
         if self.seen(old[0], at):
