@@ -63,6 +63,8 @@ class ContentRows:
         versions, txg = head.versions, head.counters.txg
         self._publish_drops()
         made: dict[Epoch, list[tuple[bytes, bytes]]] = {}
+        changed: dict[Epoch, list[tuple[bytes, bytes]]] = {}
+        gone: dict[Epoch, list[bytes]] = {}
         for data, contents in sorted(head.contents.items()):
             at, fresh = head.epoch_of(contents.ino), data >= head.first_data
             if contents.inline_changed:
@@ -76,13 +78,21 @@ class ContentRows:
                     raise InternalError(f"chunk {index} of data {data} was not flushed before publishing")
                 if not chunk.changed:
                     continue
-                if fresh and chunk.slices:
-                    made.setdefault(at, []).append((keys.chunk(data, index), records.pack_slices(chunk.slices)))
+                if not fresh:
+                    self._finish(contents.data, index)
+                prefix = keys.chunk(data, index)
+                if chunk.slices:
+                    rows = made if fresh else changed
+                    rows.setdefault(at, []).append((prefix, records.pack_slices(chunk.slices)))
                 elif not fresh:
-                    self._publish_chunk(contents.data, index, chunk, at)
+                    gone.setdefault(at, []).append(prefix)
                 self._publish_extents(chunk, at)
-        for at, rows in made.items():
-            versions.put_fresh(Table.CHUNK, rows, at)
+        for at, fresh_rows in made.items():
+            versions.put_fresh(Table.CHUNK, fresh_rows, at)
+        for at, changed_rows in changed.items():
+            versions.put_many(Table.CHUNK, changed_rows, at)
+        for at, prefixes in gone.items():
+            versions.remove_many(Table.CHUNK, prefixes, at)
         for extent, stored in head.unused_extents:
             versions.punch(ExtentId(extent), stored, txg)
         for number in head.reclaims_changed:
@@ -97,15 +107,6 @@ class ContentRows:
         head.drops.clear()
         head.unused_extents.clear()
         head.reclaims_changed.clear()
-
-    def _publish_chunk(self, data: DataId, index: int, chunk: Chunk, at: Epoch) -> None:
-        """The row of a chunk that may have one already."""
-        self._finish(data, index)
-        versions, prefix = self._head.versions, keys.chunk(data, index)
-        if chunk.slices:
-            versions.put(Table.CHUNK, prefix, records.pack_slices(chunk.slices), at)
-        else:
-            versions.remove(Table.CHUNK, prefix, at)
 
     def _publish_extents(self, chunk: Chunk, at: Epoch) -> None:
         """What the chunk names anew, and what it has stopped naming."""

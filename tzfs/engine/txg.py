@@ -220,14 +220,16 @@ class TxgCommitter:
         for at, gone in buried.items():
             versions.remove_many(Table.INODE, gone, at)
         made: list[tuple[bytes, bytes]] = []
+        changed: list[tuple[bytes, bytes]] = []
         for ino in sorted(head.dirty_inodes):
-            body = records.pack_inode(head.inodes[ino])
+            row = keys.inode(ino), records.pack_inode(head.inodes[ino])
             fresh = ino >= head.first_ino
-            if fresh and ino not in head.orphans:
-                made.append((keys.inode(ino), body))
+            if ino in head.orphans:
+                versions.put(Table.INODE, *row, head.orphans[ino], fresh=fresh)
             else:
-                versions.put(Table.INODE, keys.inode(ino), body, head.orphans.get(ino, epoch), fresh=fresh)
+                (made if fresh else changed).append(row)
         versions.put_fresh(Table.INODE, made, epoch)
+        versions.put_many(Table.INODE, changed, epoch)
         for ino in head.orphans_changed:
             key = keys.orphan(ino)
             if ino in head.orphans:

@@ -117,6 +117,11 @@ class Versions:
         if old is not None:
             self._kill(table, prefix, old, at)
 
+    def put_many(self, table: Table, rows: Sequence[tuple[bytes, bytes]], at: int) -> None:
+        """`put` of each (prefix, body), which ascend: one pass over the table."""
+        for (prefix, body), old in zip(rows, self.txn.seek_many(table, [p for p, _ in rows], at), strict=True):
+            self.put(table, prefix, body, at, old=old)
+
     def put_fresh(self, table: Table, rows: Sequence[tuple[bytes, bytes]], at: int) -> None:
         """`put` of each (prefix, body), all of which are known to have no version: a third of its cost."""
         if rows:
