@@ -197,6 +197,7 @@ class Pump:
         self._state.deadline_ns = NO_DEADLINE
         self._wake_fd = -1
         self._fuse_fd = -1
+        self._requests = select.poll()
         self._token: trio.lowlevel.TrioToken | None = None
         self._closing = False
         self._guarded = guarded
@@ -262,11 +263,7 @@ class Pump:
 
     def request_waits(self) -> bool:
         """Whether a request can be read now."""
-        if self._fuse_fd < 0:
-            return False
-        poll = select.poll()
-        poll.register(self._fuse_fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(self._requests.poll(0))
 
     # -- what pyfuse3 calls --------------------------------------------------------------------------------------------
 
@@ -279,7 +276,10 @@ class Pump:
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
-        self._fuse_fd = fd
+        if fd != self._fuse_fd:
+            self._fuse_fd = fd
+            self._requests = select.poll()
+            self._requests.register(fd, select.POLLIN)
         answers = self._answers
         while True:
             if self._closing:

@@ -79,13 +79,18 @@ class Environment:
         self.mark: place.PlaceMark | None = None
         self.users = 0
         self.writer: object | None = None  # the write transaction that is open
+        self._end = 0
+        self._end_for: object | None = None  # the write transaction that it was asked for
         self.reserved_end = 0  # data.mdb has blocks up to here
         self.reserve_supported = True
 
     @property
     def end(self) -> int:
-        """Where the last committed page ends."""
-        return (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        """Where the last committed page ends.  While we have the write transaction it stays where it is."""
+        if self.writer is None or self.writer is not self._end_for:
+            self._end = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+            self._end_for = self.writer
+        return self._end
 
     def reserve(self, nbytes: int) -> bool:
         """Blocks for `nbytes` behind the last page, and for pages before it that were never written."""

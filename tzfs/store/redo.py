@@ -16,7 +16,7 @@ append changes no metadata of the disk's filesystem.  A group begins at a multip
     offset 44   changes in it u32
     offset 48   length of the body u64
     offset 56   nonce u64, random: one for all groups that follow one commit
-    offset 64   FNV-1a-64 of bytes 0 to 63 and the body, u64
+    offset 64   FNV-1a-64 of bytes 0 to 63 and of the body's sums, one for each 4 KiB as for payload, u64
     offset 72   the body: for each change its table u8 (255: payload), length of the key u16, length of the value u32
                 (2^32 - 1: the row is deleted), key, value.  The key of payload is its extent, u64.
 
@@ -44,7 +44,7 @@ from tzfs.errors import Busy, CorruptionError, ForeignStore, NoSpace, StoreError
 from tzfs.failpoints import declare, hit
 from tzfs.format.keys import FILESYSTEM_TABLES, ExtentId, Table
 from tzfs.limits import MIB, PAGE_BYTES
-from tzfs.native import fnv1a64
+from tzfs.native import fnv1a64, page_sums
 from tzfs.store import folders
 from tzfs.store.interface import Buffer, Change, Group, MetaStore, PayloadStore, RedoStore
 
@@ -100,6 +100,10 @@ def replay(log: RedoStore, meta: MetaStore, payload: PayloadStore) -> int:
     return len(groups)
 
 
+def _sum(head: bytes, body: bytes) -> bytes:
+    return fnv1a64(head + page_sums(body)).to_bytes(8, "big")
+
+
 def _pack(
     guid: bytes,
     base: int,
@@ -119,7 +123,7 @@ def _pack(
         parts += (_CHANGE.pack(_PAYLOAD, 8, len(data)), extent.to_bytes(8, "big"), data)
     body = b"".join(parts)
     head = HEADER.pack(MAGIC, VERSION, 0, guid, base, number, len(changes) + len(payload), len(body), nonce)
-    whole = b"".join((head, fnv1a64(head + body).to_bytes(8, "big"), body))
+    whole = b"".join((head, _sum(head, body), body))
     return whole.ljust(-(-len(whole) // PAGE_BYTES) * PAGE_BYTES, b"\0")
 
 
@@ -216,7 +220,7 @@ class RedoLog:
             if end > len(raw):
                 break
             head, body = raw[at : at + HEADER.size], raw[at + HEADER_BYTES : end]
-            if int.from_bytes(raw[at + HEADER.size : at + HEADER_BYTES], "big") != fnv1a64(head + body):
+            if raw[at + HEADER.size : at + HEADER_BYTES] != _sum(head, body):
                 break  # the write was cut off: nobody was told that it was durable
             found.append(_unpack(body, count, os.fspath(self._path)))
             at = end + -end % PAGE_BYTES
