@@ -133,10 +133,14 @@ class Answers:
         return self.state.known
 
     def bury(self) -> None:
-        """Hands what C has seen forgotten, and has no name, to `forgotten`."""
+        """Hands what C has seen forgotten, and may have no name, to `forgotten`.
+
+        Not what the kernel has been told of again since: it still had a name then, and is told of when it goes.
+        """
         while count := _lib.tzfs_answers_take(self.state, self._taken, FORGOTTEN_BATCH):
             for i in range(count):
-                self.forgotten(self._taken[i])
+                if not self.knows(self._taken[i]):
+                    self.forgotten(self._taken[i])
 
     def opened(self, node: int) -> None:
         """A handle that may write the node has been given out."""

@@ -527,7 +527,7 @@ static int answer(struct tzfs_answers *a, int fd, const struct fuse_in_header *i
     case FUSE_LOOKUP:
         return lookup(a, fd, in, body, room) ? LOOKUP : -1;
     case FUSE_GETATTR:
-        return getattr(a, fd, in) ? GETATTR : -1;
+        return room >= sizeof(struct fuse_getattr_in) && getattr(a, fd, in) ? GETATTR : -1;
     case FUSE_OPEN: {
         const struct fuse_open_in *open_in = body;
         return room >= sizeof *open_in && open_file(a, fd, in, open_in->flags) ? OPEN : -1;
