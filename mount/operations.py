@@ -28,7 +28,7 @@ from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.reads import ReadPlan
 from tzfs.engine.view import View
-from tzfs.errors import Exists, NotFound, TzfsError
+from tzfs.errors import Exists, MountFailed, NotFound, TzfsError
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
 from tzfs.mount.answers import Answers
@@ -109,6 +109,14 @@ class Operations(pyfuse3.Operations):
     def engine_failed(self) -> None:
         """From now on each request is to hear of it."""
         self.answers.stop()
+
+    def stop_if_failed(self) -> None:
+        """A request was refused: it may have failed the engine, or broken off half-way, which is the same."""
+        if self._engine is not None:
+            try:
+                self._engine.check()
+            except MountFailed:
+                self.engine_failed()
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
@@ -322,8 +330,8 @@ class Operations(pyfuse3.Operations):
             answers.complete(node)
         if shows_zfs and after != b"\xff":
             names.append(b"\xff")  # after every name there can be in a listing that shows it
-            reply(token, ZFS_NAME, self._control_attributes(ZFS_NODE), len(names) + 2)
-            answers.told(ZFS_NODE)
+            if reply(token, ZFS_NAME, self._control_attributes(ZFS_NODE), len(names) + 2):
+                answers.told(ZFS_NODE)
 
     def _list_control(self, node: int, start_id: int, token: ReaddirToken) -> None:
         reply = cast(Any, pyfuse3.readdir_reply)

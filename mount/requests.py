@@ -35,11 +35,11 @@ class RequestStatistics:
 
 
 class Answering(Protocol):
-    """What has handlers: figures by kind of request, and something to do once the engine has failed."""
+    """What has handlers: figures by kind of request, and an engine that may have failed of an error."""
 
     requests: dict[str, RequestStatistics]
 
-    def engine_failed(self) -> None: ...
+    def stop_if_failed(self) -> None: ...
 
 
 Self = TypeVar("Self", bound=Answering)
@@ -50,8 +50,7 @@ def refusal(operations: Answering, kind: str, args: tuple[object, ...], error: B
     operations.requests[kind].errors += 1
     if isinstance(error, FUSEError):
         return error
-    if isinstance(error, MountFailed):
-        operations.engine_failed()
+    operations.stop_if_failed()
     number = errno_of(error)
     if not isinstance(error, TzfsError):
         log.exception("request %s failed", kind)
