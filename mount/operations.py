@@ -235,11 +235,15 @@ class Operations(pyfuse3.Operations):
 
     def _forgotten(self, node: int) -> None:
         """The kernel does not know the node any more."""
-        if self._engine is not None and node <= INO_MASK:
+        engine = self._engine
+        if engine is not None and node <= INO_MASK:
+            orphans = engine.orphans
             try:
-                self._engine.forget(node)
+                engine.forget(node)
             except Exception as error:  # nobody waits for an answer
                 refusal(self, "forget", (node,), error)
+            if engine.orphans != orphans:
+                self._changed()
 
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
