@@ -59,7 +59,7 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
     const int64_t due = turn_due < pump->deadline_ns ? turn_due : pump->deadline_ns;
     int64_t entered = began, now = began; /* a request answered here enters anew */
 
-    for (uint64_t round = 0;; round++) {
+    for (int spinning = 0;;) {
         if (now >= due) {
             pump->turns++;
             pump->spin_sum_ns += (uint64_t)(now - entered);
@@ -80,14 +80,14 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
                 pump->woken = 1;
                 return TZFS_PUMP_WOKEN;
             }
-            int verdict = request_came(pump, round ? &pump->spun : &pump->ready);
+            int verdict = request_came(pump, spinning ? &pump->spun : &pump->ready);
             if (!pump->answers || read_request(pump->answers, fuse_fd) == HANDED_OVER)
                 return verdict;
             entered = now = tzfs_pump_now_ns();
-            round = 0; /* the next one counts as there at once, or begins a spin */
+            spinning = 0; /* the next one counts as there at once, or begins a spin */
             continue;
         }
-        if (round == 0) {
+        if (!spinning) {
             if (pump->spin_ns <= 0)
                 return nothing_came(pump);
             if (pump->skip) {
@@ -105,6 +105,7 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
         /* Not a pause instruction: on one processor the client could not run, and would never ask. */
         sched_yield();
         pump->yields++;
+        spinning = 1;
         now = tzfs_pump_now_ns();
     }
 }
@@ -122,7 +123,7 @@ static uint64_t received, withdrawn;
 
 /* Requests read by us go to pyfuse3 in the memory that they were read to; what it had before is read to next.  Whoever
  * made it frees it, or the other one: both are malloc's. */
-enum { BUFFER_BYTES = (1 << 20) + 4096, LIBFUSE_MAX = 316 }; /* libfuse's: 256 pages and its headers */
+enum { BUFFER_BYTES = (1 << 20) + 4096, LIBFUSE_MAX = 316 }; /* libfuse's: 256 pages of 4 KiB, and its headers */
 static void *stash;
 static int hands_over; /* libfuse is one whose buffers we know */
 static size_t waiting; /* bytes in it that pyfuse3 has not taken yet */
@@ -281,7 +282,7 @@ int tzfs_pump_guard(const char *path)
         int (*ask)(void);
         memcpy(&ask, &version, sizeof ask);
         const int libfuse = ask(); /* 314 is 3.14 */
-        hands_over = libfuse >= 300 && libfuse <= LIBFUSE_MAX;
+        hands_over = libfuse >= 300 && libfuse <= LIBFUSE_MAX && sysconf(_SC_PAGESIZE) == 4096;
     }
     slot = found;
     slot_relro = search.relro;

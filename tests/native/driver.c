@@ -9,34 +9,24 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "driver.h"
 #include "falloc.h"
 #include "hash.h"
 #include "payload.h"
 #include "pump.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int failures;
-
-#define EXPECT(condition)                                                            \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            failures++;                                                              \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);  \
-        }                                                                            \
-    } while (0)
+int failures;
 
 static const size_t edges[] = {0, 1, 2, 3, 7, 8, 16, 17, 128, 129, 240, 241, 1023, 1024, 1025, 4095, 4096, 4097, 8191,
                                8192, 8193, 131071, 131072, 131073};
 enum { EDGES = sizeof edges / sizeof edges[0] };
 
-/* Of exactly `length` bytes; of none, a block that must not be touched at all. */
-static uint8_t *block(size_t length)
+uint8_t *block(size_t length)
 {
     uint8_t *made = malloc(length);
     if (!made && length)
@@ -44,7 +34,7 @@ static uint8_t *block(size_t length)
     return made;
 }
 
-static uint8_t *filled(size_t length)
+uint8_t *filled(size_t length)
 {
     uint8_t *made = block(length);
     uint64_t state = 0x9e3779b97f4a7c15u ^ length;
@@ -368,6 +358,7 @@ static void pumping(void)
         close(fuse[i]);
         close(wake[i]);
     }
+    EXPECT(tzfs_pump_hands_over() == 0);
     EXPECT(tzfs_pump_guard("/nonexistent/library.so") == 1);
     EXPECT(tzfs_pump_unguard() == 1);
     EXPECT(tzfs_pump_received() == 0 && tzfs_pump_withdrawn() == 0);
@@ -389,6 +380,7 @@ int main(int count, char **arguments)
     gathering();
     allocating();
     pumping();
+    answering_requests();
     if (!failures)
         puts("ok");
     return failures != 0;

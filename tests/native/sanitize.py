@@ -1,4 +1,4 @@
-"""Builds `native/src` with `driver.c` under the address and undefined-behaviour sanitizers, strictly, and runs it.
+"""Builds `native/src` with the driver under the address and undefined-behaviour sanitizers, strictly, and runs it.
 
     python -m tests.native.sanitize
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 SOURCES: Final = Path(__file__).resolve().parents[2] / "native" / "src"
-DRIVER: Final = Path(__file__).resolve().with_name("driver.c")
+DRIVERS: Final = sorted(Path(__file__).resolve().parent.glob("driver*.c"))
 WARNINGS: Final = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Werror")
 SANITIZERS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 OPTIONS: Final = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -26,7 +26,7 @@ def build(target: Path) -> None:
     """Compiles every C file of `native/src` and the driver into `target`."""
     sources = sorted(str(path) for path in SOURCES.glob("*.c"))
     command = [os.environ.get("CC", "cc"), "-std=gnu11", "-g", "-O1", *WARNINGS, *SANITIZERS, f"-I{SOURCES}"]
-    command += [*sources, str(DRIVER), "-o", str(target), "-ldl"]
+    command += [*sources, *map(str, DRIVERS), "-o", str(target), "-ldl"]
     subprocess.run(command, check=True, timeout=TIMEOUT_S)
 
 
