@@ -61,6 +61,7 @@ MODES: Final = (
     Mode("xattr", ("xattr",), keeps_xattrs=True),
     Mode("writeback-xattr", ("writeback", "xattr"), keeps_xattrs=True),
     Mode("shared", ("allow_other", "xattr"), keeps_xattrs=True, others_may_enter=True),
+    Mode("noanswers", ("noanswers",)),
     Mode("stock-loop", ("nopump",)),
 )
 
