@@ -6,6 +6,8 @@
 #include "driver.h"
 #include "pump.h"
 
+#include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <string.h>
@@ -263,6 +265,114 @@ static void pumping_answers(void)
     close(ends[1]);
 }
 
+enum { WORKERS = 5, REQUEST_MAX = 100000 };
+
+struct worker {
+    struct { /* libfuse's `struct fuse_buf` */
+        size_t size;
+        int flags;
+        void *mem;
+        int fd;
+        off_t position;
+    } buffer;
+    uint8_t mark; /* every byte after the header of what it has received */
+};
+
+static void send_request(uint32_t opcode, size_t bytes, uint8_t mark)
+{
+    uint8_t *request = block(bytes);
+    memset(request, mark, bytes);
+    const struct fuse_in_header in = {.len = (uint32_t)bytes, .opcode = opcode, .unique = 9, .nodeid = 9};
+    memcpy(request, &in, sizeof in);
+    EXPECT(send(ends[1], request, bytes, 0) == (ssize_t)bytes);
+    free(request);
+}
+
+static int intact(const struct worker *w)
+{
+    const uint8_t *bytes = w->buffer.mem;
+    for (size_t i = sizeof(struct fuse_in_header); i < w->buffer.size; i++)
+        if (bytes[i] != w->mark)
+            return 0;
+    return 1;
+}
+
+/* One session: what was not answered goes from hand to hand in the memory it was read to, and stays what it is for as
+ * long as its worker has it, which frees it in the end. */
+static void session(int (*receive)(void *, void *), uint64_t seed)
+{
+    struct tzfs_answers *a = answering();
+    struct tzfs_pump *pump = calloc(1, sizeof *pump);
+    struct worker workers[WORKERS];
+    uint8_t reply[REPLY_MAX];
+    uint64_t state = seed;
+    if (!pump || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, ends))
+        abort();
+    memset(workers, 0, sizeof workers);
+    put(a, 9, S_IFREG);
+    pump->turn_ns = tzfs_pump_now_ns();
+    pump->turn_max_ns = pump->deadline_ns = INT64_MAX / 2;
+    for (int step = 0; step < 3000; step++) {
+        struct worker *w = &workers[drawn(&state) % WORKERS];
+        const size_t bytes = sizeof(struct fuse_in_header) + drawn(&state) % (step % 8 ? 200 : REQUEST_MAX);
+        if (step % 500 == 0) { /* it has ended; another has begun, and libfuse has given it less than we need */
+            free(w->buffer.mem);
+            memset(w, 0, sizeof *w);
+            w->buffer.mem = block(5000);
+        }
+        pump->answers = step % 50 < 40 ? a : NULL;
+        w->mark = (uint8_t)step;
+        if (pump->answers && drawn(&state) & 1)
+            send_request(FUSE_GETATTR, sizeof(struct fuse_in_header) + sizeof(struct fuse_getattr_in), 0);
+        send_request(FUSE_WRITE, bytes, w->mark);
+        w->buffer.flags = 2; /* of a request before, which came through a pipe */
+        EXPECT(tzfs_pump_wait(pump, ends[0], -1) == TZFS_PUMP_READY);
+        EXPECT(receive(&ends[0], &w->buffer) == (int)bytes && w->buffer.size == bytes);
+        EXPECT(!pump->answers || w->buffer.flags == 0);
+        for (int i = 0; i < WORKERS; i++)
+            EXPECT(intact(&workers[i]));
+        while (replied(reply))
+            continue;
+    }
+    const uint64_t withdrawn = tzfs_pump_withdrawn();
+    EXPECT(receive(&ends[0], &workers[0].buffer) == -EINTR && tzfs_pump_withdrawn() == withdrawn + 1);
+    pump->answers = a;
+    send_request(FUSE_WRITE, 100, 1);
+    EXPECT(tzfs_pump_wait(pump, ends[0], -1) == TZFS_PUMP_READY); /* the session ends with this one in hand */
+    for (int i = 0; i < WORKERS; i++)
+        free(workers[i].buffer.mem);
+    free(pump);
+    tzfs_answers_free(a);
+    close(ends[0]);
+    close(ends[1]);
+}
+
+static void handing_over(void)
+{
+    char path[4096];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 32);
+    if (length < 0)
+        abort();
+    strcpy(path + length, ".receiver.so"); /* built beside it */
+    void *library = dlopen(path, RTLD_NOW), *symbol = library ? dlsym(library, "receive") : NULL;
+    int (*receive)(void *, void *);
+    if (!symbol)
+        abort();
+    memcpy(&receive, &symbol, sizeof receive);
+    for (uint64_t seed = 0; seed < 3; seed++) {
+        EXPECT(tzfs_pump_guard(path) == 0 && tzfs_pump_hands_over());
+        EXPECT(tzfs_pump_guard(path) == 4);
+        if (seed == 0) { /* what the pump alone has left */
+            EXPECT(tzfs_pump_unguard() == 0 && !tzfs_pump_hands_over());
+            EXPECT(tzfs_pump_guard(path) == 0);
+        }
+        session(receive, seed);
+        EXPECT(tzfs_pump_unguard() == 0);
+        EXPECT(tzfs_pump_unguard() == 1);
+    }
+    dlclose(library);
+}
+
 void answering_requests(void)
 {
     if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends))
@@ -274,4 +384,5 @@ void answering_requests(void)
     close(ends[0]);
     close(ends[1]);
     pumping_answers();
+    handing_over();
 }

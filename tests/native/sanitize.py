@@ -16,6 +16,7 @@ from typing import Final
 
 SOURCES: Final = Path(__file__).resolve().parents[2] / "native" / "src"
 DRIVERS: Final = sorted(Path(__file__).resolve().parent.glob("driver*.c"))
+RECEIVER: Final = Path(__file__).resolve().with_name("receiver.c")
 WARNINGS: Final = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Werror")
 SANITIZERS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 OPTIONS: Final = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -23,11 +24,14 @@ TIMEOUT_S: Final = 120
 
 
 def build(target: Path) -> None:
-    """Compiles every C file of `native/src` and the driver into `target`."""
-    sources = sorted(str(path) for path in SOURCES.glob("*.c"))
-    command = [os.environ.get("CC", "cc"), "-std=gnu11", "-g", "-O1", *WARNINGS, *SANITIZERS, f"-I{SOURCES}"]
-    command += [*sources, *map(str, DRIVERS), "-o", str(target), "-ldl"]
-    subprocess.run(command, check=True, timeout=TIMEOUT_S)
+    """Compiles every C file of `native/src` and the driver into `target`, and beside it the receiver it loads."""
+    compiler = [os.environ.get("CC", "cc"), "-std=gnu11", "-g", "-O1", *WARNINGS, *SANITIZERS]
+    sources = [*map(str, sorted(SOURCES.glob("*.c"))), *map(str, DRIVERS)]
+    for command in (
+        [*compiler, f"-I{SOURCES}", *sources, "-o", str(target), "-ldl"],
+        [*compiler, "-shared", "-fPIC", str(RECEIVER), "-o", f"{target}.receiver.so"],
+    ):
+        subprocess.run(command, check=True, timeout=TIMEOUT_S)
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
