@@ -243,7 +243,7 @@ class Operations(pyfuse3.Operations):
             except Exception as error:  # nobody waits for an answer
                 refusal(self, "forget", (node,), error)
             if engine.orphans != orphans:
-                self._changed()
+                self._changed(node)
 
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
