@@ -2,6 +2,7 @@
 
     uptime_s, failed, memory (bytes: anonymous; mapped, which is the page cache)
     requests    by kind: count, errors, mean_us, slowest_us (of the handler, waiting included)
+    answered_in_c   how many of them, by kind, never reached a handler
     cache       inodes in memory; nodes: what the kernel knows; open_for_writing; dirty_bytes, dirty_rows: not committed
     pump        what the request pump has done, where there is one
 
@@ -43,6 +44,7 @@ def statistics(mount: Mount) -> dict[str, Json]:
     answer: dict[str, Json] = {
         "uptime_s": round((time.time_ns() - mount.started_ns) / 1e9, 3),
         "requests": {kind: _request(s) for kind, s in operations.figures().items() if s.count},
+        "answered_in_c": {kind: n for kind, (n, _, _) in operations.answers.statistics().items() if n},
         "cache": cache,
         "memory": _memory(),
         "failed": mount.failed,
