@@ -78,6 +78,18 @@ def test_a_write_during_a_flush_wins_over_what_is_being_flushed(ws: Workspace) -
     assert ws.engine.read(ino, 49_999, 12) == b"1" + b"2" * 10 + b"1"
 
 
+def test_a_commit_does_not_wait_for_a_flush_whose_thread_has_not_started(ws: Workspace) -> None:
+    """A write that must commit may come between the two, on the loop that would start the thread."""
+    ino = ws.file(b"a", b"1" * 100_000)
+    job = ws.engine.begin_flush()
+    assert job is not None
+    ws.engine.commit()
+    job.run()  # the thread starts after all
+    ws.engine.end_flush()
+    ws.restart()
+    assert ws.engine.read(ino, 0, 100_001) == b"1" * 100_000
+
+
 def test_a_file_cut_during_a_flush_stays_cut(ws: Workspace) -> None:
     ino = ws.file(b"a", b"1" * 100_000)
     job = ws.engine.begin_flush()

@@ -42,13 +42,14 @@ class _Entry:
 
 @dataclass(slots=True)
 class FlushJob:
-    """Frozen buffers on their way to the disk.  `run` is called once, on any thread; `wait` returns when it ends."""
+    """Frozen buffers on their way to the disk.  The first to call `run` or `wait`, on any thread, does the work."""
 
     payload: PayloadStore
     entries: list[_Entry]
     bytes: int
     error: BaseException | None = None
     _running: threading.Lock = field(default_factory=threading.Lock)  # a tenth of an Event, which each fsync would pay
+    _begun: threading.Lock = field(default_factory=threading.Lock)  # held from then on
 
     parts: list[tuple[ExtentId, memoryview]] = field(default_factory=list)
 
@@ -61,15 +62,18 @@ class FlushJob:
         return not self._running.locked()
 
     def wait(self) -> None:
-        """Until `run`, which somebody has called or will call, is over."""
+        """Until the work is done, which nobody may have begun: the thread it is for has not started, or never will."""
+        self.run()
         with self._running:
             pass
 
     def run(self, *, sync: bool = True) -> None:
-        """Sums, writes and syncs; an error is kept for `end`, which fails the head with it.
+        """Sums, writes and syncs, unless that has begun; an error is kept for `end`, which fails the head with it.
 
         Without `sync` it is the caller's to have `parts` in the redo log before anything refers to them.
         """
+        if not self._begun.acquire(blocking=False):
+            return
         try:
             for e in self.entries:
                 view = memoryview(e.buffer.data)[e.lo : e.hi]
