@@ -402,7 +402,7 @@ def run(steps: list[tuple[int, int, int, int]], *, crowded: bool = False, warm: 
         assert len(w.operations.answers) == 0
         assert w.engine.failed is None
         w.engine.commit()
-        assert w.engine.recount().problems == []
+        assert w.engine.problems() == []
         w.engine.close()
     return w
 
