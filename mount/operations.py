@@ -1,9 +1,6 @@
 """Kernel requests to engine calls, and their answers back; nothing else.
 
-A *node id* is what the kernel calls an inode: the inode number in its low 40 bits, and above them which tree it is in:
-0 for the mounted one, a number given at first use for each snapshot browsed under `.zfs/snapshot`, and the topmost for
-`.zfs` itself and `snapshot` in it.  Handles are node ids too, but for directories, whose handles keep a listing's
-place.
+Handles are node ids (`nodes`) too, but for directories, whose handles keep a listing's place.
 
 Caching: this process is the only writer, so entries, attributes and negative look-ups hold for ever, FLUSH is answered
 ENOSYS once, and so are extended attributes unless they were asked for (each write would ask for `security.capability`).
@@ -16,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -28,22 +24,28 @@ from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.reads import ReadPlan
 from tzfs.engine.view import View
-from tzfs.errors import Exists, MountFailed, NotFound, TzfsError
+from tzfs.errors import Exists, MountFailed, TzfsError
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
 from tzfs.mount.answers import Answers
 from tzfs.mount.committing import Committer
+from tzfs.mount.nodes import (
+    CONTROL_TREE,
+    FOREVER_S,
+    INO_MASK,
+    SNAPSHOTS_NAME,
+    SNAPSHOTS_NODE,
+    ZFS_NAME,
+    ZFS_NODE,
+    Views,
+    absent,
+    attributes_of,
+)
 from tzfs.mount.requests import KINDS, RequestStatistics, answered, answered_later, refusal
 from tzfs.opening import HeadReader
 
-FOREVER_S = 100_000_000  # three years; the kernel counts in jiffies and must not overflow
-INO_MASK = limits.INO_MAX
-CONTROL_TREE = limits.SNAPSHOT_VIEWS_MAX - 1
-ZFS_NODE = CONTROL_TREE << limits.INO_BITS | 1
-SNAPSHOTS_NODE = CONTROL_TREE << limits.INO_BITS | 2
 WRITING = 1 << 63  # in a file handle: it may write
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
-ZFS_NAME, SNAPSHOTS_NAME = b".zfs", b"snapshot"
 LISTING_BATCH = 48  # entries with attributes that fit the kernel's 4-8 KiB of a READDIR, and a few
 
 
@@ -85,13 +87,11 @@ class Operations(pyfuse3.Operations):
         self._committer = committer
         self._xattr = xattr
         self._snapdir_visible = snapdir_visible
-        self._views: list[View] = []  # tree number - 1 -> view
-        self._view_numbers: dict[str, int] = {}
+        self._views = Views(self._snapshots)
         self._listings: dict[int, _Listing] = {}
         self._next_listing = 1
         self.answers = Answers(live_max=INO_MASK, writing=WRITING, valid_s=FOREVER_S, writable=self._engine is not None)
         self.requests = {kind: RequestStatistics() for kind in KINDS}
-        self.mounted_ns = time.time_ns()
         if self._engine is not None:
             self._engine.referenced = self.answers.knows
             self.answers.forgotten = self._forgotten
@@ -127,7 +127,7 @@ class Operations(pyfuse3.Operations):
         number = node >> limits.INO_BITS
         if number == CONTROL_TREE:
             raise FUSEError(errno.EROFS)
-        return self._views[number - 1]
+        return self._views.view(number)
 
     def _writable(self, node: int) -> Engine:
         engine = self._engine
@@ -135,70 +135,18 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EROFS)
         return engine
 
-    def _attributes(self, inode: Inode, tree: int = 0) -> EntryAttributes:
-        entry = EntryAttributes()
-        entry.st_ino = cast(Any, inode.ino | tree)
-        entry.st_mode = cast(Any, inode.mode)
-        entry.st_nlink = inode.nlink
-        entry.st_uid = inode.uid
-        entry.st_gid = inode.gid
-        entry.st_rdev = inode.rdev
-        entry.st_size = size = inode.size
-        entry.st_blksize = 4096
-        entry.st_blocks = (size + 4095 >> 12) << 3
-        entry.st_atime_ns = inode.atime_ns
-        entry.st_mtime_ns = inode.mtime_ns
-        entry.st_ctime_ns = inode.ctime_ns
-        entry.entry_timeout = entry.attr_timeout = FOREVER_S
-        entry.generation = 0
-        return entry
-
     def _told(self, parent: int, name: bytes, inode: Inode, tree: int = 0) -> EntryAttributes:
         """The attributes of an inode that the kernel is hereby told of, under this name of the directory."""
         node, answers = inode.ino | tree, self.answers
         answers.told(node)
         answers.put(inode, tree)
         answers.name(parent, name, node)
-        return self._attributes(inode, tree)
+        return attributes_of(inode, tree)
 
     def _made(self, parent: int, name: bytes, inode: Inode) -> EntryAttributes:
         """`_told` of a new entry."""
         self._changed(parent)
         return self._told(parent, name, inode)
-
-    def _control_attributes(self, node: int) -> EntryAttributes:
-        entry = EntryAttributes()
-        entry.st_ino = cast(Any, node)
-        entry.st_mode = cast(Any, 0o40555)
-        entry.st_nlink = 2
-        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
-        entry.st_blksize = 4096
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self.mounted_ns
-        entry.entry_timeout = FOREVER_S
-        entry.attr_timeout = 0
-        entry.generation = 0
-        return entry
-
-    def _view_tree(self, name: bytes) -> int:
-        """The tree bits of a snapshot's view; `NotFound`."""
-        text = os.fsdecode(name)
-        number = self._view_numbers.get(text)
-        if number is None:
-            if self._snapshots is None:
-                raise NotFound("a snapshot has no snapshots")
-            view = self._snapshots.view(text)
-            if len(self._views) + 1 >= CONTROL_TREE:
-                raise FUSEError(errno.ENFILE)
-            self._views.append(view)
-            number = self._view_numbers[text] = len(self._views)
-        return number << limits.INO_BITS
-
-    def _absent(self) -> EntryAttributes:
-        """A negative look-up that the kernel may remember."""
-        entry = EntryAttributes()
-        entry.st_ino = cast(Any, 0)
-        entry.entry_timeout = FOREVER_S
-        return entry
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -210,8 +158,8 @@ class Operations(pyfuse3.Operations):
                 return self._told(parent_inode, name, found)
             if name == ZFS_NAME and parent_inode == ROOT and self._snapshots is not None:
                 self.answers.told(ZFS_NODE)
-                return self._control_attributes(ZFS_NODE)
-            return self._absent()
+                return self._views.attributes(ZFS_NODE)
+            return absent()
         if parent_inode >> limits.INO_BITS == CONTROL_TREE:
             return self._lookup_control(parent_inode, name)
         tree = parent_inode & ~INO_MASK
@@ -223,8 +171,8 @@ class Operations(pyfuse3.Operations):
             if name != SNAPSHOTS_NAME:
                 raise FUSEError(errno.ENOENT)
             self.answers.told(SNAPSHOTS_NODE)
-            return self._control_attributes(SNAPSHOTS_NODE)
-        tree = self._view_tree(name)
+            return self._views.attributes(SNAPSHOTS_NODE)
+        tree = self._views.tree_of(name)
         return self._told(parent, name, self._tree(tree).inode(ROOT), tree)
 
     async def forget(self, inode_list: Any) -> None:
@@ -248,11 +196,11 @@ class Operations(pyfuse3.Operations):
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         if inode >> limits.INO_BITS == CONTROL_TREE:
-            return self._control_attributes(inode)
+            return self._views.attributes(inode)
         tree = inode & ~INO_MASK
         found = self._tree(inode).inode(inode & INO_MASK)
         self.answers.put(found, tree)
-        return self._attributes(found, tree)
+        return attributes_of(found, tree)
 
     @answered
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -308,11 +256,11 @@ class Operations(pyfuse3.Operations):
             return
         tree, ino = self._tree(node), node & INO_MASK
         bits = node & ~INO_MASK
-        if start_id == 0 and not reply(token, b".", self._attributes(tree.inode(ino), bits), 1):
+        if start_id == 0 and not reply(token, b".", attributes_of(tree.inode(ino), bits), 1):
             return
         if start_id <= 1:
             up = tree.parent_of(ino)
-            if not reply(token, b"..", self._attributes(tree.inode(up), bits), 2):
+            if not reply(token, b"..", attributes_of(tree.inode(up), bits), 2):
                 return
             start_id = 2
         shows_zfs = node == ROOT and self._snapshots is not None and self._snapdir_visible()
@@ -321,7 +269,7 @@ class Operations(pyfuse3.Operations):
         while True:
             batch = tree.readdir_plus(ino, after, LISTING_BATCH)
             for name, inode in batch:
-                if not reply(token, name, self._attributes(inode, bits), len(names) + 3):
+                if not reply(token, name, attributes_of(inode, bits), len(names) + 3):
                     return
                 answers.told(inode.ino | bits)
                 answers.put(inode, bits)
@@ -334,7 +282,7 @@ class Operations(pyfuse3.Operations):
             answers.complete(node)
         if shows_zfs and after != b"\xff":
             names.append(b"\xff")  # after every name there can be in a listing that shows it
-            if reply(token, ZFS_NAME, self._control_attributes(ZFS_NODE), len(names) + 2):
+            if reply(token, ZFS_NAME, self._views.attributes(ZFS_NODE), len(names) + 2):
                 answers.told(ZFS_NODE)
 
     def _list_control(self, node: int, start_id: int, token: ReaddirToken) -> None:
@@ -346,13 +294,13 @@ class Operations(pyfuse3.Operations):
             entries += [(os.fsencode(name), 0) for name in self._snapshots.snapshots()]
         for position, (name, at) in enumerate(entries[start_id:], start_id):
             if not at:
-                tree = self._view_tree(name)
-                attributes = self._attributes(self._tree(tree).inode(ROOT), tree)
+                tree = self._views.tree_of(name)
+                attributes = attributes_of(self._tree(tree).inode(ROOT), tree)
                 at = tree | ROOT
             elif at == ROOT:
-                attributes = self._attributes(self._live.inode(ROOT))
+                attributes = attributes_of(self._live.inode(ROOT))
             else:
-                attributes = self._control_attributes(at)
+                attributes = self._views.attributes(at)
             if not reply(token, name, attributes, position + 1):
                 return
             if position >= 2:
@@ -444,7 +392,7 @@ class Operations(pyfuse3.Operations):
         )
         self.answers.put(changed)
         self._changed()
-        return self._attributes(changed)
+        return attributes_of(changed)
 
     def _check_xattr(self) -> None:
         if not self._xattr:

@@ -294,7 +294,9 @@ class Pump:
             if verdict == _IDLE:
                 await trio.lowlevel.wait_readable(fd)
                 self._trio_ran(fd)
-                return
+                if self._state.answers == _ffi.NULL:
+                    return
+                continue  # C may have the answer
             for _ in range(_ROUNDS_OF_WAKE if verdict == _WOKEN else _ROUNDS_OF_TURN):
                 await trio.lowlevel.checkpoint()
             self._trio_ran(fd)

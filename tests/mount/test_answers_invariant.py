@@ -25,7 +25,8 @@ from tzfs.engine.view import View
 from tzfs.errors import Stale
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
-from tzfs.mount.operations import INO_MASK, ZFS_NODE, Operations
+from tzfs.mount.nodes import INO_MASK, ZFS_NODE
+from tzfs.mount.operations import Operations
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 
 T = TypeVar("T")
@@ -118,7 +119,7 @@ class World:
         return inode is not None and inode.mode >> 12 == 4
 
     def tree(self, node: int) -> Engine | View:
-        return self.engine if node <= INO_MASK else self.operations._views[(node >> 40) - 1]
+        return self.engine if node <= INO_MASK else self.operations._views.view(node >> 40)
 
     def inode(self, node: int) -> Inode | None:
         try:
