@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tzfs.engine.engine import read_extents
+from tzfs.engine.committed import read_extents
 from tzfs.jsonrpc import Json
 
 if TYPE_CHECKING:

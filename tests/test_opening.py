@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tzfs.engine.engine import Settings, read_superblock
+from tzfs.engine.committed import read_superblock
+from tzfs.engine.engine import Settings
 from tzfs.errors import ForeignStore
 from tzfs.format.keys import Table
 from tzfs.format.superblock import FEATURES, SUPERBLOCK_KEY, SUPPORTED, Kind, pack_superblock

@@ -13,7 +13,7 @@ from typing import Final
 
 from tzfs.engine.check.problems import Problem, Progress, Rule
 from tzfs.engine.check.run import Event, check
-from tzfs.engine.engine import read_superblock
+from tzfs.engine.committed import read_superblock
 from tzfs.errors import CorruptionError, MountFailed
 from tzfs.jsonrpc import Json
 from tzfs.opening import Committed

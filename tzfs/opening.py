@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Self
 
 from tzfs import failpoints
-from tzfs.engine.engine import Engine, Settings, charged_bytes, read_counters, read_snapshots, read_superblock
+from tzfs.engine.committed import charged_bytes, read_counters, read_superblock
+from tzfs.engine.engine import Engine, Settings
+from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
 from tzfs.errors import ForeignStore, NotFound
 from tzfs.format.counters import Counters

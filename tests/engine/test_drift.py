@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from tests.engine.conftest import Workspace
-from tzfs.engine.engine import read_counters
+from tzfs.engine.committed import read_counters
 from tzfs.format import records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters
 from tzfs.format.keys import Table

@@ -13,7 +13,9 @@ from typing import Final
 import pytest
 
 from tzfs.catalog import Catalog, FilesystemInfo
-from tzfs.engine.engine import Engine, Settings, read_counters, read_snapshots, read_superblock
+from tzfs.engine.committed import read_counters, read_superblock
+from tzfs.engine.engine import Engine, Settings
+from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
 from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format import keys, records

@@ -3,54 +3,35 @@
 An `Engine` is opened by whoever holds the filesystem's lease, is used on one thread, and is synchronous.  Its calls
 take inode numbers and raw names, check everything that can fail, then change memory; `commit` makes it durable.
 
-Lifecycle: `Engine.format` writes an empty filesystem; `Engine(...)` opens one: takes a new lease generation, loads what
-is small (counters, snapshots, orphans, reclaims) and trims what an earlier writer never committed; `close` commits and
+Lifecycle: `Engine.format` writes an empty filesystem; `Engine(...)` opens one, as `beginning` says; `close` commits and
 ends.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tzfs import failpoints, limits
+from tzfs import limits
 from tzfs.engine.attributes import Attributes
+from tzfs.engine.beginning import begin_writing, format_filesystem
 from tzfs.engine.check.problems import Problem
 from tzfs.engine.check.run import check
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.flushing import Flusher, FlushJob
-from tzfs.engine.head import S_IFDIR, Head, Settings
+from tzfs.engine.head import Settings
 from tzfs.engine.listing import Listings
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.reclaim import Reclaimer
+from tzfs.engine.snapshots import Snapshots
 from tzfs.engine.txg import TxgCommitter
-from tzfs.engine.versions import Versions
-from tzfs.engine.view import View
-from tzfs.errors import CorruptionError, Exists, InvalidArgument, NotFound
-from tzfs.format import keys, records
-from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters, unpack_counters
-from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
-from tzfs.format.records import Inode, Reclaim, Snapshot
-from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock, unpack_superblock
-from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
+from tzfs.format.counters import Counters
+from tzfs.format.keys import Ino
+from tzfs.store.interface import MetaStore, PayloadStore, RedoStore
 
-__all__ = [
-    "Engine",
-    "Settings",
-    "StatFs",
-    "charged_bytes",
-    "read_counters",
-    "read_extents",
-    "read_snapshots",
-    "read_superblock",
-]
-
-failpoints.declare("open.generation", "a writer is about to take a new lease generation")
-failpoints.declare("open.trim", "a writer is about to trim what was never committed")
-failpoints.declare("snapshot.row", "a snapshot's row is written, not yet committed")
+__all__ = ["Engine", "Settings", "StatFs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,56 +45,6 @@ class StatFs:
     files: int
     files_free: int
     name_max: int
-
-
-def read_superblock(txn: ReadTransaction) -> Superblock:
-    """The filesystem's superblock; `CorruptionError` where there is none."""
-    value = txn.get(Table.SYS, SUPERBLOCK_KEY)
-    if value is None:
-        raise CorruptionError(
-            "the filesystem has no superblock", hint="it was never formatted, or is not a filesystem of tzfs"
-        )
-    return unpack_superblock(value)
-
-
-def read_snapshots(txn: ReadTransaction) -> dict[str, Snapshot]:
-    """All snapshots by name, oldest first."""
-    found = []
-    for key, value in txn.range(Table.SNAPSHOT, b""):
-        body = records.unseal(Table.SNAPSHOT, key, value)
-        if body is not None:
-            found.append((key.decode(), records.unpack_snapshot(key, body)))
-    found.sort(key=lambda pair: pair[1].epoch)
-    return dict(found)
-
-
-def read_counters(txn: ReadTransaction) -> Counters:
-    """The counters as committed."""
-    value = txn.get(Table.SYS, COUNTERS_KEY)
-    if value is None:
-        raise CorruptionError("the filesystem has no counters")
-    return unpack_counters(value)
-
-
-def read_extents(txn: ReadTransaction) -> tuple[int, int]:
-    """How many extents there are, those that only snapshots see included, and in how many segments; a row a segment."""
-    extents = segments = 0
-    for key, value in txn.range(Table.SEGMENT, b""):
-        body = records.unseal(Table.SEGMENT, key, value)
-        if body is not None:
-            extents += records.unpack_plain(Table.SEGMENT, key, body)[0]
-            segments += 1
-    return extents, segments
-
-
-def charged_bytes(txn: ReadTransaction) -> int:
-    """What all versions and extents are charged, alive or only in snapshots: the sum of the cells."""
-    total = 0
-    for key, value in txn.range(Table.CELL, b""):
-        body = records.unseal(Table.CELL, key, value)
-        if body is not None:
-            total += records.unpack_plain(Table.CELL, key, body)[1]
-    return total
 
 
 class Engine:
@@ -135,40 +66,7 @@ class Engine:
         """
         self.meta, self.payload = meta, payload
         self._disk = disk or (lambda: (1 << 40, 1 << 40))
-        txn = meta.begin_write()
-        try:
-            superblock = read_superblock(txn)
-            superblock.check(for_writing=True)
-            superblock = superblock.next_generation()
-            failpoints.hit("open.generation")
-            raw = pack_superblock(superblock)
-            txn.put(Table.SYS, SUPERBLOCK_KEY, raw)
-            txn.commit()
-        except BaseException:
-            txn.close()
-            raise
-        txn = meta.begin_write()
-        try:
-            self.superblock = superblock
-            counters = read_counters(txn)
-            counters.txg = Txg(counters.txg + 1)  # the one that was committed is over
-            self._trim(txn, counters)
-            head = Head(meta, payload, txn, counters, settings=settings or Settings(), clock=clock)
-            self._snapshots = read_snapshots(txn)
-            head.versions.snapshots = sorted(s.epoch for s in self._snapshots.values())
-            for key, value in txn.range(Table.ORPHAN, b""):
-                body = records.unseal(Table.ORPHAN, key, value)
-                if body is not None:
-                    (at,) = records.unpack_plain(Table.ORPHAN, key, body)
-                    head.orphans[int.from_bytes(key, "big")] = Epoch(at)
-            for key, value in txn.range(Table.RECLAIM, b""):
-                body = records.unseal(Table.RECLAIM, key, value)
-                if body is not None:
-                    data, lo, hi, epoch = records.unpack_plain(Table.RECLAIM, key, body)
-                    head.reclaims[int.from_bytes(key, "big")] = Reclaim(DataId(data), lo, hi, Epoch(epoch))
-        except BaseException:
-            txn.close()
-            raise
+        head, self.superblock = begin_writing(meta, payload, settings=settings or Settings(), clock=clock)
         self._head = head
         rows = ContentRows(head)
         self._flusher = flusher = Flusher(head)
@@ -176,8 +74,13 @@ class Engine:
         self._namespace = namespace = Namespace(head, contents)
         listings = Listings(head)
         self._attributes = attributes = Attributes(head, contents)
-        self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, raw, redo)
+        self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, self.superblock, redo)
         self._reclaimer = Reclaimer(head, rows, namespace)
+        try:
+            snapshots = Snapshots(head, self._commit)
+        except BaseException:
+            head.txn.close()
+            raise
 
         self.lookup = namespace.lookup
         self.find = namespace.find
@@ -201,44 +104,11 @@ class Engine:
         self.removexattr = attributes.removexattr
         self.plan_read = contents.plan_read
         self.write = contents.write
+        self.snapshots = snapshots.all
+        self.snapshot = snapshots.create
+        self.view = snapshots.view
 
-    @staticmethod
-    def format(meta: MetaStore, *, guid: bytes, now_ns: int, uid: int = 0, gid: int = 0, mode: int = 0o755) -> None:
-        """Writes an empty filesystem, its root owned by `uid` and `gid`, in one commit."""
-        txn = meta.begin_write()
-        try:
-            counters = Counters.of_empty()
-            versions = Versions(lambda what, by: None)
-            versions.begin(txn)
-            root = Inode(
-                ROOT, S_IFDIR | mode, uid, gid, 2, 0, DataId(0), 0, now_ns, now_ns, now_ns, now_ns, 0,
-                limits.CHUNK_SHIFT_DEFAULT, Ino(0), b"",
-            )  # fmt: skip
-            versions.put(Table.INODE, keys.inode(ROOT), records.pack_inode(root), counters.epoch, fresh=True)
-            counters.bytes = versions.live_bytes_delta
-            versions.settle()
-            txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(Superblock.new(guid=guid, created_ns=now_ns)))
-            txn.put(Table.SYS, COUNTERS_KEY, records.seal(Table.SYS, COUNTERS_KEY, pack_counters(counters)))
-            txn.commit()
-        except BaseException:
-            txn.close()
-            raise
-
-    def _trim(self, txn: ReadTransaction, counters: Counters) -> None:
-        """Gives back what an earlier writer wrote and never committed: whole segments, and the ends of others."""
-        ends = {}
-        for key, value in txn.range(Table.SEGMENT, b""):
-            body = records.unseal(Table.SEGMENT, key, value)
-            if body is not None:
-                ends[int.from_bytes(key, "big")] = records.unpack_plain(Table.SEGMENT, key, body)[2]
-        self.payload.begin_numbering(counters.next_segment)
-        for number in self.payload.segments():
-            failpoints.hit("open.trim")
-            if number in ends:
-                end = keys.extent_id(number, ends[number] // limits.PAGE_BYTES)
-                self.payload.punch(end, limits.SEGMENT_BYTES_MAX - ends[number])
-            else:
-                self.payload.remove_segment(number)
+    format = staticmethod(format_filesystem)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -325,7 +195,11 @@ class Engine:
 
     def commit(self) -> None:
         """Everything answered so far is durable when it returns.  An error fails the engine."""
-        self._txg.commit()
+        self._commit()
+
+    def _commit(self, finish: Callable[[], None] | None = None) -> None:
+        """`finish` is called when all rows of the group are written, to add its own to the same commit."""
+        self._txg.commit(finish)
         self._reclaimer.committed()
 
     def check(self) -> None:
@@ -389,50 +263,6 @@ class Engine:
             block, used + free // block, free // block, available // block, inodes + inodes_free, inodes_free,
             limits.NAME_BYTES_MAX,
         )  # fmt: skip
-
-    # -- snapshots ---------------------------------------------------------------------------------------------------
-
-    def snapshots(self) -> dict[str, Snapshot]:
-        """All snapshots by name, oldest first."""
-        return dict(self._snapshots)
-
-    def snapshot(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
-        """A snapshot of everything answered so far, durable when it returns; its cost does not depend on the size.
-
-        `name` is what follows the `@`; the caller has validated it.  Raises `Exists`, `NoSpace`.
-        """
-        head = self._head
-        head.check()
-        key = name.encode()
-        if not key or len(key) > limits.SNAPSHOT_NAME_BYTES_MAX:
-            raise InvalidArgument(f"a snapshot's name has 1 to {limits.SNAPSHOT_NAME_BYTES_MAX} bytes")
-        if name in self._snapshots:
-            raise Exists(f"snapshot {name!r} exists")
-        head.admit(limits.PAGE_BYTES)
-        guid, given = os.urandom(16), dict(properties or {})
-        records.pack_snapshot(Snapshot(head.epoch, guid, 0, 0, 0, 0, given))  # too long properties are refused now
-        made: list[Snapshot] = []
-
-        def finish() -> None:
-            counters = head.counters
-            made.append(
-                Snapshot(counters.epoch, guid, head.clock(), counters.txg, counters.inodes, counters.bytes, given)
-            )
-            head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, records.pack_snapshot(made[0])))
-            counters.epoch = Epoch(counters.epoch + 1)
-            failpoints.hit("snapshot.row")
-
-        self._txg.commit(finish)
-        self._reclaimer.committed()
-        self._snapshots[name] = made[0]
-        head.versions.snapshots.append(made[0].epoch)
-        return made[0]
-
-    def view(self, name: str) -> View:
-        """The snapshot's tree, read-only; `NotFound`."""
-        if name not in self._snapshots:
-            raise NotFound(f"no snapshot {name!r}")
-        return View(self.meta, self.payload, name, self._snapshots[name])
 
     # -- checking and ending -----------------------------------------------------------------------------------------
 

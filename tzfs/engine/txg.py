@@ -29,7 +29,7 @@ from tzfs.errors import Fenced, NoSpace
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, pack_counters
 from tzfs.format.keys import Table, Txg
-from tzfs.format.superblock import SUPERBLOCK_KEY
+from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock
 from tzfs.store.interface import Change, RedoStore
 
 failpoints.declare("commit.begin", "a commit is about to flush what is left")
@@ -50,12 +50,12 @@ class TxgCommitter:
         rows: ContentRows,
         namespace: Namespace,
         attributes: Attributes,
-        superblock: bytes,
+        superblock: Superblock,
         redo: RedoStore | None,
     ) -> None:
         self._head, self._flusher, self._rows = head, flusher, rows
         self._namespace, self._attributes = namespace, attributes
-        self._superblock = superblock
+        self._superblock = pack_superblock(superblock)
         self._redo = redo
         self._orphan_rows = set(head.orphans)  # those that the tables have
         self._logged_since_ns = 0

@@ -1,0 +1,107 @@
+"""How a filesystem begins, and how a writer of it does.
+
+`format_filesystem` writes an empty one.  `begin_writing` takes a new lease generation in a commit of its own, gives
+back what an earlier writer wrote and never committed, and loads what is small into a `Head`: counters, orphans,
+reclaims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tzfs import failpoints, limits
+from tzfs.engine.committed import read_counters, read_superblock
+from tzfs.engine.head import S_IFDIR, Head, Settings
+from tzfs.engine.versions import Versions
+from tzfs.format import keys, records
+from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters
+from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
+from tzfs.format.records import Inode, Reclaim
+from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock
+from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction
+
+failpoints.declare("open.generation", "a writer is about to take a new lease generation")
+failpoints.declare("open.trim", "a writer is about to trim what was never committed")
+
+
+def format_filesystem(
+    meta: MetaStore, *, guid: bytes, now_ns: int, uid: int = 0, gid: int = 0, mode: int = 0o755
+) -> None:
+    """Writes an empty filesystem, its root owned by `uid` and `gid`, in one commit."""
+    txn = meta.begin_write()
+    try:
+        counters = Counters.of_empty()
+        versions = Versions(lambda what, by: None)
+        versions.begin(txn)
+        root = Inode(
+            ROOT, S_IFDIR | mode, uid, gid, 2, 0, DataId(0), 0, now_ns, now_ns, now_ns, now_ns, 0,
+            limits.CHUNK_SHIFT_DEFAULT, Ino(0), b"",
+        )  # fmt: skip
+        versions.put(Table.INODE, keys.inode(ROOT), records.pack_inode(root), counters.epoch, fresh=True)
+        counters.bytes = versions.live_bytes_delta
+        versions.settle()
+        txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(Superblock.new(guid=guid, created_ns=now_ns)))
+        txn.put(Table.SYS, COUNTERS_KEY, records.seal(Table.SYS, COUNTERS_KEY, pack_counters(counters)))
+        txn.commit()
+    except BaseException:
+        txn.close()
+        raise
+
+
+def begin_writing(
+    meta: MetaStore, payload: PayloadStore, *, settings: Settings, clock: Callable[[], int]
+) -> tuple[Head, Superblock]:
+    """The head of the last commit, with its transaction open, and the superblock as it stands from now on."""
+    superblock = _take_generation(meta)
+    txn = meta.begin_write()
+    try:
+        counters = read_counters(txn)
+        counters.txg = Txg(counters.txg + 1)  # the one that was committed is over
+        _trim(txn, payload, counters)
+        head = Head(meta, payload, txn, counters, settings=settings, clock=clock)
+        for key, value in txn.range(Table.ORPHAN, b""):
+            body = records.unseal(Table.ORPHAN, key, value)
+            if body is not None:
+                (at,) = records.unpack_plain(Table.ORPHAN, key, body)
+                head.orphans[int.from_bytes(key, "big")] = Epoch(at)
+        for key, value in txn.range(Table.RECLAIM, b""):
+            body = records.unseal(Table.RECLAIM, key, value)
+            if body is not None:
+                data, lo, hi, epoch = records.unpack_plain(Table.RECLAIM, key, body)
+                head.reclaims[int.from_bytes(key, "big")] = Reclaim(DataId(data), lo, hi, Epoch(epoch))
+    except BaseException:
+        txn.close()
+        raise
+    return head, superblock
+
+
+def _take_generation(meta: MetaStore) -> Superblock:
+    txn = meta.begin_write()
+    try:
+        superblock = read_superblock(txn)
+        superblock.check(for_writing=True)
+        superblock = superblock.next_generation()
+        failpoints.hit("open.generation")
+        txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(superblock))
+        txn.commit()
+    except BaseException:
+        txn.close()
+        raise
+    return superblock
+
+
+def _trim(txn: ReadTransaction, payload: PayloadStore, counters: Counters) -> None:
+    """Gives back what an earlier writer wrote and never committed: whole segments, and the ends of others."""
+    ends = {}
+    for key, value in txn.range(Table.SEGMENT, b""):
+        body = records.unseal(Table.SEGMENT, key, value)
+        if body is not None:
+            ends[int.from_bytes(key, "big")] = records.unpack_plain(Table.SEGMENT, key, body)[2]
+    payload.begin_numbering(counters.next_segment)
+    for number in payload.segments():
+        failpoints.hit("open.trim")
+        if number in ends:
+            end = keys.extent_id(number, ends[number] // limits.PAGE_BYTES)
+            payload.punch(end, limits.SEGMENT_BYTES_MAX - ends[number])
+        else:
+            payload.remove_segment(number)

@@ -1,0 +1,87 @@
+"""The snapshots of one filesystem: their table, and the epochs of those that survive.
+
+`Snapshots` owns the surviving snapshots by name, and with them `versions.snapshots`, by which every version's fate is
+decided: whoever makes or removes a snapshot does it here, so that the two agree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from tzfs import failpoints, limits
+from tzfs.engine.head import Head
+from tzfs.engine.view import View
+from tzfs.errors import Exists, InvalidArgument, NotFound
+from tzfs.format import records
+from tzfs.format.keys import Epoch, Table
+from tzfs.format.records import Snapshot
+from tzfs.store.interface import ReadTransaction
+
+failpoints.declare("snapshot.row", "a snapshot's row is written, not yet committed")
+
+
+def read_snapshots(txn: ReadTransaction) -> dict[str, Snapshot]:
+    """All snapshots by name, oldest first."""
+    found = []
+    for key, value in txn.range(Table.SNAPSHOT, b""):
+        body = records.unseal(Table.SNAPSHOT, key, value)
+        if body is not None:
+            found.append((key.decode(), records.unpack_snapshot(key, body)))
+    found.sort(key=lambda pair: pair[1].epoch)
+    return dict(found)
+
+
+class Snapshots:
+    """Those of a head.  `commit` commits it, calling what it is given when all rows of the group are written."""
+
+    def __init__(self, head: Head, commit: Callable[[Callable[[], None]], None]) -> None:
+        self._head, self._commit = head, commit
+        self._by_name = read_snapshots(head.txn)
+        head.versions.snapshots = sorted(s.epoch for s in self._by_name.values())
+
+    def all(self) -> dict[str, Snapshot]:
+        """All by name, oldest first."""
+        return dict(self._by_name)
+
+    def get(self, name: str) -> Snapshot:
+        """The snapshot's record; `NotFound`."""
+        found = self._by_name.get(name)
+        if found is None:
+            raise NotFound(f"no snapshot {name!r}")
+        return found
+
+    def view(self, name: str) -> View:
+        """The snapshot's tree, read-only; `NotFound`."""
+        return View(self._head.meta, self._head.payload, name, self.get(name))
+
+    def create(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
+        """A snapshot of everything answered so far, durable when it returns; its cost does not depend on the size.
+
+        `name` is what follows the `@`; the caller has validated it.  Raises `Exists`, `NoSpace`.
+        """
+        head = self._head
+        head.check()
+        key = name.encode()
+        if not key or len(key) > limits.SNAPSHOT_NAME_BYTES_MAX:
+            raise InvalidArgument(f"a snapshot's name has 1 to {limits.SNAPSHOT_NAME_BYTES_MAX} bytes")
+        if name in self._by_name:
+            raise Exists(f"snapshot {name!r} exists")
+        head.admit(limits.PAGE_BYTES)
+        guid, given = os.urandom(16), dict(properties or {})
+        records.pack_snapshot(Snapshot(head.epoch, guid, 0, 0, 0, 0, given))  # too long properties are refused now
+        made: list[Snapshot] = []
+
+        def finish() -> None:
+            counters = head.counters
+            made.append(
+                Snapshot(counters.epoch, guid, head.clock(), counters.txg, counters.inodes, counters.bytes, given)
+            )
+            head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, records.pack_snapshot(made[0])))
+            counters.epoch = Epoch(counters.epoch + 1)
+            failpoints.hit("snapshot.row")
+
+        self._commit(finish)
+        self._by_name[name] = made[0]
+        head.versions.snapshots.append(made[0].epoch)
+        return made[0]
