@@ -25,6 +25,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Final
 
+from tzfs import units
 from tzfs.errors import InvalidArgument, LimitReached, NotFound, ReadOnly
 from tzfs.limits import (
     CHUNK_SHIFT_DEFAULT,
@@ -99,7 +100,7 @@ class Property:
             return " | ".join(self.choices)
         if self.low is None or self.high is None:
             return self.kind.value
-        bounds = f"{human(self, _exact(self.low))} - {human(self, _exact(self.high))}"
+        bounds = f"{human(self, units.exact(self.low))} - {human(self, units.exact(self.high))}"
         return f"{bounds}, a power of two" if self.power_of_two else bounds
 
 
@@ -248,7 +249,7 @@ def parse(name: str, text: str) -> str:
         if text not in native.choices:
             raise _refused(native, text)
         return text
-    number = parse_size(text) if native.kind is Kind.SIZE else parse_seconds(text)
+    number = units.parse_size(text) if native.kind is Kind.SIZE else units.parse_seconds(text)
     if number is None:
         raise _refused(native, text)
     assert native.low is not None
@@ -257,7 +258,7 @@ def parse(name: str, text: str) -> str:
         raise _refused(native, text)
     if native.power_of_two and int(number) & (int(number) - 1):
         raise _refused(native, text)
-    return _exact(number)
+    return units.exact(number)
 
 
 def _parse_user(name: str, text: str) -> str:
@@ -276,58 +277,6 @@ def _refused(native: Property, text: str) -> InvalidArgument:
     return InvalidArgument(f"property {native.name}: {show(text)} is not allowed", hint=f"give {native.values}")
 
 
-# -- units -----------------------------------------------------------------------------------------------------------
-
-_UNITS: Final = "KMGTPE"
-_SIZE: Final = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)([KMGTPE]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
-_SECONDS: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m)?\Z", re.ASCII)
-_PER_SECOND: Final = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60)}
-
-
-def parse_size(text: str) -> Decimal | None:
-    """Bytes from `65536`, `64K`, `64KiB`, `1.5M` (units of 1,024, in either case); None if it is no size.
-
-    A fraction of a unit is cut to whole bytes, as ZFS does, so that what is printed can be given back.
-    """
-    match = _SIZE.match(text)
-    if match is None or ("." in match[1] and not match[2]):
-        return None
-    number = Decimal(int(Decimal(match[1]) * (1 << 10 * (" " + _UNITS).index(match[2].upper() or " "))))
-    return number if number < 1 << 64 else None
-
-
-def parse_seconds(text: str) -> Decimal | None:
-    """Seconds from `1`, `0.5`, `500ms`, `1s`, `2m`, no finer than a microsecond; None if it is no time."""
-    match = _SECONDS.match(text)
-    if match is None:
-        return None
-    number = Decimal(match[1]) * _PER_SECOND[match[2] or "s"]
-    return number if number == number.quantize(Decimal("0.000001")) else None
-
-
-def _exact(number: Decimal) -> str:
-    """The shortest decimal without an exponent."""
-    text = format(number, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def human_size(nbytes: int) -> str:
-    """At most five characters, as `zfs` prints sizes: `0B`, `512B`, `64K`, `1.50M`, `12.3G`, `123G`."""
-    unit = 0
-    while unit < len(_UNITS) and nbytes >> 10 * (unit + 1):
-        unit += 1
-    if unit == 0:
-        return f"{nbytes}B"
-    letter, size = _UNITS[unit - 1], 1 << 10 * unit
-    if nbytes % size == 0:
-        return f"{nbytes // size}{letter}"
-    for places in (2, 1):
-        text = f"{nbytes / size:.{places}f}{letter}"
-        if len(text) <= 5:
-            return text
-    return f"{nbytes / size:.0f}{letter}"
-
-
 def human(native: Property, exact: str, *, zone: datetime.tzinfo | None = None) -> str:
     """An exact value as people read it; one that does not fit its type as it is.
 
@@ -335,9 +284,9 @@ def human(native: Property, exact: str, *, zone: datetime.tzinfo | None = None) 
     """
     try:
         if native.kind is Kind.SIZE:
-            return human_size(int(exact))
+            return units.human_size(int(exact))
         if native.kind is Kind.SECONDS:
-            return f"{exact}s" if Decimal(exact) >= 1 else f"{_exact(Decimal(exact) * 1000)}ms"
+            return f"{exact}s" if Decimal(exact) >= 1 else f"{units.exact(Decimal(exact) * 1000)}ms"
         if native.kind is Kind.TIME:
             at = datetime.datetime.fromtimestamp(int(exact), datetime.UTC).astimezone(zone)
             return at.strftime("%Y-%m-%d %H:%M:%S")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tzfs import limits, properties
+from tzfs import limits, properties, units
 from tzfs.engine.head import Settings
 from tzfs.errors import InvalidArgument, LimitReached, NotFound, ReadOnly
 from tzfs.properties import NATIVE, Effect, Kind, Value
@@ -166,15 +166,15 @@ def test_a_user_value_has_8191_bytes_at_most_and_no_nul() -> None:
     ],
 )
 def test_sizes_are_printed_in_five_characters(nbytes: int, text: str) -> None:
-    assert properties.human_size(nbytes) == text
+    assert units.human_size(nbytes) == text
 
 
 @given(st.integers(0, (1 << 64) - 1))
 def test_every_size_is_read_back_from_its_exact_spelling_and_printed_shortly(nbytes: int) -> None:
-    assert properties.parse_size(str(nbytes)) == nbytes
-    text = properties.human_size(nbytes)
+    assert units.parse_size(str(nbytes)) == nbytes
+    text = units.human_size(nbytes)
     assert len(text) <= 5
-    read = properties.parse_size(text)
+    read = units.parse_size(text)
     if nbytes < 15 << 60:  # above, the text may be rounded up to 16E, one too many
         assert read is not None
         assert abs(read - nbytes) <= nbytes // 100 + 1
@@ -182,7 +182,7 @@ def test_every_size_is_read_back_from_its_exact_spelling_and_printed_shortly(nby
 
 @given(st.text())
 def test_any_text_is_a_size_and_a_time_or_is_not(text: str) -> None:
-    for parse in (properties.parse_size, properties.parse_seconds):
+    for parse in (units.parse_size, units.parse_seconds):
         number = parse(text)
         assert number is None or (number >= 0 and number.is_finite())
 

@@ -12,7 +12,7 @@ import click
 from tzfs.cli.parameters import FILESYSTEM, store_of
 from tzfs.engine.check.problems import Progress
 from tzfs.errors import CorruptionError, exit_code_of
-from tzfs.properties import human_size
+from tzfs.units import human_size
 
 
 @click.command()

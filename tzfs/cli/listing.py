@@ -18,8 +18,9 @@ from tzfs.cli.parameters import COLUMN, CONDITION, TARGET, assignments, store_of
 from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of
 from tzfs.management import SnapshotInfo, Store
 from tzfs.names import SnapshotName, parse, parse_scope, show
-from tzfs.properties import NATIVE, Kind, Value, check_name, parse_size
+from tzfs.properties import NATIVE, Kind, Value, check_name
 from tzfs.properties import parse as parse_value
+from tzfs.units import parse_size
 
 COLUMNS = ("name", "used", "available", "referenced", "mountpoint")
 HEADS = {"available": "avail", "referenced": "refer"}

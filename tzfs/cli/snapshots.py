@@ -7,7 +7,7 @@ import click
 from tzfs.cli.output import document, working
 from tzfs.cli.parameters import ASSIGNMENT, FILESYSTEM, SNAPSHOT, assignments, store_of
 from tzfs.names import parse_snapshot
-from tzfs.properties import human_size
+from tzfs.units import human_size
 
 
 @click.command()
