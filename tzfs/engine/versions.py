@@ -22,8 +22,10 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
+from tzfs.engine.shared import SharedExtents
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
+from tzfs.format.records import Shared
 from tzfs.limits import PAGE_BYTES
 from tzfs.store.interface import WriteTransaction
 
@@ -66,10 +68,12 @@ class Versions:
         self.oldest_bookmark: int | None = None
         self.txn: WriteTransaction
         self.live_bytes_delta = 0
+        self.shared = SharedExtents()
         self._drift = drift
         self._rows: dict[Table, list[tuple[bytes, bytes]]] = {}  # (key, body)
         self._tombstones: list[tuple[Table, bytes]] = []
         self._gone: dict[Table, list[bytes]] = {}
+        self._recharged: dict[bytes, int] = {}  # keys of `dead`: what they are charged from now on
         self._holes: list[tuple[int, int, int]] = []  # (txg, extent, bytes) to be given back
         self._cells: dict[tuple[int, int], list[int]] = {}
         self._segments: dict[int, list[int]] = {}
@@ -78,7 +82,9 @@ class Versions:
     def begin(self, txn: WriteTransaction) -> None:
         """Works in `txn` from now on; what was not settled in the one before is forgotten."""
         self.txn = txn
+        self.shared.begin(txn)
         self._rows.clear()
+        self._recharged.clear()
         self._tombstones.clear()
         self._gone.clear()
         self._holes.clear()
@@ -150,7 +156,7 @@ class Versions:
         self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
         self._count(LIVE, at, 1, 0)
         if kept:
-            self._bury(table, prefix, old, at)
+            self.bury(table, prefix, old, at)
 
     def remove_many(
         self, table: Table, prefixes: Sequence[bytes], at: int, *, olds: Sequence[Version | None] | None = None
@@ -186,11 +192,12 @@ class Versions:
 
     def _kill(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
         if self.seen(old[0], at):
-            self._bury(table, prefix, old, at)
+            self.bury(table, prefix, old, at)
         else:
             self._free(table, prefix, old)
 
-    def _bury(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
+    def bury(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
+        """The live version `old` goes on the deadlist, whether or not a snapshot sees it."""
         birth, value = old
         charge = _charge(prefix, value)
         self._count(LIVE, birth, -1, -charge)
@@ -227,14 +234,110 @@ class Versions:
 
     def extent_died(self, extent: ExtentId, birth: int, stored_bytes: int, at: int, txg: int) -> None:
         """The newest version of its chunk does not name the extent any more."""
+        if self.seen(birth, at):
+            self.extent_buried(extent, birth, stored_bytes, at)
+            return
+        self.live_extent_freed(extent, birth, stored_bytes, txg)
+
+    def extent_buried(self, extent: int, birth: int, stored_bytes: int, at: int) -> None:
+        """A live lifetime goes on the deadlist, whether or not a snapshot sees it."""
         charge = extent_charge(stored_bytes)
         self._count(LIVE, birth, -1, -charge)
-        if self.seen(birth, at):
-            self._count(at, birth, 1, charge)
-            self._dead(at, birth, Table.EXTENT, keys.u64(extent), charge)
-        else:
+        shared = self.shared.get(extent)
+        if shared is not None:
+            self._shared_with(extent, shared, birth, at)
+            charge = 0
+        self._count(at, birth, 1, charge)
+        self._dead(at, birth, Table.EXTENT, keys.u64(extent), charge)
+
+    def dead_extent_freed(self, extent: ExtentId, birth: int, death: int, charge: int, txg: int) -> None:
+        """A lifetime on the deadlist goes for good; `charge` is what its dead row says in the tables."""
+        key = keys.dead(death, birth, Table.EXTENT, keys.u64(extent))
+        charge = self._recharged.pop(key, charge)
+        self._count(death, birth, -1, -charge)
+        self._delete(Table.DEAD, key)
+        self._lifetime_ended(extent, birth, charge, txg)
+
+    def _lifetime_ended(self, extent: ExtentId, birth: int, charge: int, txg: int) -> None:
+        """The lifetime is in no cell any more: with the last one goes the extent, which costs `charge`."""
+        shared = self.shared.get(extent)
+        if shared is None:
             self._use(extent, charge, -1, -charge)
-            self.punch(extent, stored_bytes, txg)
+            self.punch(extent, charge, txg)
+            return
+        left = {b: d for b, d in shared.lifetimes.items() if b != birth}
+        if len(left) > 1:
+            self.shared.put(extent, Shared(shared.charge, left))
+            return
+        self.shared.put(extent, None)
+        ((born, died),) = left.items()
+        if died != LIVE:
+            self._recharge(extent, born, died, shared.charge)
+
+    def _shared_with(self, extent: int, shared: Shared, birth: int, death: int) -> None:
+        lifetimes = {**shared.lifetimes, Epoch(birth): Epoch(death)}
+        self.shared.put(extent, Shared(shared.charge, lifetimes))
+
+    def _recharge(self, extent: int, birth: int, death: int, by: int) -> None:
+        """The last lifetime, dead, carries the bytes of its extent from now on, or (`by` below 0) does not any more."""
+        self._count(death, birth, 0, by)
+        self._recharged[keys.dead(death, birth, Table.EXTENT, keys.u64(extent))] = max(by, 0)
+
+    def extent_revived(self, extent: int, at: int, stored_bytes: int, *, birth: int, death: int) -> None:
+        """A lifetime more, born at `at`, of an extent whose lifetime from `birth` to `death` is known.
+
+        The caller has seen to it that there is room for one: `shared.LIFETIMES_MAX`.
+        """
+        charge = extent_charge(stored_bytes)
+        shared = self.shared.get(extent)
+        if shared is None:
+            shared = Shared(charge, {Epoch(birth): Epoch(death)})
+            if death != LIVE:
+                self._recharge(extent, birth, death, -charge)
+        self._shared_with(extent, shared, at, LIVE)
+        self._count(LIVE, at, 1, charge)
+
+    # -- taking back what was staged -------------------------------------------------------------------------------
+
+    def insert(self, table: Table, prefix: bytes, body: bytes | None, at: int) -> None:
+        """A version (None: a tombstone) born at `at`, above all others of `prefix`, which stay as they are."""
+        key = prefix + _suffix(at)
+        if body is None:
+            self._tombstones.append((table, key))
+        else:
+            self._row(table, key, body)
+        self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
+        self._count(LIVE, at, 1, 0 if body is None else len(key) + records.ENVELOPE_BYTES + len(body))
+
+    def free_live(self, table: Table, prefix: bytes, old: Version) -> None:
+        """The live version `old` goes for good; what becomes the newest is the caller's to revive."""
+        self._free(table, prefix, old)
+
+    def unbury(self, table: Table, prefix: bytes, old: Version, death: int) -> None:
+        """The dead version `old` lives again."""
+        birth, value = old
+        charge = _charge(prefix, value)
+        self._count(death, birth, -1, -charge)
+        self._delete(Table.DEAD, keys.dead(death, birth, table, prefix))
+        self._count(LIVE, birth, 1, charge)
+
+    def live_extent_freed(self, extent: ExtentId, birth: int, stored_bytes: int, txg: int) -> None:
+        """A live lifetime goes for good."""
+        charge = extent_charge(stored_bytes)
+        self._count(LIVE, birth, -1, -charge)
+        self._lifetime_ended(extent, birth, charge, txg)
+
+    def extent_unburied(self, extent: int, birth: int, stored_bytes: int, death: int) -> None:
+        """The dead lifetime lives again."""
+        charge = extent_charge(stored_bytes)
+        shared = self.shared.get(extent)
+        if shared is not None:
+            self._shared_with(extent, shared, birth, LIVE)
+        self._count(death, birth, -1, 0 if shared is not None else -charge)
+        key = keys.dead(death, birth, Table.EXTENT, keys.u64(extent))
+        self._recharged.pop(key, None)
+        self._delete(Table.DEAD, key)
+        self._count(LIVE, birth, 1, charge)
 
     def punch(self, extent: ExtentId, stored_bytes: int, txg: int) -> None:
         """The extent's space is to be given back once transaction group `txg` is durable."""
@@ -301,6 +404,10 @@ class Versions:
             rows.sort()
             self.txn.put_many(table, records.seal_many(table, rows))
         self._rows.clear()
+        for key, charge in sorted(self._recharged.items()):
+            self.txn.put(Table.DEAD, key, _seal(Table.DEAD, key, records.pack_plain(Table.DEAD, charge)))
+        self._recharged.clear()
+        self.shared.settle()
         for table, key in self._tombstones:
             self.txn.put(table, key, records.tombstone(table, key))
         self._tombstones.clear()

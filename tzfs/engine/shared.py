@@ -1,0 +1,71 @@
+"""Extents with two lifetimes or more: the rows of `shared`.
+
+A rollback or a restore by reference names an extent again, from a later epoch on: a second lifetime, (extent, birth).
+While an extent has two, its dead lifetimes are charged nothing, or one extent would be paid for twice by snapshots;
+when one is left it gets the charge back, in its dead row and cell, if it is dead.  The row here says what the charge
+is and which lifetimes there are, (birth -> death), and exists exactly while there are two.
+
+Nearly always there are none, and nobody pays for looking: `any` is false until the first is made.  Rows are kept in
+memory until `settle`, since several lifetimes of one extent may end between two settlings.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tzfs.format import keys, records
+from tzfs.format.keys import Table
+from tzfs.format.records import Shared
+from tzfs.store.interface import ReadTransaction, WriteTransaction
+
+LIFETIMES_MAX: Final = 240  # of a record within a page; before the next one the extent is copied
+
+
+class SharedExtents:
+    """The rows of `shared` within one write transaction at a time."""
+
+    def __init__(self) -> None:
+        self.any = False
+        self._txn: WriteTransaction
+        self._rows: dict[int, Shared | None] = {}
+
+    def begin(self, txn: WriteTransaction) -> None:
+        """Works in `txn` from now on; what was not settled in the one before is forgotten."""
+        self._txn = txn
+        self._rows.clear()
+
+    def get(self, extent: int) -> Shared | None:
+        """The extent's lifetimes; None while it has one."""
+        if not self.any:
+            return None
+        if extent in self._rows:
+            return self._rows[extent]
+        key = keys.shared(extent)
+        value = self._txn.get(Table.SHARED, key)
+        if value is None:
+            return None
+        body = records.unseal(Table.SHARED, key, value)
+        if body is None:
+            raise records.damaged(Table.SHARED, key, "a tombstone in a table without versions")
+        return records.unpack_shared(key, body)
+
+    def put(self, extent: int, shared: Shared | None) -> None:
+        """What the extent's row says from now on; None: it has one lifetime again."""
+        self.any = True
+        self._rows[extent] = shared
+
+    def settle(self) -> None:
+        """Writes the rows that have changed, in key order."""
+        for extent, shared in sorted(self._rows.items(), key=lambda row: row[0]):
+            key = keys.shared(extent)
+            if shared is None:
+                self._txn.delete(Table.SHARED, key)
+            else:
+                body = records.pack_shared(shared)
+                self._txn.put(Table.SHARED, key, records.seal(Table.SHARED, key, body))
+        self._rows.clear()
+
+
+def any_shared(txn: ReadTransaction) -> bool:
+    """Whether an extent has two lifetimes."""
+    return next(iter(txn.range(Table.SHARED, b"")), None) is not None
