@@ -31,7 +31,8 @@ ELSEWHERE = {"meta.create.folder", "meta.create.sync", "segment.folder"}  # of m
 POINTS = sorted(
     name
     for name in failpoints.KNOWN
-    if name.split(".")[0] in ("flush", "commit", "snapshot", "reclaim", "punch", "open", "segment", "meta", "redo")
+    if name.split(".")[0]
+    in ("flush", "commit", "snapshot", "reclaim", "punch", "open", "segment", "meta", "redo", "staging")
     and name not in ELSEWHERE
 )
 SETTINGS = Settings(dirty_bytes_max=64 * limits.KIB)
@@ -46,6 +47,7 @@ def small_batches() -> None:
     redo.LOG_BYTES_FIRST = limits.PAGE_BYTES  # type: ignore[misc]
     limits.RECLAIM_AT_ONCE_CHUNKS = 2  # type: ignore[misc]  # Final, but for this
     limits.RECLAIM_BATCH_CHUNKS = 3  # type: ignore[misc]
+    limits.STAGING_BATCH_KEYS = 2  # type: ignore[misc]
 
 
 def workload(engine: Engine) -> Iterator[State]:
@@ -62,6 +64,8 @@ def workload(engine: Engine) -> Iterator[State]:
                 engine.write(ino, chunk << 17, b"B" * 9000)
         if step % 3 == 2 and (big := b"big-%d" % (step - 1)) in {n for n, _, _ in engine.readdir(1, b"big", 1000)}:
             engine.unlink(1, big)
+        if step == 6 and b"file-7" not in names:
+            yield from there_and_back(engine)
         if step % 4 == 3 and f"s{step}" not in engine.snapshots():
             engine.snapshot(f"s{step}")
         elif step % 2:
@@ -74,6 +78,28 @@ def workload(engine: Engine) -> Iterator[State]:
             engine.commit()
         else:
             engine.harden()
+        yield state_of(engine)
+
+
+def there_and_back(engine: Engine) -> Iterator[State]:
+    """Changes after a snapshot, a rollback that is broken off, and one that is not."""
+    if "back" not in engine.snapshots():
+        ino = engine.mknod(1, b"scratch-a", 0o100644, uid=0, gid=0).ino
+        engine.write(ino, 0, b"old" * 3000)
+        engine.snapshot("back")
+        yield state_of(engine)
+    engine.write(engine.lookup(1, b"scratch-a").ino, 0, b"new" * 3000)
+    if engine.find(1, b"scratch-b") is None:
+        engine.mknod(1, b"scratch-b", 0o100644, uid=0, gid=0)
+    engine.commit()
+    yield state_of(engine)
+    for broken_off in (True, False):
+        rollback = engine.rollback("back")
+        rollback.step()
+        engine.commit()
+        while rollback.cancel() if broken_off else rollback.step():
+            engine.commit()
+        engine.harden()
         yield state_of(engine)
 
 
@@ -140,16 +166,19 @@ def states(folder: Path) -> list[State]:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
     monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
+    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 2)
     monkeypatch.setattr(redo, "LOG_BYTES_FIRST", limits.PAGE_BYTES)
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[State]:
     before = limits.RECLAIM_AT_ONCE_CHUNKS, limits.RECLAIM_BATCH_CHUNKS, redo.LOG_BYTES_FIRST
+    before_staging = limits.STAGING_BATCH_KEYS
     small_batches()
     try:
         return states(tmp_path_factory.mktemp("expected"))
     finally:
+        limits.STAGING_BATCH_KEYS = before_staging  # type: ignore[misc]
         limits.RECLAIM_AT_ONCE_CHUNKS, limits.RECLAIM_BATCH_CHUNKS, redo.LOG_BYTES_FIRST = before  # type: ignore[misc]
 
 
@@ -173,7 +202,9 @@ def check_and_finish(folder: Path, said: list[State], expected: list[State]) -> 
         begun = {key for state in expected for key in state}
         assert set(found) <= begun
         if said:
-            missing = {k: v for k, v in said[-1].items() if found.get(k) != v and not k.startswith("big-")}
+            missing = {
+                k: v for k, v in said[-1].items() if found.get(k) != v and not k.startswith(("big-", "scratch-"))
+            }
             assert not missing, "acknowledged, and gone"
         for name, value in found.items():
             assert any(state.get(name) == value for state in expected), f"{name} is neither old nor new"

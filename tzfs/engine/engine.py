@@ -25,7 +25,9 @@ from tzfs.engine.head import Settings
 from tzfs.engine.listing import Listings
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.reclaim import Reclaimer
+from tzfs.engine.rollback import Rollback
 from tzfs.engine.snapshots import Snapshots
+from tzfs.engine.staging import Staging
 from tzfs.engine.txg import TxgCommitter
 from tzfs.format.counters import Counters
 from tzfs.format.keys import Ino
@@ -77,7 +79,10 @@ class Engine:
         self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, self.superblock, redo)
         self._reclaimer = Reclaimer(head, rows, namespace)
         try:
-            snapshots = Snapshots(head, self._commit)
+            self._snapshots = snapshots = Snapshots(head, self._commit)
+            self._staging = Staging(head, self._txg, namespace.forget)
+            while head.staging is not None:  # of a writer that did not come to the end of it
+                self._staging.withdraw()
         except BaseException:
             head.txn.close()
             raise
@@ -237,6 +242,11 @@ class Engine:
     @property
     def reclaimer(self) -> Reclaimer:
         return self._reclaimer
+
+    def rollback(self, name: str) -> Rollback:
+        """A rollback to a snapshot, to be done by its steps; until then nothing else may change.  `NotFound`."""
+        self._head.check()
+        return Rollback(self._head, self._staging, self._txg, self._snapshots, self._namespace, self._reclaimer, name)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,10 @@ class Head:
         self.admit: Callable[[int], None] = lambda nbytes: None  # both are set by the committer
         self.pace: Callable[[], None] = lambda: None
         self.failed: str | None = None
+        self.staging: Epoch | None = (
+            None  # above the head, rows are being written that it is to become: it is read only
+        )
+        self.forgotten: list[int] = []  # inodes that `forget` was told of meanwhile
         self.changing = False
         self.dirty = False
         self.dirty_rows = 0

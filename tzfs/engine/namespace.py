@@ -301,6 +301,9 @@ class Namespace:
         if ino not in head.orphans:
             return
         head.check()
+        if head.staging is not None:
+            head.forgotten.append(ino)
+            return
         inode = head.inode(ino)
         head.begin_change()
         at = head.orphans.pop(ino)

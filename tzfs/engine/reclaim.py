@@ -99,30 +99,34 @@ class Reclaimer:
     @property
     def pending(self) -> bool:
         """Whether `step` has work it could do now."""
-        return bool(self._crashed_orphans or self._head.reclaims or self._punchable)
+        return self.removing or self._punchable
 
     @property
     def removing(self) -> bool:
         """Whether `step` has chunks or orphans to remove, which comes before giving extents back."""
-        return bool(self._crashed_orphans or self._head.reclaims)
+        return self._head.staging is None and bool(self._crashed_orphans or self._head.reclaims)
 
     def step(self) -> bool:
         """One batch; whether there may be more to do."""
         self._head.check()
-        if self._crashed_orphans:
+        if not self.removing:
+            self._give_back()
+        elif self._crashed_orphans:
             for ino in self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]:
                 self._namespace.forget(ino)
             del self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]
-        elif self._head.reclaims:
+        else:
             self._reclaim()
-        elif self._punchable:
+        return self.pending
+
+    def _give_back(self) -> None:
+        if self._punchable:
             job = self.begin_punch()
             if job is None:
                 self.unlink_dead_segments()
             else:
                 job.run()
                 self.end_punch(job)
-        return self.pending
 
     def _reclaim(self) -> None:
         head = self._head

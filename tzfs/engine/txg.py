@@ -25,7 +25,7 @@ from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.flushing import Flusher
 from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
-from tzfs.errors import Fenced, NoSpace
+from tzfs.errors import Busy, Fenced, NoSpace
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, pack_counters
 from tzfs.format.keys import Table, Txg
@@ -55,6 +55,7 @@ class TxgCommitter:
     ) -> None:
         self._head, self._flusher, self._rows = head, flusher, rows
         self._namespace, self._attributes = namespace, attributes
+        self.superblock = superblock
         self._superblock = pack_superblock(superblock)
         self._redo = redo
         self._orphan_rows = set(head.orphans)  # those that the tables have
@@ -62,10 +63,15 @@ class TxgCommitter:
         self._changes: list[Change] = []  # to the transaction, since it began or was last logged
         self._begin_recording()
         self._reserved_txg = self._asked_txg = -1
-        self._tight = False  # no room for a commit of the largest size
+        self.tight = False  # no room for a commit of the largest size
         self._payload_reserved = 0
         self.commits = 0
         head.admit, head.pace = self.admit, self.pace
+
+    def put_superblock(self, superblock: Superblock) -> None:
+        """A feature comes into use, or out of it, with the group that is being built."""
+        self.superblock, self._superblock = superblock, pack_superblock(superblock)
+        self._head.txn.put(Table.SYS, SUPERBLOCK_KEY, self._superblock)
 
     @property
     def due(self) -> bool:
@@ -88,25 +94,36 @@ class TxgCommitter:
 
         Called by every operation that adds, before it changes anything.
         """
-        head = self._head
         self.pace(nbytes)
+        self.reserve(nbytes)
+
+    def reserve(self, nbytes: int) -> None:
+        """Room for `nbytes` more of payload, or for a few more rows, within the limits of a group."""
+        head = self._head
         if self._reserved_txg != head.counters.txg or head.dirty_bytes + nbytes > self._payload_reserved:
             self._reserve(nbytes)
 
     def pace(self, nbytes: int = 0) -> None:
         """Commits where twice the limits are reached: the brake of a caller who does not watch `due`.
 
-        On a full disk the limit is what the reserve that is kept there can take.
+        On a full disk the limit is what the reserve that is kept there can take.  `Busy` while the head must not
+        change.
         """
+        if self._head.staging is not None:
+            raise Busy("the filesystem is being rolled back or restored", hint="try again when that is done")
+        self.commit_if_full(nbytes)
+
+    def commit_if_full(self, nbytes: int = 0) -> None:
+        """What `pace` does, whoever asks."""
         head, settings = self._head, self._head.settings
         if self._asked_txg != head.counters.txg:
             self._asked_txg = head.counters.txg
             try:
                 head.meta.reserve(limits.META_RESERVE_BYTES)
-                self._tight = False
+                self.tight = False
             except NoSpace:
-                self._tight = True
-        rows_max = limits.FULL_DIRTY_ROWS_MAX if self._tight else 2 * settings.dirty_rows_max
+                self.tight = True
+        rows_max = limits.FULL_DIRTY_ROWS_MAX if self.tight else 2 * settings.dirty_rows_max
         if head.dirty_rows > rows_max or head.dirty_bytes + nbytes > 2 * settings.dirty_bytes_max:
             self.commit()
 

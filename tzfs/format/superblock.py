@@ -55,15 +55,19 @@ class Feature:
     meaning: str
 
 
+SHARED_EXTENTS: Final = Feature(Kind.RO_COMPAT, 0, "shared_extents", "extents have two lifetimes or more, in `shared`")
+STAGING: Final = Feature(
+    Kind.RO_COMPAT, 1, "staging", "a rollback, receive or apply under way has rows born above the head"
+)
 FEATURES: Final = (
-    Feature(Kind.RO_COMPAT, 0, "shared_extents", "extents have two lifetimes or more, in `shared`"),
-    Feature(Kind.RO_COMPAT, 1, "staging", "a rollback, receive or apply under way has rows born above the head"),
+    SHARED_EXTENTS,
+    STAGING,
     Feature(Kind.RO_COMPAT, 2, "bookmarks", "tombstones are kept for the differences since a bookmark"),
     Feature(Kind.INCOMPAT, 0, "origin", "what is not here is looked up in another filesystem's snapshot"),
     Feature(Kind.INCOMPAT, 1, "codecs", "extents or inline contents are stored with a codec other than raw"),
     Feature(Kind.INCOMPAT, 2, "encryption", "extents or records are encrypted"),
 )
-SUPPORTED: Final[frozenset[Feature]] = frozenset()
+SUPPORTED: Final[frozenset[Feature]] = frozenset({SHARED_EXTENTS, STAGING})
 
 
 def feature_names(kind: Kind, bits: int) -> list[str]:
@@ -121,11 +125,12 @@ class Superblock:
     def has(self, feature: Feature) -> bool:
         return self._bits(feature.kind) >> feature.bit & 1 == 1
 
-    def with_features(self, features: Iterable[Feature]) -> Superblock:
-        """The same with the bits of `features` set."""
+    def with_features(self, features: Iterable[Feature], *, on: bool = True) -> Superblock:
+        """The same with the bits of `features` set, or cleared."""
         bits = {kind: self._bits(kind) for kind in Kind}
         for feature in features:
-            bits[feature.kind] |= 1 << feature.bit
+            bit = 1 << feature.bit
+            bits[feature.kind] = bits[feature.kind] | bit if on else bits[feature.kind] & ~bit
         return replace(self, compat=bits[Kind.COMPAT], ro_compat=bits[Kind.RO_COMPAT], incompat=bits[Kind.INCOMPAT])
 
     def _bits(self, kind: Kind) -> int:

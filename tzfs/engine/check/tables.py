@@ -15,10 +15,8 @@ from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, unpack_counters
 from tzfs.format.keys import Table
 from tzfs.format.records import Cell, Destroy, Reclaim, SegmentUse, Shared
-from tzfs.format.superblock import FEATURES, SUPERBLOCK_KEY, Superblock, unpack_superblock
+from tzfs.format.superblock import STAGING, SUPERBLOCK_KEY, Superblock, unpack_superblock
 from tzfs.store.interface import ReadTransaction
-
-_STAGING = next(f for f in FEATURES if f.name == "staging")
 
 
 @dataclass(slots=True)
@@ -72,7 +70,7 @@ class Tables:
         try:
             if SUPERBLOCK_KEY in found:
                 facts.superblock = unpack_superblock(self._txn.get(Table.SYS, SUPERBLOCK_KEY) or b"")
-                facts.staging = facts.superblock.has(_STAGING)
+                facts.staging = facts.superblock.has(STAGING)
             if COUNTERS_KEY in found:
                 facts.counters = unpack_counters(self._txn.get(Table.SYS, COUNTERS_KEY) or b"")
         except CorruptionError as error:

@@ -1,0 +1,202 @@
+"""Rollback: the head becomes what a snapshot is, in one commit, in time proportional to what has changed since.
+
+    prepare    what was answered is committed; inodes unlinked since the snapshot are forgotten; removed chunks go
+    stage      for each key in `change` after S: what it is at S is staged, unless the head has that
+    flip       one commit makes it the head
+
+Newer snapshots survive, so a rollback can be rolled back.  No number is given twice: what was made since keeps its
+inode number and data id in the snapshots that see it, and nothing else gets them.
+
+With h the newest version of a key: nothing is staged if h was born at or before S, for then S sees it; nor if there is
+nothing at S and h is a tombstone.  The extents of S's version that h names too keep their lifetime; the others get a
+second one.  Why removed chunks have to go first: a chunk waiting to be removed reads as a hole at every epoch from the
+removal on, and F is one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from tzfs import limits
+from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head
+from tzfs.engine.namespace import Namespace
+from tzfs.engine.reclaim import Reclaimer
+from tzfs.engine.snapshots import Snapshots
+from tzfs.engine.staging import Source, Staging, seek_all, slices_of, with_slices
+from tzfs.engine.txg import TxgCommitter
+from tzfs.engine.versions import Version
+from tzfs.format import keys, records
+from tzfs.format.keys import Epoch, Ino, Table
+from tzfs.format.records import Inode
+
+CHANGES_TOLD_MAX = 200_000  # 100 bytes each; beyond that it is cheaper to forget all that is cached
+_COUNTERS = {S_IFREG: "files", S_IFDIR: "directories", S_IFLNK: "symlinks"}  # and "others"
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a flip has changed, for whoever caches names and attributes.
+
+    `entries` are (directory, name, inode it names now or 0); `inodes` those whose attributes or contents are not what
+    they were, the ones that are gone included.  `complete` is false where there were too many to keep.
+    """
+
+    entries: list[tuple[int, bytes, int]] = field(default_factory=list)
+    inodes: list[int] = field(default_factory=list)
+    complete: bool = True
+
+    def note(self, table: Table, prefix: bytes, body: bytes | None) -> None:
+        """A key is now `body`."""
+        if len(self.entries) + len(self.inodes) >= CHANGES_TOLD_MAX:
+            self.complete = False
+        elif table is Table.DIRENT:
+            ino = 0 if body is None else records.unpack_dirent(prefix, body)[0]
+            self.entries.append((int.from_bytes(prefix[:8], "big"), prefix[8:-1], ino))
+        elif table is Table.INODE:
+            self.inodes.append(int.from_bytes(prefix, "big"))
+
+
+class Kinds:
+    """How many inodes with names there are more, or fewer, of each kind."""
+
+    def __init__(self) -> None:
+        self._more: Counter[str] = Counter()
+
+    def count(self, inode: Inode | None, by: int) -> None:
+        if inode is not None and inode.nlink:
+            self._more["inodes"] += by
+            self._more[_COUNTERS.get(inode.mode & S_IFMT, "others")] += by
+
+    def apply(self, head: Head) -> None:
+        """Brings the counters up to date."""
+        for what, by in self._more.items():
+            setattr(head.counters, what, head.counted(what, getattr(head.counters, what) + by))
+
+
+def inode_of(prefix: bytes, version: Version | None) -> Inode | None:
+    """The inode in a version of `inode`; None for a tombstone."""
+    body = body_of(Table.INODE, prefix, version)
+    return None if body is None else records.unpack_inode(Ino(int.from_bytes(prefix, "big")), prefix, body)
+
+
+def body_of(table: Table, prefix: bytes, version: Version | None) -> bytes | None:
+    """The body of a stored version; None for a tombstone, or none."""
+    return None if version is None else records.unseal(table, prefix + keys.suffix(version[0]), version[1])
+
+
+class Rollback:
+    """One rollback to the snapshot `name`, as a row of steps; nothing has happened until `step` has answered False.
+
+    `done` of about `total` changes have been staged.  `changes` is what a cache must forget, once it has flipped.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        staging: Staging,
+        committer: TxgCommitter,
+        snapshots: Snapshots,
+        namespace: Namespace,
+        reclaimer: Reclaimer,
+        name: str,
+    ) -> None:
+        """`NotFound` where there is no such snapshot."""
+        self._head, self._staging, self._committer = head, staging, committer
+        self._snapshots, self._namespace, self._reclaimer = snapshots, namespace, reclaimer
+        self._name = name
+        self._at: Epoch = snapshots.get(name).epoch
+        self._kinds = Kinds()
+        self._steps = self._run()
+        self.changes = Changes()
+        self.staged = self.done = 0
+        self.total = changes_after(head, self._at)
+
+    def step(self) -> bool:
+        """A bounded piece of the work; whether there is more.  What it raises has changed nothing: `cancel` then."""
+        return next(self._steps, None) is not None
+
+    def cancel(self) -> bool:
+        """A bounded piece of taking back what has been staged; whether there is more."""
+        self._steps.close()
+        return self._head.staging is not None and self._staging.withdraw()
+
+    def _run(self) -> Generator[bool, None, None]:
+        head = self._head
+        head.check()
+        while not self._ready():
+            yield True
+        self._at = self._snapshots.get(self._name).epoch
+        self._staging.begin()
+        start = keys.change(self._at + 1, Table.INODE, b"")
+        while True:
+            rows = []
+            for key, _ in head.txn.range(Table.CHANGE, start, keys.u64(head.epoch + 1)):
+                rows.append(keys.change_parts(key)[1:])
+                start = key + b"\0"
+                if len(rows) == limits.STAGING_BATCH_KEYS:
+                    break
+            if not rows:
+                break
+            self._batch(rows)
+            self.done += len(rows)
+            yield True
+        if not self.staged:
+            self._staging.withdraw()  # ends what has not begun
+            return
+        self._staging.flip(lambda: self._kinds.apply(head))
+
+    def _ready(self) -> bool:
+        """One batch of what has to be done before anything is staged; whether nothing is left."""
+        head = self._head
+        gone = [ino for ino, unlinked in head.orphans.items() if unlinked > self._at]
+        for ino in gone[: limits.RECLAIM_BATCH_CHUNKS]:
+            self._namespace.forget(ino)
+        if gone or head.reclaims:
+            self._committer.commit()  # what is removed shows as reclaims
+            if head.reclaims:
+                self._reclaimer.step()
+            return False
+        self._committer.commit()
+        return not head.reclaims
+
+    def _batch(self, rows: list[tuple[Table, bytes]]) -> None:
+        self._staging.open_batch()
+        by_table: dict[Table, set[bytes]] = defaultdict(set)
+        for table, prefix in rows:
+            by_table[table].add(prefix)
+        txn, staged = self._head.txn, 0
+        for table, found in by_table.items():
+            prefixes = sorted(found)
+            heads = seek_all(txn, table, prefixes, self._staging.epoch)
+            for prefix, then in zip(prefixes, txn.seek_many(table, prefixes, self._at), strict=True):
+                staged += self._key(table, prefix, heads[prefix], then)
+        self.staged += staged
+        self._staging.close_batch(6 * staged)
+
+    def _key(self, table: Table, prefix: bytes, newest: Version | None, then: Version | None) -> bool:
+        """Stages what a key was at the snapshot; False where nothing is needed, or it is staged already."""
+        if newest is None or newest[0] <= self._at or newest[0] == self._staging.epoch:
+            return False
+        body = body_of(table, prefix, then)
+        if body is None and records.is_tombstone(newest[1]):
+            return False
+        if then is not None and (found := slices_of(table, prefix, body)):
+            body = with_slices(table, self._staging.refer(Source(table, prefix, then[0]), found, newest))
+        if table is Table.INODE:
+            self._kinds.count(inode_of(prefix, newest), -1)
+            self._kinds.count(inode_of(prefix, then), 1)
+        self._staging.stage(table, prefix, body, newest)
+        self.changes.note(table, prefix, body)
+        return True
+
+
+def changes_after(head: Head, epoch: int) -> int:
+    """About how many versions were born after `epoch`: all that are, and the extents with them."""
+    total = 0
+    for key, value in head.txn.range(Table.CELL, b""):
+        body = records.unseal(Table.CELL, key, value)
+        if body is not None and keys.cell_parts(key)[1] > epoch:
+            total += records.unpack_plain(Table.CELL, key, body)[0]
+    return total
