@@ -7,7 +7,6 @@ punched or unlinked, and pages that later commits free are not used again: a lon
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NotRequired, TypedDict
@@ -19,7 +18,6 @@ from tzfs.engine.check.problems import Problem, Progress
 from tzfs.engine.check.run import Event
 from tzfs.jsonrpc import Json
 from tzfs.mount.method import Report
-from tzfs.mount.writeback import write_out
 from tzfs.opening import HeadReader
 from tzfs.store.interface import MetaStore, PayloadReader
 
@@ -44,7 +42,7 @@ async def check_mounted(mount: Mount, params: Check, report: Report) -> Json:
         committed = mount.snapshots.committed
         await _check(committed.meta, committed.payload, report, read_payload=read_payload)
         return None
-    await write_out(os.fspath(mount.mountpoint), mount.operations.nodes_open_for_writing())
+    await mount.write_out()
     await mount.committer.commit()
     engine = mount.writer.engine
     pin = engine.pin()

@@ -41,6 +41,8 @@ class Committer:
         self._done = 0
         self._kick = trio.Event()
         self._timed = False  # `run` will wake by itself
+        self._background_failing = False  # what it failed at is tried again by `collect`, not at once
+        self.background_failed: Callable[[TzfsError | OSError], None] = lambda error: None
         self._leave: int | None = None  # what a commit that flushes may leave for the main thread to write
         self.last_commit_ms = 0.0
         self.slowest_commit_ms = 0.0
@@ -120,6 +122,32 @@ class Committer:
         finally:
             self._leave = None
 
+    async def do(self, step: Callable[[], None]) -> None:
+        """Calls `step`, which changes the engine, between two commits."""
+        async with self._lock:
+            self._engine.check()
+            try:
+                step()
+            finally:
+                self._report_failure()
+        self.changed()
+
+    async def alone(self, begin: Callable[[], Callable[[], object]], end: Callable[[], None]) -> None:
+        """Commits everything, then has what `begin` answers run in a thread; nothing is committed before `end`.
+
+        Requests are served meanwhile; those that want something durable wait.
+        """
+        async with self._lock:
+            await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
+            self._finish(self._engine.commit)
+            await trio.to_thread.run_sync(begin())
+            self._engine.check()
+            try:
+                end()
+            finally:
+                self._report_failure()
+        self.changed()
+
     async def make_room(self) -> None:
         """Waits while writers are ahead of the disk: the brake of a write."""
         async with self._lock:
@@ -149,15 +177,29 @@ class Committer:
                 elif engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
                     async with self._lock:
                         await self._flush(limits.FLUSH_AHEAD_BYTES)
-                if engine.background_pending:
-                    await self._background()
+                if self._background_due:
+                    await self._background_of_run()
             except (TzfsError, OSError) as error:
                 log.error("commit: %s", error)
+
+    async def _background_of_run(self) -> None:
+        try:
+            await self._background()
+        except (TzfsError, OSError) as error:
+            log.error("background work: %s", error)
+            self._background_failing = True
+            if self._engine.failed is None:
+                self.background_failed(error)
+
+    @property
+    def _background_due(self) -> bool:
+        engine = self._engine
+        return engine.settings.collect and not self._background_failing and engine.background_pending
 
     def _wait_s(self) -> float | None:
         """How long there is nothing to do; None for until something changes."""
         engine = self._engine
-        if engine.commit_due or engine.background_pending or engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
+        if engine.commit_due or self._background_due or engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
             return 0.0
         due = engine.commit_due_at_ns()
         return None if due is None else max(0.0, (due - time.time_ns()) / 1e9)
@@ -171,6 +213,7 @@ class Committer:
                 if self._engine.commit_due:
                     await self.commit()
             if not self._engine.dirty:
+                self._background_failing = False
                 return
 
     async def _background(self) -> None:

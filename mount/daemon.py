@@ -40,9 +40,12 @@ from tzfs.mount.committing import Committer
 from tzfs.mount.control import ControlServer
 from tzfs.mount.methods import methods
 from tzfs.mount.operations import Operations
+from tzfs.mount.tasks import TaskRunner
+from tzfs.mount.writeback import write_out
 from tzfs.names import SnapshotName, parse
 from tzfs.opening import HeadReader, Writer
 from tzfs.runtime import socket_path
+from tzfs.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +90,17 @@ class Mount:
     failed: str | None = None
     archive_after: bool = False
     last_collection: dict[str, Json] | None = None
+    info: FilesystemInfo | None = None  # as `apply` last found it
+    tasks: TaskRunner | None = None  # of a filesystem that is mounted for writing
+
+    def prop(self, name: str) -> str:
+        """The exact value of a property."""
+        assert self.info is not None
+        return self.info.property(name).parsable
+
+    def warnings(self) -> list[str]:
+        """What somebody who asks for the status should know, a line each."""
+        return [] if self.tasks is None else self.tasks.tasks.warnings()
 
     def fail(self, reason: str) -> None:
         """The engine has failed: the mount stays and answers EIO."""
@@ -94,6 +108,10 @@ class Mount:
             self.failed = reason
             self.operations.engine_failed()
             log.error("the mount has failed: %s", reason)
+
+    async def write_out(self) -> None:
+        """The kernel hands over what it has of programs' writes."""
+        await write_out(os.fspath(self.mountpoint), self.operations.nodes_open_for_writing())
 
     def record(self, store: Store) -> FilesystemInfo:
         """The mounted filesystem in the catalog, under whatever name it has now."""
@@ -105,12 +123,15 @@ class Mount:
 
     def apply(self, store: Store) -> None:
         """Does as the filesystem's properties say."""
-        info = self.record(store)
+        self.info = info = self.record(store)
         if self.writer is not None:
             fresh, settings = settings_of(info), self.writer.engine.settings
             settings.txg_interval_s = fresh.txg_interval_s
             settings.dirty_bytes_max = fresh.dirty_bytes_max
             settings.chunk_shift = fresh.chunk_shift
+            settings.collect = fresh.collect
+        if self.tasks is not None:
+            self.tasks.changed()
         self.snapdir_visible = info.property("snapdir").parsable == "visible"
 
 
@@ -195,6 +216,9 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 str(parsed), guid, store.path, where, options, operations, committer, writer, writer.engine, stop
             )
             mount.apply(store)
+            tasks = Tasks(writer.engine, mount.prop, info.state)
+            committer.background_failed = lambda error: tasks.failed("gc", error)
+            mount.tasks = TaskRunner(tasks, committer, mount.write_out)
             writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
         store.close()  # the catalog is opened again when it is needed
         control = ControlServer(socket_path(guid, tag), methods(mount))
@@ -265,6 +289,8 @@ async def _loop(mount: Mount, control: ControlServer, ready: Callable[[], None])
         nursery.start_soon(control.serve)
         if mount.committer is not None:
             nursery.start_soon(mount.committer.run)
+        if mount.tasks is not None:
+            nursery.start_soon(mount.tasks.run)
         nursery.start_soon(_stop_when_asked, mount)
         log.info("mounted %s at %s", mount.name, mount.mountpoint)
         ready()

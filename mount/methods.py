@@ -30,9 +30,9 @@ from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
 from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
 from tzfs.mount.statistics import statistics
-from tzfs.mount.writeback import write_out
 from tzfs.names import check_snapshot_component
 from tzfs.properties import USER_NAME_BYTES_MAX, USER_VALUE_BYTES_MAX
+from tzfs.tasks import GC
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import Mount
@@ -118,6 +118,7 @@ class _Methods:
             "writeback": mount.options.writeback,
             "xattr": mount.options.xattr,
             "failed": mount.failed,
+            "warnings": [*mount.warnings()],
         }
 
     def unmount(self, params: Nothing) -> Json:
@@ -144,14 +145,11 @@ class _Methods:
             )
         return mount.writer.engine, mount.committer
 
-    async def _write_out(self) -> None:
-        await write_out(os.fspath(self._mount.mountpoint), self._mount.operations.nodes_open_for_writing())
-
     async def snapshot_create(self, params: Create) -> Json:
         name = check_snapshot_component(params["name"])
         properties = {key: props.parse(key, text) for key, text in params.get("properties", {}).items()}
         _, committer = self._writing("snapshot")
-        await self._write_out()
+        await self._mount.write_out()
         return _snapshot(name, await committer.snapshot(name, properties))
 
     def snapshot_list(self, params: Nothing) -> Json:
@@ -160,13 +158,13 @@ class _Methods:
 
     async def sync(self, params: Nothing) -> Json:
         if self._mount.committer is not None:  # else nothing was written
-            await self._write_out()
+            await self._mount.write_out()
             await self._mount.committer.commit()
         return None
 
     async def gc(self, params: Nothing, report: Report) -> Json:
         """What was collected; and how much so far, while it goes on."""
-        engine, committer = self._writing("collect garbage in")
+        engine, _ = self._writing("collect garbage in")
         reclaimer, began_ns = engine.reclaimer, time.time_ns()
         before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
         orphans = engine.orphans
@@ -188,10 +186,12 @@ class _Methods:
                     await done.wait()
 
         failure: Exception | None = None
+        tasks = self._mount.tasks
+        assert tasks is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
             try:
-                await committer.collect()
+                failure = (await tasks.run_task(GC, demanded=True)).error
             except Exception as error:  # raised below, outside of the nursery, as itself
                 failure = error
             done.set()

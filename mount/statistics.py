@@ -17,6 +17,8 @@ and, of a filesystem that is mounted for writing:
                 log, and not yet in the tables
     gc          punched_bytes, reclaimed_chunks, unlinked_segments since mounting; last_ns: when there was last
                 something to do; last: what the last `gc` asked for did, and when
+    tasks       by name: interval_s (0: off), budget_s, last_ns, took_ns, next_ns, said (what the last run did),
+                failures in a row and the error of the last one, more (its budget ended it)
 """
 
 from __future__ import annotations
@@ -88,6 +90,8 @@ def statistics(mount: Mount) -> dict[str, Json]:
                 "last": mount.last_collection,
             },
         }
+    if mount.tasks is not None:
+        answer["tasks"] = mount.tasks.tasks.report()
     return answer
 
 

@@ -27,7 +27,16 @@ _STORE: Final = (*_BYTES, "tzfs.store.interface", "tzfs.store")
 _NAMES: Final = ("tzfs.names", "tzfs.lifecycle", "tzfs.retention", "tzfs.units", "tzfs.properties")
 _CATALOG: Final = (*_STORE, *_NAMES, "tzfs.layout")
 _CONTROL: Final = ("tzfs.jsonrpc", "tzfs.control", "tzfs.runtime")
-_API: Final = (*_CATALOG, *_CONTROL, "tzfs.engine", "tzfs.tree", "tzfs.filesystem", "tzfs.opening", "tzfs.checking")
+_API: Final = (
+    *_CATALOG,
+    *_CONTROL,
+    "tzfs.engine",
+    "tzfs.tree",
+    "tzfs.filesystem",
+    "tzfs.opening",
+    "tzfs.checking",
+    "tzfs.tasks",
+)
 
 ROOMS: Final[dict[str, tuple[str, ...]]] = {
     # what everything stands on; it knows nothing of filesystems
@@ -64,6 +73,9 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.control": ("tzfs.limits", "tzfs.errors", "tzfs.runtime", "tzfs.jsonrpc"),
     # what all is tested for, here or by whoever has it mounted
     "tzfs.checking": (*_STORE, "tzfs.engine", "tzfs.opening", "tzfs.jsonrpc"),
+    # background tasks: when they are due, and what each does with an engine
+    "tzfs.schedule": (),
+    "tzfs.tasks": (*_BYTES, "tzfs.lifecycle", "tzfs.jsonrpc", "tzfs.engine", "tzfs.schedule"),
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management"),

@@ -33,8 +33,18 @@ from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, to_stat
 class FileSystem(Tree):
     """One filesystem open for writing.  Get one from `Store.open`; it is a context manager."""
 
-    def __init__(self, engine: Engine, close: Callable[[], None], *, name: str, umask: int = 0o022) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        close: Callable[[], None],
+        *,
+        name: str,
+        umask: int = 0o022,
+        run_tasks: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`run_tasks` does what is due of the background tasks; it is called after commits and before the end."""
         super().__init__(engine, f"filesystem {name}")
+        self._run_tasks = run_tasks
         self.__engine = engine
         self._close = close
         self._umask = umask
@@ -55,6 +65,8 @@ class FileSystem(Tree):
         with ExitStack() as stack:  # whatever fails on the way, the rest is done, and the lease is given back last
             stack.callback(self._close)
             stack.callback(self.end)
+            if self.__engine.failed is None:
+                stack.callback(self._run_tasks)
             for file in list(self._files):
                 stack.callback(file.close)
 
@@ -75,7 +87,9 @@ class FileSystem(Tree):
         due = engine.commit_due_at_ns()
         if engine.commit_due or (due is not None and time.time_ns() >= due):
             engine.commit()
-            engine.background_step()
+            if engine.settings.collect:
+                engine.background_step()
+            self._run_tasks()
 
     def collect(self) -> int:
         """Finishes all background work (removed files, space to be given back); bytes given back to the disk."""

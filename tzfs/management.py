@@ -41,6 +41,7 @@ from tzfs.names import (
 from tzfs.opening import HeadReader, Reader, Writer, committed_state, format_filesystem
 from tzfs.runtime import default_store
 from tzfs.store.lease import live_views
+from tzfs.tasks import GC, Tasks
 from tzfs.tree import SnapshotView, Tree
 
 Name = str | FilesystemName
@@ -57,13 +58,15 @@ class SnapshotInfo:
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
-    """What is mounted, or open, where: `what` is a filesystem or snapshot; `failed` why it answers nothing any more."""
+    """What is mounted, or open, where: `what` is a filesystem or snapshot; `failed` why it answers nothing any more;
+    `warnings` what else somebody should know: background tasks that failed."""
 
     what: str
     mountpoint: str
     pid: int
     kind: str
     failed: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def settings_of(info: FilesystemInfo) -> Settings:
         txg_interval_s=float(exact("txg_interval")),
         dirty_bytes_max=int(exact("dirty_max")),
         chunk_shift=int(exact("recordsize")).bit_length() - 1,
+        collect=float(exact("gc_interval")) > 0,
     )
 
 
@@ -160,7 +164,12 @@ class Store:
         `Busy` names the mount or process that has it; `ReadOnly` where its property `readonly` is on.
         """
         writer = self.writer(name, {"kind": "program"}, Command.OPEN)
-        return FileSystem(writer.engine, writer.close, name=str(name))
+        return FileSystem(writer.engine, writer.close, name=str(name), run_tasks=self._tasks(name, writer).run_due)
+
+    def _tasks(self, name: Name, writer: Writer) -> Tasks:
+        """The background tasks of a filesystem that this process has open for writing."""
+        info = self.catalog.get(name)
+        return Tasks(writer.engine, lambda prop: info.property(prop).parsable, info.state)
 
     def writer(self, name: Name, told: Mapping[str, str], command: Command) -> Writer:
         """The lease, the tables and the engine of a filesystem; `told` says to others who has it."""
@@ -267,7 +276,25 @@ class Store:
                 answer = mount.ask("gc", {}, progress=told, timeout_s=None)  # for as long as there is something
             return _collected(answer)
         with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
-            return collect_with(writer, progress)
+            return self._collect(info.name, writer, progress)
+
+    def _collect(self, name: Name, writer: Writer, progress: Callable[[Collected], None] | None) -> Collected:
+        engine = writer.engine
+        reclaimer = engine.reclaimer
+        before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
+        orphans = engine.orphans
+
+        def so_far() -> Collected:
+            return Collected(
+                reclaimer.punched_bytes - before[0],
+                orphans - engine.orphans,
+                reclaimer.reclaimed_chunks - before[1],
+                reclaimer.unlinked_segments - before[2],
+            )
+
+        told = None if progress is None else lambda: progress(so_far())
+        self._tasks(name, writer).run(GC, demanded=True, progress=told)
+        return so_far()
 
     def check(self, name: Name, *, payload: bool = False, progress: Hear | None = None) -> Checked:
         """Tests everything that must hold in a filesystem; nothing is repaired.  `progress` hears how far it is.
@@ -409,9 +436,13 @@ class Store:
             try:
                 with connect(Path(where), timeout_s=5.0) as mount:
                     answer = mount.call("info")
-                failed: Json = answer.get("failed") if isinstance(answer, dict) else None
-                if isinstance(failed, str):
-                    status = replace(status, failed=failed)
+                told = answer if isinstance(answer, dict) else {}
+                failed, warnings = told.get("failed"), told.get("warnings")
+                status = replace(
+                    status,
+                    failed=failed if isinstance(failed, str) else None,
+                    warnings=tuple(map(str, warnings)) if isinstance(warnings, list) else (),
+                )
             except (NotFound, StoreError) as error:  # it is just beginning, ending, or stuck
                 if self.catalog.holder(info) is not None:
                     status = replace(status, failed=f"does not answer: {error}")
@@ -427,32 +458,6 @@ def _collected(answer: Json) -> Collected:
     if not isinstance(answer, dict):
         raise MountFailed("the mount did not say what it collected")
     return Collected(**{key: int(str(answer[key])) for key in ("bytes", "orphans", "chunks", "segments")})
-
-
-def collect_with(writer: Writer, progress: Callable[[Collected], None] | None = None) -> Collected:
-    """All background work of an engine, to the end."""
-    engine = writer.engine
-    reclaimer = engine.reclaimer
-    before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
-    orphans = engine.orphans
-
-    def so_far() -> Collected:
-        return Collected(
-            reclaimer.punched_bytes - before[0],
-            orphans - engine.orphans,
-            reclaimer.reclaimed_chunks - before[1],
-            reclaimer.unlinked_segments - before[2],
-        )
-
-    while True:
-        engine.commit()
-        while engine.background_step():
-            if progress is not None:
-                progress(so_far())
-            if engine.commit_due:
-                engine.commit()
-        if not engine.dirty:
-            return so_far()
 
 
 def _snapshot_info(name: SnapshotName, record: Snapshot) -> SnapshotInfo:

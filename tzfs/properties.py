@@ -40,6 +40,7 @@ from tzfs.names import show
 
 USER_NAME_BYTES_MAX: Final = 256  # ZFS's bounds, so that labels can be carried over from there
 USER_VALUE_BYTES_MAX: Final = 8191
+WEEK_S: Final = 7 * 86400  # the longest interval of a background task
 LOCAL: Final = "local"
 DEFAULT: Final = "default"
 COMPUTED: Final = "-"
@@ -195,6 +196,16 @@ _ALL: Final = (
         choices=("hidden", "visible"),
     ),
     _setting("readonly", Kind.CHOICE, "off", Effect.NEXT_MOUNT, "refuse every change", choices=("off", "on")),
+    _setting(
+        "gc_interval",
+        Kind.SECONDS,
+        "300",
+        Effect.AT_ONCE,
+        "how often what was removed is looked for and given back, and after each commit; 0: only by tzfs gc",
+        low=0,
+        high=WEEK_S,
+    ),
+    _setting("gc_budget", Kind.SECONDS, "1", Effect.AT_ONCE, "how long one such run may take", low="0.01", high=3600),
     _setting("atime", Kind.CHOICE, "off", Effect.AT_ONCE, "access times are not kept", choices=("off",)),
 )
 

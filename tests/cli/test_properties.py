@@ -35,7 +35,14 @@ def test_every_property_takes_its_bounds_and_nothing_beyond(ws: CommandLine, nat
         assert p.high is not None
         step = 2 if p.power_of_two else 1
         good = [str(p.low), str(p.high)]
-        bad = [str(p.low / 2), str(p.high * 2 if p.power_of_two else p.high + step), "", "-1", "x", "1e3"]
+        bad = [
+            "-0.5" if p.low == 0 else str(p.low / 2),
+            str(p.high * 2 if p.power_of_two else p.high + step),
+            "",
+            "-1",
+            "x",
+            "1e3",
+        ]
     for value in good:
         assert ws.ok("set", f"{p.name}={value}", "other") == ""
         assert ws.ok("get", "-H", "-p", "-o", "value,source", p.name, "other") == f"{value}\tlocal\n"

@@ -203,7 +203,8 @@ def _dead(store: Store, live: list[MountStatus]) -> list[Mounted]:
 def status_command(ctx: click.Context, scripted: bool, as_json: bool, statistics: str | None) -> None:
     """Show what is mounted or open where, by which process, and what has failed.
 
-    KIND is mount, snapshot, or what else has a filesystem open: a program, a command.  STATE is ok, or what is wrong
+    KIND is mount, snapshot, or what else has a filesystem open: a program, a command.  STATE is ok, or what is wrong:
+    what has failed, background tasks that failed and will be tried again (tzfs status --statistics has more of them),
     and, for a mount whose process has died, what to do.
 
     \b
@@ -228,10 +229,17 @@ def status_command(ctx: click.Context, scripted: bool, as_json: bool, statistics
     if as_json:
         document(
             [
-                {"name": s.what, "mountpoint": s.mountpoint, "pid": s.pid or None, "kind": s.kind, "failed": s.failed}
+                {
+                    "name": s.what,
+                    "mountpoint": s.mountpoint,
+                    "pid": s.pid or None,
+                    "kind": s.kind,
+                    "failed": s.failed,
+                    "warnings": [*s.warnings],
+                }
                 for s in found
             ]
         )
         return
-    rows = [[s.what, s.mountpoint, str(s.pid or "-"), s.kind, s.failed or "ok"] for s in found]
+    rows = [[s.what, s.mountpoint, str(s.pid or "-"), s.kind, s.failed or "; ".join(s.warnings) or "ok"] for s in found]
     table(["name", "mountpoint", "pid", "kind", "state"], rows, scripted=scripted)

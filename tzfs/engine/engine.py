@@ -28,6 +28,7 @@ from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.rollback import Rollback
 from tzfs.engine.snapshots import Snapshots
 from tzfs.engine.staging import Staging
+from tzfs.engine.task_rows import TaskRows
 from tzfs.engine.txg import TxgCommitter
 from tzfs.format.counters import Counters
 from tzfs.format.keys import Ino
@@ -86,6 +87,7 @@ class Engine:
         except BaseException:
             head.txn.close()
             raise
+        self.task_rows = TaskRows(head)
 
         self.lookup = namespace.lookup
         self.find = namespace.find

@@ -48,6 +48,7 @@ class Settings:
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX_DEFAULT
     dirty_rows_max: int = limits.DIRTY_ROWS_MAX
     chunk_shift: int = limits.CHUNK_SHIFT_DEFAULT
+    collect: bool = True  # whether commits are followed by background work that nobody asked for
 
 
 class Drop:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from tzfs.engine.check.forms import key_form
 from tzfs.engine.check.problems import Findings, Rule
+from tzfs.engine.task_rows import read_task_rows
 from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, unpack_counters
@@ -73,6 +74,7 @@ class Tables:
                 facts.staging = facts.superblock.has(STAGING)
             if COUNTERS_KEY in found:
                 facts.counters = unpack_counters(self._txn.get(Table.SYS, COUNTERS_KEY) or b"")
+            read_task_rows(self._txn)
         except CorruptionError as error:
             report(Rule.RECORD, Table.SYS, b"", str(error))
         for key, there in ((SUPERBLOCK_KEY, facts.superblock), (COUNTERS_KEY, facts.counters)):
