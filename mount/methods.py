@@ -4,7 +4,7 @@ The methods are faces of the engine, of the committer and of `tzfs.management`; 
 that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
 
     every mount             ping, info, stats, unmount
-    of a filesystem         snapshot.create, snapshot.list, sync, gc, check, archive,
+    of a filesystem         snapshot.create, snapshot.list, sync, settle, gc, check, archive,
                             property.get, .set, .inherit, .changed
 """
 
@@ -76,6 +76,7 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "snapshot.create": method(Create, m.snapshot_create),
         "snapshot.list": method(Nothing, m.snapshot_list),
         "sync": method(Nothing, m.sync),
+        "settle": method(Nothing, m.settle),
         "gc": reporting(Nothing, m.gc),
         "check": reporting(Check, lambda params, report: check_mounted(mount, params, report)),
         "archive": method(Nothing, m.archive),
@@ -162,6 +163,12 @@ class _Methods:
             await self._mount.committer.commit()
         return None
 
+    async def settle(self, params: Nothing) -> Json:
+        """What requests have changed so far is in the tables, for figures that others read there."""
+        if self._mount.committer is not None:
+            await self._mount.committer.commit()
+        return None
+
     async def gc(self, params: Nothing, report: Report) -> Json:
         """What was collected; and how much so far, while it goes on."""
         engine, _ = self._writing("collect garbage in")
@@ -206,10 +213,12 @@ class _Methods:
     def _store(self) -> Store:
         return open_store(self._mount.store, create=False)
 
-    def property_get(self, params: Get) -> Json:
-        with self._store() as store:
-            found = store.properties(self._mount.record(store))
+    async def property_get(self, params: Get) -> Json:
+        await self.settle({})
         wanted = params.get("name")
+        also = () if wanted is None or not wanted.startswith(props.WRITTEN_SINCE) else (wanted,)
+        with self._store() as store:
+            found = store.properties(self._mount.record(store), also=also, settle=False)
         if wanted is not None:
             value = found.get(wanted)
             if value is None:

@@ -36,6 +36,7 @@ _API: Final = (
     "tzfs.opening",
     "tzfs.checking",
     "tzfs.tasks",
+    "tzfs.space",
 )
 
 ROOMS: Final[dict[str, tuple[str, ...]]] = {
@@ -76,6 +77,8 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     # background tasks: when they are due, and what each does with an engine
     "tzfs.schedule": (),
     "tzfs.tasks": (*_BYTES, "tzfs.lifecycle", "tzfs.jsonrpc", "tzfs.engine", "tzfs.schedule"),
+    # what properties say of space
+    "tzfs.space": (*_STORE, "tzfs.engine", *_NAMES),
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management"),

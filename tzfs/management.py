@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
-from tzfs.control import ControlClient, connect
+from tzfs.control import TIMEOUT_S, ControlClient, connect
 from tzfs.engine.engine import Settings
-from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, ReadOnly, StoreError
+from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, ReadOnly, StoreError, TzfsError
 from tzfs.filesystem import FileSystem
 from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
@@ -38,13 +38,16 @@ from tzfs.names import (
     parse_property_target,
     parse_snapshot,
 )
-from tzfs.opening import HeadReader, Reader, Writer, committed_state, format_filesystem
+from tzfs.opening import CommittedState, HeadReader, Reader, Writer, committed_state, format_filesystem
 from tzfs.runtime import default_store
+from tzfs.space import filesystem_facts, snapshot_facts
 from tzfs.store.lease import live_views
 from tzfs.tasks import GC, Tasks
 from tzfs.tree import SnapshotView, Tree
 
 Name = str | FilesystemName
+
+SETTLE_S: Final = 2.0  # how long figures wait for a mount to commit: a commit takes 20 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +221,7 @@ class Store:
 
     # -- verbs that a mount answers, if there is one ---------------------------------------------------------------
 
-    def mounted(self, info: FilesystemInfo) -> ControlClient | None:
+    def mounted(self, info: FilesystemInfo, *, timeout_s: float = TIMEOUT_S) -> ControlClient | None:
         """A connection to the filesystem's mount; None where nobody holds it.  `Busy` where a program has it open."""
         holder = self.catalog.holder(info)
         if holder is None:
@@ -227,7 +230,7 @@ class Store:
         if not isinstance(where, str):
             text = describe_holder(holder)
             raise Busy(f"filesystem {info.name} is in use by {text}", holders=(text,))
-        return connect(Path(where))
+        return connect(Path(where), timeout_s=timeout_s)
 
     def snapshot(self, name: str | SnapshotName, properties: Mapping[str, str] | None = None) -> SnapshotInfo:
         """A snapshot of everything answered so far, durable when it returns.  `Exists`, `NoSpace`, `WrongState`."""
@@ -244,16 +247,23 @@ class Store:
         else:
             with self.writer(info.name, {"kind": "snapshot"}, Command.SNAPSHOT) as writer:
                 writer.engine.snapshot(parsed.snapshot, checked)
-        found = committed_state(info.folder).snapshots[parsed.snapshot]
-        return _snapshot_info(parsed, found)
+        return _snapshot_info(parsed, committed_state(info.folder))
 
-    def snapshots(self, name: Name | FilesystemInfo) -> list[SnapshotInfo]:
-        """The snapshots of a filesystem, oldest first."""
+    def snapshots(
+        self, name: Name | FilesystemInfo, *, also: Sequence[str] = (), settle: bool = True
+    ) -> list[SnapshotInfo]:
+        """The snapshots of a filesystem, oldest first.
+
+        `also` are further properties, `written@SNAPSHOT`.  A mount commits first, so that all figures are those of now;
+        without `settle` they are as last committed.
+        """
         info = name if isinstance(name, FilesystemInfo) else self.catalog.get(name)
         if info.state in (State.CREATING, State.DELETING):
             return []
-        found = committed_state(info.folder).snapshots
-        return [_snapshot_info(SnapshotName(info.name, key), record) for key, record in found.items()]
+        if settle:
+            self._settle(info)
+        state = committed_state(info.folder)
+        return [_snapshot_info(SnapshotName(info.name, key), state, also) for key in state.snapshots]
 
     def sync(self, name: Name) -> None:
         """Everything done so far in the filesystem is durable when it returns."""
@@ -316,21 +326,33 @@ class Store:
 
     # -- properties ----------------------------------------------------------------------------------------------
 
-    def properties(self, name: Name | FilesystemInfo) -> dict[str, props.Value]:
-        """All properties of a filesystem, computed ones as last committed."""
+    def properties(
+        self, name: Name | FilesystemInfo, *, also: Sequence[str] = (), settle: bool = True
+    ) -> dict[str, props.Value]:
+        """All properties of a filesystem, and those of `also` (`written@SNAPSHOT`).  `settle`: as for `snapshots`."""
         info = name if isinstance(name, FilesystemInfo) else self.catalog.get(name)
-        return info.properties(self._facts(info))
+        if settle and info.state not in (State.CREATING, State.DELETING):
+            self._settle(info)
+        facts = self._facts(info, also)
+        found = info.properties(facts)
+        return found | {name: info.property(name, facts) for name in also}
 
-    def _facts(self, info: FilesystemInfo) -> dict[str, str]:
+    def _settle(self, info: FilesystemInfo) -> None:
+        """Has the mount, if there is one, commit what it has in memory.  One that cannot changes nothing."""
+        with suppress(TzfsError):
+            mount = self.mounted(info, timeout_s=SETTLE_S)
+            if mount is not None:
+                with mount:
+                    mount.ask("settle", {}, timeout_s=SETTLE_S)
+
+    def _facts(self, info: FilesystemInfo, also: Sequence[str] = ()) -> dict[str, str]:
         if info.state in (State.CREATING, State.DELETING):
             return {}
         state = committed_state(info.folder)
         holder = self.catalog.holder(info)
         mountpoint = holder.get("mountpoint") if holder else None
         disk = os.statvfs(info.folder)
-        facts = {
-            "referenced": str(state.counters.bytes),
-            "used": str(state.used),
+        facts = filesystem_facts(state.accounts, also) | {
             "available": str(disk.f_bavail * disk.f_frsize),
             "mounted": "yes" if mountpoint else "no",
             "snapshot_count": str(len(state.snapshots)),
@@ -460,14 +482,16 @@ def _collected(answer: Json) -> Collected:
     return Collected(**{key: int(str(answer[key])) for key in ("bytes", "orphans", "chunks", "segments")})
 
 
-def _snapshot_info(name: SnapshotName, record: Snapshot) -> SnapshotInfo:
-    facts = {
+def _snapshot_info(name: SnapshotName, state: CommittedState, also: Sequence[str] = ()) -> SnapshotInfo:
+    record = state.snapshots[name.snapshot]
+    facts = snapshot_facts(state.accounts, name.snapshot, also) | {
         "type": "snapshot",
         "creation": str(record.created_ns // 1_000_000_000),
-        "referenced": str(record.bytes),
         "guid": record.guid.hex(),
     }
-    return SnapshotInfo(name, record, props.resolve([(props.LOCAL, record.properties)], facts, snapshot=True))
+    layers = [(props.LOCAL, record.properties)]
+    found = props.resolve(layers, facts, snapshot=True)
+    return SnapshotInfo(name, record, found | {key: props.lookup(key, layers, facts) for key in also})
 
 
 __all__ = ["Checked", "Collected", "MountStatus", "SnapshotInfo", "Store", "open_store", "parse_filesystem"]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Self
 
 from tzfs import failpoints
-from tzfs.engine.committed import charged_bytes, read_counters, read_superblock
+from tzfs.engine.accounting import Accounts
+from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
@@ -239,12 +240,11 @@ class HeadReader:
 
 @dataclass(frozen=True, slots=True)
 class CommittedState:
-    """A filesystem as last committed.  `used` is what all its versions and extents are charged, the dead ones that
-    snapshots still see included; `counters.bytes` is what the head alone refers to."""
+    """A filesystem as last committed."""
 
     counters: Counters
     snapshots: dict[str, Snapshot]
-    used: int
+    accounts: Accounts
 
 
 def committed_state(directory: Path) -> CommittedState:
@@ -254,7 +254,8 @@ def committed_state(directory: Path) -> CommittedState:
         txn = meta.begin_read()
         try:
             read_superblock(txn).check(for_writing=False)
-            return CommittedState(read_counters(txn), read_snapshots(txn), charged_bytes(txn))
+            counters, snapshots = read_counters(txn), read_snapshots(txn)
+            return CommittedState(counters, snapshots, Accounts(txn, snapshots, counters.epoch))
         finally:
             txn.close()
     finally:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Final
@@ -56,6 +56,7 @@ class Kind(StrEnum):
     CHOICE = "choice"
     TEXT = "text"
     TIME = "time"  # exact: seconds since 1970 in UTC
+    RATIO = "ratio"  # exact: two decimals
 
 
 class Effect(StrEnum):
@@ -118,7 +119,7 @@ class Value:
         """The value as people read it, `-` where there is none."""
         if self.exact is None:
             return ABSENT
-        native = NATIVE.get(self.name)
+        native = native_of(self.name)
         return self.exact if native is None else human(native, self.exact)
 
     @property
@@ -150,9 +151,23 @@ def _fact(name: str, kind: Kind, help: str, *, snapshots: bool = False) -> Prope
 _ALL: Final = (
     _fact("type", Kind.TEXT, "filesystem or snapshot", snapshots=True),
     _fact("creation", Kind.TIME, "when it was created", snapshots=True),
-    _fact("used", Kind.SIZE, "bytes charged to it and its snapshots"),
-    _fact("referenced", Kind.SIZE, "bytes reachable in it", snapshots=True),
-    _fact("available", Kind.SIZE, "bytes that can still be written"),
+    _fact(
+        "used", Kind.SIZE, "what it is charged, with its snapshots; of a snapshot: what it alone holds", snapshots=True
+    ),
+    _fact("available", Kind.SIZE, "what can still be written"),
+    _fact("referenced", Kind.SIZE, "what it is charged without its snapshots, or as a snapshot", snapshots=True),
+    _fact("usedbysnapshots", Kind.SIZE, "what destroying all its snapshots would free"),
+    _fact("usedbydataset", Kind.SIZE, "what destroying it would free if it had no snapshots"),
+    _fact(
+        "written",
+        Kind.SIZE,
+        "what of referenced is newer than the snapshot before; written@SNAPSHOT: than that one",
+        snapshots=True,
+    ),
+    _fact("logicalused", Kind.SIZE, "used, were nothing compressed"),
+    _fact("logicalreferenced", Kind.SIZE, "referenced, were nothing compressed", snapshots=True),
+    _fact("compressratio", Kind.RATIO, "how many times larger used would be without compression", snapshots=True),
+    _fact("refcompressratio", Kind.RATIO, "the same for referenced", snapshots=True),
     _fact("state", Kind.TEXT, "creating, active, archived or deleting"),
     _fact("mounted", Kind.TEXT, "yes or no"),
     _fact("mountpoint", Kind.TEXT, "where it is mounted"),
@@ -210,6 +225,17 @@ _ALL: Final = (
 )
 
 NATIVE: Final[Mapping[str, Property]] = {p.name: p for p in _ALL}  # in the order they are listed
+SHORT: Final[Mapping[str, str]] = {  # what ZFS calls them as columns
+    "avail": "available",
+    "refer": "referenced",
+    "usedsnap": "usedbysnapshots",
+    "usedds": "usedbydataset",
+    "lused": "logicalused",
+    "lrefer": "logicalreferenced",
+    "ratio": "compressratio",
+    "refratio": "refcompressratio",
+}
+WRITTEN_SINCE: Final = "written@"  # and a snapshot's name: a property of its own for each
 
 _USER_NAME: Final = re.compile(r"[a-z0-9_.+:][a-z0-9_.+:-]*\Z")
 
@@ -219,18 +245,27 @@ def is_user(name: str) -> bool:
     return ":" in name
 
 
+def native_of(name: str) -> Property | None:
+    """The native property of that name; for `written@SNAPSHOT` one of that name."""
+    since = name.removeprefix(WRITTEN_SINCE)
+    if since != name:
+        return replace(NATIVE["written"], name=name) if since else None
+    return NATIVE.get(name)
+
+
 def check_name(name: str) -> Property | None:
     """The native property of that name, or None for a valid user property's name.
 
     `NotFound` for a native one there is not, `InvalidArgument` for a malformed user property's name.
     """
-    if not is_user(name):
-        if name not in NATIVE:
+    if not is_user(name) or name.startswith(WRITTEN_SINCE):
+        native = native_of(name)
+        if native is None:
             raise NotFound(
                 f"there is no property {show(name)}",
                 hint=f"native ones are {', '.join(NATIVE)}; your own are named MODULE:NAME",
             )
-        return NATIVE[name]
+        return native
     if not _USER_NAME.match(name):
         raise InvalidArgument(
             f"user property {show(name)}: only lower-case letters, digits and _-.+: may be in its name, '-' not first"
@@ -298,6 +333,8 @@ def human(native: Property, exact: str, *, zone: datetime.tzinfo | None = None) 
             return units.human_size(int(exact))
         if native.kind is Kind.SECONDS:
             return f"{exact}s" if Decimal(exact) >= 1 else f"{units.exact(Decimal(exact) * 1000)}ms"
+        if native.kind is Kind.RATIO:
+            return f"{exact}x"
         if native.kind is Kind.TIME:
             at = datetime.datetime.fromtimestamp(int(exact), datetime.UTC).astimezone(zone)
             return at.strftime("%Y-%m-%d %H:%M:%S")

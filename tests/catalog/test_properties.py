@@ -225,7 +225,22 @@ def test_a_user_property_that_is_set_nowhere_has_no_value() -> None:
 
 def test_a_snapshot_has_the_properties_that_make_sense_for_it() -> None:
     found = properties.resolve([], {"type": "snapshot"}, snapshot=True)
-    assert list(found) == ["type", "creation", "referenced", "guid"]
+    assert list(found) == [p.name for p in NATIVE.values() if p.snapshots]
+    assert {"type", "creation", "used", "referenced", "written", "guid"} <= set(found)
+    assert not {"available", "mounted", "usedbysnapshots", "recordsize"} & set(found)
+
+
+def test_written_since_a_snapshot_is_a_property_of_its_own() -> None:
+    for name in ("written@a", "written@a:b"):
+        native = properties.check_name(name)
+        assert native is not None
+        assert (native.name, native.kind, native.settable) == (name, Kind.SIZE, False)
+        assert properties.lookup(name, [], {name: "1536"}).human == "1.50K"
+        assert properties.lookup(name, [], {}).parsable == "-"
+    with pytest.raises(NotFound):
+        properties.check_name("written@")
+    with pytest.raises(ReadOnly):
+        properties.parse("written@a", "1")
 
 
 def test_kinds_are_those_that_can_be_printed() -> None:

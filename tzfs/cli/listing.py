@@ -18,15 +18,15 @@ from tzfs.cli.parameters import COLUMN, CONDITION, TARGET, assignments, store_of
 from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of
 from tzfs.management import SnapshotInfo, Store
 from tzfs.names import SnapshotName, parse, parse_scope, show
-from tzfs.properties import NATIVE, Kind, Value, check_name
+from tzfs.properties import SHORT, WRITTEN_SINCE, Kind, Value, check_name, native_of
 from tzfs.properties import parse as parse_value
 from tzfs.units import parse_size
 
 COLUMNS = ("name", "used", "available", "referenced", "mountpoint")
-HEADS = {"available": "avail", "referenced": "refer"}
-ALIASES = {"avail": "available", "refer": "referenced"}
-NUMBERS = frozenset(p.name for p in NATIVE.values() if p.kind in (Kind.SIZE, Kind.INTEGER))
-RANKED = NUMBERS | {p.name for p in NATIVE.values() if p.kind in (Kind.TIME, Kind.SECONDS)}
+SPACE = ("name", "available", "used", "usedbysnapshots", "usedbydataset")  # -o space, as zfs has it
+HEADS = {name: short for short, name in SHORT.items()}
+NUMBERS = frozenset((Kind.SIZE, Kind.INTEGER, Kind.RATIO))
+RANKED = NUMBERS | {Kind.TIME, Kind.SECONDS}
 T = TypeVar("T")
 
 
@@ -58,6 +58,7 @@ class Listing:
     """What was found, and what could not be read."""
 
     store: Store
+    also: tuple[str, ...] = ()  # properties beyond those that every filesystem has
     rows: list[Row] = field(default_factory=list)
     failures: list[TzfsError] = field(default_factory=list)
 
@@ -74,7 +75,7 @@ class Listing:
             if not isinstance(parsed, SnapshotName):
                 self._add(self.store.get(parsed), kind)
                 continue
-            found = [s for s in self.store.snapshots(parsed.filesystem) if s.name == parsed]
+            found = [s for s in self.store.snapshots(parsed.filesystem, also=self.also) if s.name == parsed]
             if not found:
                 raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {parsed.filesystem}")
             self.rows += [Row(str(s.name), s.properties) for s in found]
@@ -82,11 +83,14 @@ class Listing:
     def _add(self, info: FilesystemInfo, kind: str) -> None:
         if kind != "snapshot":
             self.rows.append(
-                Row(str(info.name), self._readable(lambda: self.store.properties(info), info.properties()))
+                Row(
+                    str(info.name),
+                    self._readable(lambda: self.store.properties(info, also=self.also), info.properties()),
+                )
             )
         if kind != "filesystem":
             none: list[SnapshotInfo] = []
-            found = self._readable(lambda: self.store.snapshots(info), none)
+            found = self._readable(lambda: self.store.snapshots(info, also=self.also), none)
             self.rows += [Row(str(s.name), s.properties) for s in found]
 
     def _readable(self, read: Callable[[], T], otherwise: T) -> T:
@@ -102,7 +106,7 @@ class Listing:
 
         def rank(row: Row) -> float | str:
             text = row.text(column, parsable=True)
-            return float(text) if column in RANKED else text
+            return float(text) if _kind(column) in RANKED else text
 
         empty = [row for row in self.rows if row.text(column, parsable=True) == "-"]
         valued = [row for row in self.rows if row.text(column, parsable=True) != "-"]
@@ -126,7 +130,7 @@ class Listing:
     "columns",
     metavar="COLUMN,...",
     type=COLUMN,
-    help=f"What to show: name or any property.  [default: {','.join(COLUMNS)}]",
+    help=f"What to show: name or any property, space for where it went.  [default: {','.join(COLUMNS)}]",
 )
 @click.option(
     "-s", "ascending", metavar="COLUMN", multiple=True, type=COLUMN, help="Sort by a column; may be repeated."
@@ -160,19 +164,21 @@ def list_command(
 ) -> int:
     """List filesystems, snapshots or both: all of them, or those named.
 
-    Figures are as last committed.  With -S and -s together, -S goes first.
+    Figures are those of now, also of what is mounted.  With -S and -s together, -S goes first.
 
     \b
     tzfs list -t all
+    tzfs list -o space
     tzfs list --where agent:model=small -o name,used,snapshot_count -S used
     tzfs list --json agents/ | jq '.[].name'
     """
-    shown = [_column(c) for c in columns.split(",")] if columns is not None else list(COLUMNS)
+    shown = _columns(columns) if columns is not None else list(COLUMNS)
     keys = [(_column(c), False) for c in reversed(ascending)] + [(_column(c), True) for c in reversed(descending)]
     wanted = _conditions(where)
     if state is not None:
         wanted["state"] = state
-    listing = Listing(store_of(ctx))
+    used = {*shown, *(name for name, _ in keys), *wanted}
+    listing = Listing(store_of(ctx), tuple(sorted(name for name in used if name.startswith(WRITTEN_SINCE))))
     listing.collect(kind, names)
     listing.rows = [row for row in listing.rows if all(row.exact(name) == text for name, text in wanted.items())]
     for column, reverse in keys:
@@ -184,16 +190,26 @@ def list_command(
             [HEADS.get(c, c) for c in shown],
             [[row.text(c, parsable=parsable) for c in shown] for row in listing.rows],
             scripted=scripted,
-            right=[HEADS.get(c, c) for c in shown if c in NUMBERS],
+            right=[HEADS.get(c, c) for c in shown if _kind(c) in NUMBERS],
         )
     for failure in listing.failures:
         say("tzfs", str(failure))
     return exit_code_of(listing.failures[0]) if listing.failures else 0
 
 
+def _columns(text: str) -> list[str]:
+    """What -o says, with `space` as what it stands for."""
+    return [name for part in text.split(",") for name in (SPACE if part == "space" else (_column(part),))]
+
+
+def _kind(column: str) -> Kind | None:
+    native = native_of(column)
+    return None if native is None else native.kind
+
+
 def _column(text: str) -> str:
     """A column by its name or its alias; `NotFound` for one that there is not."""
-    name = ALIASES.get(text, text)
+    name = SHORT.get(text, text)
     if name != "name":
         check_name(name)
     return name
@@ -203,7 +219,7 @@ def _conditions(where: tuple[str, ...]) -> dict[str, str]:
     """Exact values by property; a value may be given as `set` takes it."""
     wanted = {}
     for given, text in assignments(where).items():
-        name = ALIASES.get(given, given)
+        name = SHORT.get(given, given)
         native = check_name(name)
         if text == "":
             raise InvalidArgument(f"--where {given}= needs a value")

@@ -14,11 +14,11 @@ from click.shell_completion import CompletionItem
 from tzfs.catalog import Catalog
 from tzfs.errors import InvalidArgument, TzfsError
 from tzfs.management import Store, open_store
-from tzfs.properties import NATIVE, is_user
+from tzfs.properties import NATIVE, SHORT, is_user
 from tzfs.runtime import default_store
 
 Items = list[CompletionItem[str]]
-COLUMN_NAMES = ("name", "avail", "refer")  # what a listing has besides properties
+COLUMN_NAMES = ("name", "space", *SHORT)  # what a listing has besides properties
 
 
 def store_of(ctx: click.Context) -> Store:
@@ -48,7 +48,9 @@ def complete_filesystem(ctx: click.Context, incomplete: str) -> Items:
     """Filesystems; after an `@` the snapshots of the one before it."""
     name, at, _ = incomplete.partition("@")
     if at:
-        return _starting(incomplete, _looking(ctx, lambda store: [str(s.name) for s in store.snapshots(name)]))
+        return _starting(
+            incomplete, _looking(ctx, lambda store: [str(s.name) for s in store.snapshots(name, settle=False)])
+        )
     return _starting(incomplete, _looking(ctx, lambda store: [str(info.name) for info in store.filesystems()]))
 
 
@@ -114,7 +116,7 @@ SNAPSHOT = Completed("snapshot", complete_filesystem)
 TARGET = Completed("target", complete_target)
 MOUNT = Completed("mount", complete_mount)
 PROPERTY = Completed("property", lambda ctx, text: complete_property(ctx, text, settable=True))
-PROPERTIES = Completed("properties", lambda ctx, text: complete_properties(ctx, text, more=("all",)))
+PROPERTIES = Completed("properties", lambda ctx, text: complete_properties(ctx, text, more=("all", *SHORT)))
 COLUMN = Completed("column", lambda ctx, text: complete_properties(ctx, text, more=COLUMN_NAMES))
 ASSIGNMENT = Completed("assignment", complete_assignment)
 CONDITION = Completed("condition", lambda ctx, text: complete_assignment(ctx, text, settable=False))

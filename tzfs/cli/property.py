@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from tzfs.cli.output import document, table
@@ -9,7 +11,7 @@ from tzfs.cli.parameters import CHANGE, PROPERTIES, PROPERTY, TARGET, assignment
 from tzfs.errors import NotFound
 from tzfs.management import Store
 from tzfs.names import Scope, SnapshotName, parse, parse_property_target
-from tzfs.properties import NATIVE, Value, check_name, resolve
+from tzfs.properties import NATIVE, SHORT, WRITTEN_SINCE, Value, check_name, resolve
 
 COLUMNS = ("name", "property", "value", "source")
 SOURCES = ("local", "inherited", "default", "-")
@@ -30,7 +32,8 @@ def _catalogue() -> str:
 @click.command(
     help="Show properties: `all`, or names with commas between, of filesystems, snapshots, NAMESPACE/ or /.\n\n"
     "SOURCE says where a value is set: local, inherited from NAMESPACE/ or from /, default; - for what is computed.\n\n"
-    "\b\ntzfs get all ws\ntzfs get -H -p -o value used ws\ntzfs get -s local all agents/\n\n" + _catalogue()
+    "\b\ntzfs get all ws\ntzfs get -H -p -o value used ws\ntzfs get -s local all agents/\n"
+    "tzfs get written@before ws\n\n" + _catalogue()
 )
 @click.option("-H", "scripted", is_flag=True, help="No headers, one tab between columns.")
 @click.option("-p", "parsable", is_flag=True, help="Exact numbers.")
@@ -57,10 +60,11 @@ def get_command(
             raise click.UsageError(f"no column {column!r}: there are {', '.join(COLUMNS)}")
     rows: list[tuple[str, Value]] = []
     for name in names:
-        found = _of(store, name)
-        wanted = list(found) if properties == "all" else properties.split(",")
-        for key in wanted:
+        asked = [] if properties == "all" else [SHORT.get(key, key) for key in properties.split(",")]
+        for key in asked:
             check_name(key)
+        found = _of(store, name, [key for key in asked if key.startswith(WRITTEN_SINCE)])
+        for key in asked or found:
             value = found.get(key, Value(key, None, "-"))
             if source is None or value.source == source or value.source.startswith(f"{source} from"):
                 rows.append((name, value))
@@ -79,7 +83,7 @@ def get_command(
     table(shown, [[cell[c] for c in shown] for cell in cells], scripted=scripted)
 
 
-def _of(store: Store, name: str) -> dict[str, Value]:
+def _of(store: Store, name: str, also: Sequence[str]) -> dict[str, Value]:
     if name.endswith("/"):
         where = parse_property_target(name)
         assert isinstance(where, Scope)
@@ -87,8 +91,8 @@ def _of(store: Store, name: str) -> dict[str, Value]:
         return {key: value for key, value in resolve(layers, {}).items() if value.source != "-"}
     parsed = parse(name)
     if not isinstance(parsed, SnapshotName):
-        return store.properties(parsed)
-    for snapshot in store.snapshots(parsed.filesystem):
+        return store.properties(parsed, also=also)
+    for snapshot in store.snapshots(parsed.filesystem, also=also):
         if snapshot.name == parsed:
             return dict(snapshot.properties)
     raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {parsed.filesystem}")

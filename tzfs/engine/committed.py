@@ -41,13 +41,3 @@ def read_extents(txn: ReadTransaction) -> tuple[int, int]:
             extents += records.unpack_plain(Table.SEGMENT, key, body)[0]
             segments += 1
     return extents, segments
-
-
-def charged_bytes(txn: ReadTransaction) -> int:
-    """What all versions and extents are charged, alive or only in snapshots: the sum of the cells."""
-    total = 0
-    for key, value in txn.range(Table.CELL, b""):
-        body = records.unseal(Table.CELL, key, value)
-        if body is not None:
-            total += records.unpack_plain(Table.CELL, key, body)[1]
-    return total

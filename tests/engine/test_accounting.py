@@ -1,0 +1,193 @@
+"""Every figure against a recount: of made-up lifetimes, and of the rows that random histories leave."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.engine.test_model import MemoryStores, World, generate, run
+from tzfs.engine import slices
+from tzfs.engine.accounting import Accounts, Cell, Sums
+from tzfs.engine.versions import extent_charge
+from tzfs.format import keys, records
+from tzfs.format.keys import LIVE, Epoch, Table
+from tzfs.format.records import FLAG_INLINE, Shared
+from tzfs.store.interface import ReadTransaction
+
+VERSIONED = (Table.INODE, Table.DIRENT, Table.LINK, Table.INLINE, Table.CHUNK, Table.XATTR)
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A version or an extent: what it is charged, and from which epoch to which it was there."""
+
+    charge: int
+    lifetimes: tuple[tuple[int, int], ...]
+
+    def seen_at(self, epoch: int) -> bool:
+        return any(birth <= epoch < death for birth, death in self.lifetimes)
+
+
+class Plain:
+    """The figures by their definitions, each thing looked at from each view."""
+
+    def __init__(self, things: list[Thing], snapshots: list[int], epoch: int) -> None:
+        self.things, self.snapshots, self.epoch = things, sorted(snapshots), epoch
+
+    def _sum(self, *, seen: list[int], unseen: list[int]) -> int:
+        return sum(t.charge for t in self.things if all(map(t.seen_at, seen)) and not any(map(t.seen_at, unseen)))
+
+    def referenced(self, epoch: int) -> int:
+        return self._sum(seen=[epoch], unseen=[])
+
+    def written(self, epoch: int) -> int:
+        older = [s for s in self.snapshots if s < epoch]
+        return self._sum(seen=[epoch], unseen=older[-1:])
+
+    def written_since(self, since: int, epoch: int) -> int:
+        return self._sum(seen=[epoch], unseen=[since])
+
+    def used(self, snapshot: int) -> int:
+        """What destroying it alone would free."""
+        return self._sum(seen=[snapshot], unseen=[s for s in self.snapshots if s != snapshot] + [self.epoch])
+
+    def by_snapshots(self) -> int:
+        return sum(t.charge for t in self.things if not t.seen_at(self.epoch) and any(map(t.seen_at, self.snapshots)))
+
+    def freeing(self) -> int:
+        return self._sum(seen=[], unseen=[*self.snapshots, self.epoch])
+
+
+def agree(sums: Sums, plain: Plain) -> None:
+    assert sums.referenced == plain.referenced(plain.epoch)
+    assert sums.written == plain.written(plain.epoch)
+    assert sums.by_snapshots == plain.by_snapshots()
+    assert sums.freeing + sums.staged == plain.freeing()
+    assert sums.used == sums.referenced + sums.by_snapshots + sums.staged
+    for found, epoch in zip(sums.snapshots, plain.snapshots, strict=True):
+        assert found.referenced == plain.referenced(epoch)
+        assert found.written == plain.written(epoch)
+        assert found.used == plain.used(epoch)
+    for since, at in itertools.product(plain.snapshots, [*plain.snapshots, plain.epoch]):
+        if since < at:
+            assert sums.written_since(since, at) == plain.written_since(since, at)
+
+
+def cells_of(things: list[Thing]) -> tuple[list[Cell], list[Shared]]:
+    """As FORMAT.md charges them: an extent of several lifetimes to its live one, or to `shared` alone."""
+    cells: dict[tuple[int, int], int] = defaultdict(int)
+    shared = []
+    for thing in things:
+        for birth, death in thing.lifetimes:
+            cells[death, birth] += thing.charge if len(thing.lifetimes) == 1 or death == LIVE else 0
+        if len(thing.lifetimes) > 1:
+            shared.append(Shared(thing.charge, {Epoch(b): Epoch(d) for b, d in thing.lifetimes}))
+    return [Cell(death, birth, charge) for (death, birth), charge in cells.items()], shared
+
+
+EPOCHS = st.integers(0, 12)
+
+
+@st.composite
+def lifetimes(draw: st.DrawFn) -> tuple[tuple[int, int], ...]:
+    """One or more, apart from each other, the last perhaps live."""
+    ends = sorted(draw(st.sets(EPOCHS, min_size=2, max_size=6)))
+    pairs = list(zip(ends[::2], ends[1::2], strict=False))
+    if draw(st.booleans()):
+        pairs[-1] = (pairs[-1][0], LIVE)
+    return tuple(pairs)
+
+
+THINGS = st.lists(st.builds(Thing, st.integers(1, 1000), lifetimes()), max_size=12)
+
+
+@given(THINGS, st.sets(st.integers(0, 9), max_size=5), st.integers(10, 13))
+def test_sums_are_what_their_definitions_say(things: list[Thing], snapshots: set[int], epoch: int) -> None:
+    cells, shared = cells_of(things)
+    agree(Sums(cells, shared, snapshots, epoch), Plain(things, list(snapshots), epoch))
+
+
+def recounted(txn: ReadTransaction) -> list[Thing]:
+    """Every version and every extent that the rows name, with its charge by its own length."""
+    deaths: dict[tuple[int, bytes, int], int] = {}
+    extents: dict[tuple[int, int], tuple[int, int]] = {}
+    for key, value in txn.range(Table.DEAD, b""):
+        death, birth, table, prefix = keys.dead_parts(key)
+        if table is Table.EXTENT:
+            (charge,) = records.unpack_plain(Table.DEAD, key, records.unseal(Table.DEAD, key, value) or b"")
+            extents[int.from_bytes(prefix, "big"), birth] = (death, charge)
+        else:
+            deaths[table, prefix, birth] = death
+    things = []
+    for table in VERSIONED:
+        for key, value in txn.range(table, b""):
+            prefix, born = key[:-8], keys.birth_of(key)
+            ended: int = deaths.get((table, prefix, born), LIVE)
+            things.append(Thing(0 if records.is_tombstone(value) else len(key) + len(value), ((born, ended),)))
+            body = records.unseal(table, key, value)
+            if ended != LIVE or body is None or table not in (Table.CHUNK, Table.XATTR):
+                continue
+            named: object = records.unpack_slices(table, key, body) if table is Table.CHUNK else None
+            if table is Table.XATTR:
+                named = records.unpack_xattr(key, body)
+            if isinstance(named, tuple):
+                for lifetime, stored in slices.extents(named).items():
+                    extents[lifetime] = (LIVE, extent_charge(stored))
+    return things + [Thing(charge, ((birth, death),)) for (_, birth), (death, charge) in extents.items()]
+
+
+def check(world: World) -> None:
+    engine = world.engine
+    txn = engine.meta.begin_read()
+    try:
+        snapshots = engine.snapshots()
+        accounts = Accounts(txn, snapshots, engine.counters.epoch)
+        plain = Plain(recounted(txn), [s.epoch for s in snapshots.values()], engine.counters.epoch)
+    finally:
+        txn.close()
+    agree(accounts.charged, plain)
+    assert accounts.charged.referenced == engine.counters.bytes
+    assert accounts.charged.freeing == accounts.charged.staged == 0
+    for name, snapshot in snapshots.items():
+        assert accounts.of(name).used == plain.used(snapshot.epoch)
+        assert accounts.written_since(name) == plain.written_since(snapshot.epoch, plain.epoch)
+    assert accounts.written_since("none") is None
+
+
+@pytest.mark.parametrize("first", range(0, 120, 40))
+def test_after_any_history_every_figure_is_what_a_recount_of_the_rows_gives(first: int) -> None:
+    seen = 0
+    for seed in range(first, first + 40):
+        stores = MemoryStores()
+        world = run(generate(seed), stores, every=1000)
+        check(world)
+        seen += len(world.model.snapshots)
+    assert seen > 40  # the histories have snapshots
+
+
+def test_an_inline_file_is_charged_its_row_and_a_large_one_its_pages() -> None:
+    world = World(MemoryStores())
+    engine = world.engine
+    small = engine.mknod(1, b"small", 0o100644, uid=0, gid=0).ino
+    engine.write(small, 0, b"s" * 100)
+    engine.snapshot("a")
+    assert engine.inode(small).flags & FLAG_INLINE
+    large = engine.mknod(1, b"large", 0o100644, uid=0, gid=0).ino
+    engine.write(large, 0, b"l" * 4097)
+    engine.write(small, 0, b"S")
+    engine.commit()
+    txn = engine.meta.begin_read()
+    accounts = Accounts(txn, engine.snapshots(), engine.counters.epoch)
+    txn.close()
+    inline = 16 + 5 + 100
+    inodes = {name: 16 + 5 + 85 + len(name) for name in (b"", b"small", b"large")}
+    assert accounts.of("a").used == inline + inodes[b""] + inodes[b"small"]
+    pages, rows = 8192, accounts.charged.written - 8192 - accounts.of("a").used
+    assert pages == 2 * 4096
+    assert 0 < rows < 600  # the new file's inode, name and two chunks

@@ -1,0 +1,166 @@
+"""What a filesystem is charged, and for whose sake: sums over its cells.
+
+A cell has the charge of all that was born in one epoch and died in another, so what any snapshot sees, and what it
+alone sees, are sums of cells.  One pass over the cells answers for all snapshots together.
+
+    referenced      what one view sees: born <= E < death.  The head's E is its epoch, a snapshot's S is its own
+    used            of a snapshot: what nobody but it sees, which is what destroying it alone frees
+                    of a filesystem: everything that the head or a snapshot sees
+    by snapshots    the part of it that the head does not see: what destroying them all frees
+    written         what a view sees that the snapshot before it does not
+    freeing         what nobody sees any more: destroyed, and not yet freed
+
+An extent with several lifetimes is charged once.  Its cells have the charge of its live lifetime only; of the others
+`shared` knows it, so those extents are counted by the union of what their lifetimes cover.
+
+What is in the tables is summed; what a head has changed since its last commit is not there yet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tzfs.format import keys, records
+from tzfs.format.keys import LIVE, Table
+from tzfs.format.records import Shared, Snapshot
+from tzfs.store.interface import ReadTransaction
+
+
+class Cell(NamedTuple):
+    """The charge of what was born at `birth` and died at `death`."""
+
+    death: int
+    birth: int
+    charge: int
+
+
+@dataclass(slots=True)
+class SnapshotSums:
+    """Bytes of one snapshot; see the module's text."""
+
+    used: int = 0
+    referenced: int = 0
+    written: int = 0
+
+
+class Sums:
+    """All sums over `cells`, of a filesystem whose head is at `epoch` and whose snapshots are at `snapshots`."""
+
+    def __init__(self, cells: Sequence[Cell], shared: Iterable[Shared], snapshots: Iterable[int], epoch: int) -> None:
+        self._cells, self._shared = cells, tuple(shared)
+        self._views = sorted(snapshots)
+        self._epoch = epoch
+        self._begin = [0] * (len(self._views) + 1)  # referenced of a snapshot less that of the one before it
+        self.snapshots = [SnapshotSums() for _ in self._views]  # oldest first
+        self.referenced = self.written = self.by_snapshots = self.freeing = self.staged = 0
+        for cell in cells:
+            self._add(cell, cell.charge)
+        for extent in self._shared:
+            self._share(extent)
+        referenced = 0
+        for snapshot, more in zip(self.snapshots, self._begin, strict=False):
+            referenced += more
+            snapshot.referenced = referenced
+
+    @property
+    def used(self) -> int:
+        """Everything that is kept for the head or a snapshot, and what a change under way has staged."""
+        return self.referenced + self.by_snapshots + self.staged
+
+    def _span(self, birth: int, death: int) -> tuple[int, int]:
+        """The snapshots that see it: [i, j)."""
+        views = self._views
+        return bisect_left(views, birth), len(views) if death == LIVE else bisect_left(views, death)
+
+    def _add(self, cell: Cell, charge: int) -> None:
+        i, j = self._span(cell.birth, cell.death)
+        if cell.birth > self._epoch:
+            self.staged += charge
+        else:
+            self._count([(i, j)] if i < j else [], charge, head=self._epoch < cell.death)
+
+    def _count(self, spans: Sequence[tuple[int, int]], charge: int, *, head: bool) -> None:
+        """Something that the snapshots of `spans` see, which are apart and ascend; and the head, or not."""
+        for i, j in spans:
+            self._begin[i] += charge
+            self._begin[j] -= charge
+            self.snapshots[i].written += charge
+        if head:
+            self.referenced += charge
+            if not spans or spans[-1][1] < len(self._views):
+                self.written += charge
+        elif not spans:
+            self.freeing += charge
+        else:
+            self.by_snapshots += charge
+            if len(spans) == 1 and spans[0][0] + 1 == spans[0][1]:
+                self.snapshots[spans[0][0]].used += charge
+
+    def _share(self, extent: Shared) -> None:
+        """In place of what the cell of its live lifetime has added, what all its lifetimes cover together."""
+        spans: list[tuple[int, int]] = []
+        head = staged = False
+        for birth, death in sorted(extent.lifetimes.items()):
+            if death == LIVE:
+                self._add(Cell(death, birth, extent.charge), -extent.charge)
+            head |= birth <= self._epoch < death
+            staged |= birth > self._epoch
+            i, j = self._span(birth, death)
+            if i < j and spans and spans[-1][1] >= i:
+                spans[-1] = spans[-1][0], max(spans[-1][1], j)
+            elif i < j:
+                spans.append((i, j))
+        if staged and not spans and not head:
+            self.staged += extent.charge
+        else:
+            self._count(spans, extent.charge, head=head)
+
+    def written_since(self, since: int, at: int | None = None) -> int:
+        """What the snapshot at epoch `at`, or the head, sees and the older snapshot at epoch `since` does not."""
+        epoch = self._epoch if at is None else at
+        total = sum(cell.charge for cell in self._cells if since < cell.birth <= epoch < cell.death)
+        for extent in self._shared:
+            lifetimes = extent.lifetimes.items()
+            if any(death == LIVE and since < birth <= epoch for birth, death in lifetimes):
+                total -= extent.charge  # the cell's
+            if any(birth <= epoch < death for birth, death in lifetimes) and not any(
+                birth <= since < death for birth, death in lifetimes
+            ):
+                total += extent.charge
+        return total
+
+
+class Accounts:
+    """The sums of a filesystem as its tables are in one transaction, for its snapshots by name."""
+
+    def __init__(self, txn: ReadTransaction, snapshots: Mapping[str, Snapshot], epoch: int) -> None:
+        self._epochs = {name: snapshot.epoch for name, snapshot in snapshots.items()}
+        cells = []
+        for key, value in txn.range(Table.CELL, b""):
+            body = records.unseal(Table.CELL, key, value)
+            if body is not None:
+                _, charge = records.unpack_plain(Table.CELL, key, body)
+                cells.append(Cell(*keys.cell_parts(key), charge))
+        shared = []
+        for key, value in txn.range(Table.SHARED, b""):
+            body = records.unseal(Table.SHARED, key, value)
+            if body is not None:
+                shared.append(records.unpack_shared(key, body))
+        self.charged = self.logical = Sums(cells, shared, self._epochs.values(), epoch)
+        self._oldest_first = sorted(self._epochs, key=self._epochs.__getitem__)
+
+    def of(self, snapshot: str, *, logical: bool = False) -> SnapshotSums:
+        """The sums of one snapshot."""
+        sums = self.logical if logical else self.charged
+        return sums.snapshots[self._oldest_first.index(snapshot)]
+
+    def written_since(self, since: str, at: str | None = None) -> int | None:
+        """What the snapshot `at`, or the head, has that the snapshot `since` has not; None where `since` is not there,
+        or not older."""
+        epoch = None if at is None else self._epochs[at]
+        if since not in self._epochs or (epoch is not None and self._epochs[since] >= epoch):
+            return None
+        return self.charged.written_since(self._epochs[since], epoch)

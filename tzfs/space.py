@@ -1,0 +1,58 @@
+"""What a filesystem's properties say of space: the sums of its accounts, by the names that ZFS gives them.
+
+Everything is exact for the tables that the accounts were read from.  Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tzfs.engine.accounting import Accounts
+from tzfs.properties import WRITTEN_SINCE
+
+
+def ratio(logical: int, charged: int) -> str:
+    """How many times larger it would be without compression, in two decimals, cut as ZFS cuts them."""
+    hundredths = max(100, logical * 100 // charged) if charged else 100
+    return f"{hundredths // 100}.{hundredths % 100:02}"
+
+
+def filesystem_facts(accounts: Accounts, also: Iterable[str] = ()) -> dict[str, str]:
+    """The computed properties of a filesystem that its accounts know, and those of `also` that are `written@...`."""
+    charged, logical = accounts.charged, accounts.logical
+    facts = {
+        "used": str(charged.used),
+        "referenced": str(charged.referenced),
+        "usedbysnapshots": str(charged.by_snapshots),
+        "usedbydataset": str(charged.referenced),
+        "written": str(charged.written),
+        "logicalused": str(logical.used),
+        "logicalreferenced": str(logical.referenced),
+        "compressratio": ratio(logical.used, charged.used),
+        "refcompressratio": ratio(logical.referenced, charged.referenced),
+    }
+    return facts | _written(accounts, also, None)
+
+
+def snapshot_facts(accounts: Accounts, name: str, also: Iterable[str] = ()) -> dict[str, str]:
+    """The same of one snapshot."""
+    charged, logical = accounts.of(name), accounts.of(name, logical=True)
+    facts = {
+        "used": str(charged.used),
+        "referenced": str(charged.referenced),
+        "written": str(charged.written),
+        "logicalreferenced": str(logical.referenced),
+        "compressratio": ratio(logical.referenced, charged.referenced),
+        "refcompressratio": ratio(logical.referenced, charged.referenced),
+    }
+    return facts | _written(accounts, also, name)
+
+
+def _written(accounts: Accounts, also: Iterable[str], at: str | None) -> dict[str, str]:
+    found = {}
+    for name in also:
+        if name.startswith(WRITTEN_SINCE):
+            written = accounts.written_since(name.removeprefix(WRITTEN_SINCE), at)
+            if written is not None:
+                found[name] = str(written)
+    return found
