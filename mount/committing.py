@@ -72,10 +72,11 @@ class Committer:
         """Everything answered so far is durable when it returns."""
         self._asked += 1
         ticket = self._asked
-        little = self._engine.dirty_bytes <= limits.FLUSH_REMAINDER_BYTES_MAX
-        if little and not self._lock.locked() and not self.request_waits():
-            # Nobody to share it with.  Yielding would let another worker spin for requests meanwhile.
-            self._finish(self._engine.harden)
+        if self._engine.logs:  # beside a flush too: the log takes operations, not what they have made
+            if self.request_waits():  # else nobody would join in, and another worker would spin for requests meanwhile
+                await trio.lowlevel.checkpoint()
+            if self._done < ticket:
+                self._finish(self._engine.harden)
             return
         async with self._lock:
             if self._done >= ticket:

@@ -13,8 +13,8 @@ and, of a filesystem that is mounted for writing:
     extents     payload in segments, that of snapshots included: a chunk (`recordsize`) written whole has one, and one
                 more for each piece of it overwritten since, up to 16; contents up to 4,000 bytes have none
     segments    files that they lie in
-    txg         number, commits (group commits, fsyncs included), last_ms, slowest_ms; logged_rows: durable in the redo
-                log, and not yet in the tables
+    txg         number, commits (group commits, fsyncs included), last_ms, slowest_ms; logged: operations that are
+                durable in the redo log, and not yet in the tables
     gc          punched_bytes, reclaimed_chunks, unlinked_segments since mounting; last_ns: when there was last
                 something to do; last: what the last `gc` asked for did, and when
     tasks       by name: interval_s (0: off), budget_s, last_ns, took_ns, next_ns, said (what the last run did),
@@ -80,7 +80,7 @@ def statistics(mount: Mount) -> dict[str, Json]:
                 "commits": engine.commits,
                 "last_ms": round(committer.last_commit_ms, 3),
                 "slowest_ms": round(committer.slowest_commit_ms, 3),
-                "logged_rows": engine.logged_rows,
+                "logged": engine.logged,
             },
             "gc": {
                 "punched_bytes": reclaimer.punched_bytes,

@@ -27,7 +27,7 @@ from tzfs.format.records import Snapshot
 from tzfs.layout import META, SEGMENTS
 from tzfs.store.lease import Lease, ViewHold
 from tzfs.store.lmdb_store import LmdbMeta
-from tzfs.store.redo import REDO_FILE, RedoLog, replay
+from tzfs.store.redo import REDO_FILE, RedoLog
 from tzfs.store.segments import Segments
 
 failpoints.declare("writer.lease", "the lease is taken, nothing is open")
@@ -88,7 +88,7 @@ def _redo(directory: Path, guid: bytes) -> None:
         stack.callback(payload.close)
         log = RedoLog(directory / REDO_FILE, guid)
         stack.callback(log.close)
-        replay(log, meta, payload)
+        Engine(meta, payload, redo=log).close()
 
 
 class Writer:
@@ -109,7 +109,6 @@ class Writer:
             failpoints.hit("writer.payload")
             redo = RedoLog(directory / REDO_FILE, guid)
             stack.callback(redo.close)
-            replay(redo, meta, payload)
             self.engine = Engine(meta, payload, redo=redo, settings=settings, disk=_free(directory))
             stack.callback(self.engine.close)
             self._stack = stack.pop_all()

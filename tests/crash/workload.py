@@ -128,7 +128,7 @@ def main(folder: Path, marks: Path, seed: int, count: int) -> None:
         mark(op=number, begins=step[0])
         commits = world.commits
         world.apply(step)
-        durable = step[0] in ("crash", "restart") or world.commits != commits
+        durable = step[0] in ("commit", "crash", "restart") or world.commits != commits
         mark(op=number, state=state_of_model(world.model), durable=durable)
     world._let_jobs_end()
     world.engine.close()

@@ -23,7 +23,7 @@ from tzfs.engine.txg import SLACK_BYTES
 from tzfs.errors import TzfsError
 from tzfs.store import redo
 from tzfs.store.lmdb_store import LmdbMeta
-from tzfs.store.redo import RedoLog, replay
+from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
 
 GUID = bytes(range(16))
@@ -120,7 +120,6 @@ def open_engine(folder: Path) -> tuple[Engine, RedoLog, Segments, LmdbMeta]:
         try:
             log = RedoLog(folder / "redo", GUID)
             try:
-                replay(log, meta, payload)
                 return Engine(meta, payload, redo=log, settings=SETTINGS), log, payload, meta
             except BaseException:
                 log.close()

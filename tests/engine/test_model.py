@@ -23,7 +23,7 @@ from tzfs.format.records import Inode
 from tzfs.store.interface import MetaStore, PayloadStore, RedoStore
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.memory import MemoryMeta, MemoryPayload, MemoryRedo
-from tzfs.store.redo import RedoLog, replay
+from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
 
 GUID = bytes(range(16))
@@ -97,7 +97,6 @@ class World:
     def _open(self) -> Engine:
         settings = Settings(chunk_shift=12, dirty_rows_max=10_000)
         meta, payload, redo = self.stores.stores()
-        replay(redo, meta, payload)
         engine = Engine(meta, payload, redo=redo, settings=settings, clock=self._clock)
         engine.referenced = lambda ino: ino in self.model.open
         self.commits = engine.commits
@@ -130,7 +129,7 @@ class World:
         if what in ("commit", "snapshot", "restart", "crash"):
             self._let_jobs_end()  # a commit waits for the job, which nobody else would run here
         getattr(self, f"do_{what}")(a, b, c, d)
-        if self.engine.commits != self.commits and what not in ("crash", "restart"):
+        if what == "commit" or (self.engine.commits != self.commits and what not in ("crash", "restart")):
             self.commits = self.engine.commits
             self.committed = self.model.copy()
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from tests.engine.conftest import GUID
 from tzfs.engine.engine import Engine, Settings
-from tzfs.limits import REDO_PAYLOAD_BYTES_MAX
+from tzfs.errors import CorruptionError
+from tzfs.format.keys import DataId
+from tzfs.format.operations import Op, pack_operations
+from tzfs.limits import REDO_OPERATIONS_MAX, REDO_PAYLOAD_BYTES_MAX
 from tzfs.store.memory import MemoryMeta, MemoryPayload, MemoryRedo
-from tzfs.store.redo import replay
 
 
 class Logged:
@@ -15,17 +21,15 @@ class Logged:
     def __init__(self, room: int = 100) -> None:
         self.meta, self.payload, self.redo = MemoryMeta(), MemoryPayload(), MemoryRedo(room)
         Engine.format(self.meta, guid=GUID, now_ns=1)
-        self.replayed = self._open()
+        self.engine = self._open()
 
-    def _open(self) -> int:
-        replayed = replay(self.redo, self.meta, self.payload)
-        self.engine = Engine(self.meta, self.payload, redo=self.redo, settings=Settings())
-        return replayed
+    def _open(self) -> Engine:
+        return Engine(self.meta, self.payload, redo=self.redo, settings=Settings())
 
     def crash(self) -> None:
         self.engine.abandon()
         self.meta, self.payload = self.meta.after_crash(), self.payload.after_crash()
-        self.replayed = self._open()
+        self.engine = self._open()
 
     def file(self, name: bytes, data: bytes) -> int:
         ino = self.engine.mknod(1, name, 0o100644, uid=1, gid=1).ino
@@ -51,7 +55,7 @@ def test_hardening_little_commits_no_tables_and_survives() -> None:
     assert fs.commits == before
     assert fs.payload.syncs == 0
     fs.crash()
-    assert fs.replayed == 3
+    assert fs.engine.redone == 12
     assert fs.contents(b"small-2") == b"2" * 100
     assert fs.contents(b"page-0") == b"0" * 5000
     assert fs.engine.find(1, b"later") is None
@@ -65,7 +69,7 @@ def test_a_clean_engine_hardens_nothing() -> None:
     fs.engine.harden()
     fs.engine.harden()
     fs.crash()
-    assert fs.replayed == 1
+    assert fs.engine.redone == 2
 
 
 def test_a_full_log_makes_the_tables_commit() -> None:
@@ -76,7 +80,7 @@ def test_a_full_log_makes_the_tables_commit() -> None:
         fs.engine.harden()
     assert fs.commits == before + 1
     fs.crash()
-    assert fs.replayed == 0
+    assert fs.engine.redone == 0
     assert fs.contents(b"f2") == b"x" * 5000
 
 
@@ -90,13 +94,103 @@ def test_much_payload_goes_to_its_extents() -> None:
     assert len(fs.contents(b"big")) == REDO_PAYLOAD_BYTES_MAX + 1
 
 
-def test_large_values_of_attributes_are_synced_first() -> None:
+def test_large_values_of_attributes_are_done_again_too() -> None:
     fs = Logged()
     ino = fs.file(b"a", b"a")
     fs.engine.setxattr(ino, b"user.large", b"v" * 9000, 0)
     fs.engine.harden()
     fs.crash()
+    assert fs.engine.redone == 3
     assert fs.engine.getxattr(fs.engine.lookup(1, b"a").ino, b"user.large") == b"v" * 9000
+
+
+def test_many_operations_are_worth_a_commit() -> None:
+    fs = Logged()
+    before = fs.commits
+    for number in range(REDO_OPERATIONS_MAX + 1):
+        fs.engine.mknod(1, b"%d" % number, 0o100644, uid=1, gid=1)
+    assert not fs.engine.logs
+    fs.engine.harden()
+    assert fs.commits == before + 1
+    assert fs.engine.logs
+
+
+def test_every_operation_is_done_again_as_it_was() -> None:
+    """Times, owners, inode numbers and contents, an inode without a name included, that is written on and forgotten."""
+    fs = Logged()
+    engine = fs.engine
+    engine.setattr(1, mode=0o2777, gid=5)  # what is made in it inherits its group
+    engine.referenced = lambda ino: True
+    directory = engine.mkdir(1, b"d", 0o755, uid=1, gid=1).ino
+    kept = fs.file(b"kept", b"k" * 5000)
+    engine.commit()
+    engine.symlink(directory, b"link", b"t" * 4095, uid=2, gid=2)
+    engine.mknod(directory, b"fifo", 0o010600, uid=3, gid=3)
+    engine.mknod(directory, b"null", 0o020666, uid=3, gid=3, rdev=259)
+    engine.link(kept, directory, b"second")
+    engine.rename(1, b"kept", directory, b"moved", 0)
+    engine.rename(directory, b"moved", directory, b"fifo", 2)
+    engine.setxattr(kept, b"user.a", b"1", 0)
+    engine.setxattr(kept, b"user.b", b"2", 0)
+    engine.removexattr(kept, b"user.a")
+    engine.write(kept, 20_000, b"end")
+    engine.setattr(kept, size=15_000, mode=0o4711, uid=9, atime_ns=-5, mtime_ns=1 << 70)
+    engine.mkdir(directory, b"gone", 0o700, uid=1, gid=1)
+    engine.rmdir(directory, b"gone")
+    orphan = fs.file(b"orphan", b"o" * 5000)
+    engine.unlink(1, b"orphan")
+    engine.write(orphan, 1, b"without a name")
+    engine.setattr(orphan, size=0)
+    engine.forget(orphan)
+    last = fs.file(b"last", b"")
+    engine.setattr(last, size=1 << 40)
+    engine.harden()
+    before, commits = everything(engine), fs.commits
+    fs.crash()
+    assert fs.commits == commits + 1, "done again, and the generation, in one commit"
+    assert everything(fs.engine) == before
+    assert fs.engine.mknod(1, b"next", 0o100644, uid=0, gid=0).ino == last + 1
+    while fs.engine.background_step():
+        pass
+    assert fs.engine.orphans == 0
+    assert fs.engine.problems() == []
+
+
+def everything(engine: Engine, directory: int = 1) -> dict[bytes, object]:
+    """The tree, with attributes, the beginning of contents, and extended attributes."""
+    out: dict[bytes, object] = {}
+    for name, inode in engine.readdir_plus(directory, b"", 1000):
+        size = min(inode.size, 30_000)
+        data = engine.read(inode.ino, 0, size) if inode.mode & 0o170000 == 0o100000 else b""
+        attributes = [(key, engine.getxattr(inode.ino, key)) for key in engine.listxattr(inode.ino)]
+        record = dataclasses.replace(inode, data=DataId(0), flags=0)
+        out[name] = record, data, attributes
+        if inode.mode & 0o170000 == 0o040000:
+            out.update((name + b"/" + below, found) for below, found in everything(engine, inode.ino).items())
+    return out
+
+
+def test_a_log_that_does_not_fit_is_refused_and_kept() -> None:
+    fs = Logged()
+    assert fs.redo.append(fs.meta.commit_number, pack_operations([(Op.UNLINK, 1, 1, b"nowhere")]))
+    fs.engine.abandon()
+    meta = fs.meta.after_crash()
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match="unlink: no entry b'nowhere'") as refused:
+            Engine(meta, fs.payload.after_crash(), redo=fs.redo, settings=Settings())
+        assert refused.value.hint
+    assert len(fs.redo.pending(meta.commit_number)) == 1
+    Engine(meta, fs.payload.after_crash(), settings=Settings()).close()
+
+
+def test_a_change_that_no_operation_describes_is_committed() -> None:
+    fs = Logged()
+    fs.engine._head.begin_change()
+    fs.engine._head.end_change()
+    before = fs.commits
+    assert not fs.engine.logs
+    fs.engine.harden()
+    assert fs.commits == before + 1
 
 
 def test_what_background_work_changes_between_groups_is_in_the_log() -> None:
@@ -111,7 +205,7 @@ def test_what_background_work_changes_between_groups_is_in_the_log() -> None:
     fs.file(b"g", b"y")
     fs.engine.harden()
     fs.crash()
-    assert fs.replayed == 1
+    assert fs.engine.redone == 2
     assert fs.engine.problems() == []
 
 
@@ -141,7 +235,7 @@ def test_a_snapshot_after_logged_groups_has_them_and_voids_the_log() -> None:
     fs.engine.harden()
     fs.engine.snapshot("s")
     fs.crash()
-    assert fs.replayed == 0
+    assert fs.engine.redone == 0
     view = fs.engine.view("s")
     assert view.lookup(1, b"a").size == 5000
 

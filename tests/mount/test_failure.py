@@ -74,7 +74,7 @@ EX_IOERR = 74
     [
         ("redo.append", SMALL, "fsync"),
         ("flush.sync", LARGE, "fsync"),
-        ("commit.publish", SMALL, "fsync of a directory"),
+        ("commit.log", SMALL, "fsync of a directory"),
         ("commit.rows", SMALL, "snapshot"),
         ("flush.write", LARGE, "sync"),
     ],

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.store.stores import GUID, fds_below, python
+from tzfs.engine.engine import Engine
 from tzfs.errors import NoSpace
-from tzfs.format.keys import Table, extent_id
+from tzfs.format.keys import Table
 from tzfs.store.lmdb_store import LmdbMeta
-from tzfs.store.redo import RedoLog, replay
+from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
 
 DISK_BYTES = 24 << 20
@@ -151,32 +152,34 @@ def test_punching_gives_space_back_on_a_full_disk(disk: Path) -> None:
 LOG_AND_DIE = """
 import os, sys
 from pathlib import Path
-from tzfs.format.keys import Table, extent_id
+from tzfs import limits
+from tzfs.engine.engine import Engine, Settings
 from tzfs.store.lmdb_store import LmdbMeta
-from tzfs.store.redo import RedoLog, replay
 from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
 disk, guid = Path(sys.argv[1]), bytes(range(16))
+limits.META_RESERVE_BYTES = 4 << 20
 meta = LmdbMeta(disk / "meta", create=True)
-meta.reserve(4 << 20)
+Engine.format(meta, guid=guid, now_ns=1)
 payload = Segments(disk / "segments", guid=guid, create=True)
-payload.reserve(4 << 20)
-extent = payload.allocate(60_000)
-log = RedoLog(disk / "redo", guid)
-assert log.append(meta.commit_number, [(Table.INLINE, b"key", b"value")], [(extent, b"x" * 60_000)])
-os._exit(0)  # and the power goes: nothing was written to the extent
+engine = Engine(meta, payload, redo=RedoLog(disk / "redo", guid), settings=Settings(dirty_bytes_max=1 << 20))
+engine.write(engine.mknod(1, b"file", 0o100644, uid=0, gid=0).ino, 0, b"x" * 60_000)
+engine.harden()
+assert engine.logged == 2
+os._exit(0)  # and the power goes: nothing was written to a segment
 """
 
 
 def test_what_a_crash_had_reserved_serves_to_do_the_redo_log_again(disk: Path) -> None:
     done = python(LOG_AND_DIE, str(disk))
     assert (done.returncode, done.stderr) == (0, "")
+    fill(disk)
     meta = LmdbMeta(disk / "meta")
     payload = Segments(disk / "segments", guid=GUID)
     log = RedoLog(disk / "redo", GUID)
-    fill(disk)
-    assert replay(log, meta, payload) == 1
-    assert rows(meta) == {b"key": b"value"}
-    assert payload.read(extent_id(1, 1), 59_999, 1) == b"x"
+    engine = Engine(meta, payload, redo=log)
+    assert engine.redone == 2
+    assert engine.read(engine.lookup(1, b"file").ino, 0, 100_000) == b"x" * 60_000
+    engine.close()
     for part in (log, payload, meta):
         part.close()

@@ -16,7 +16,6 @@ from tzfs.format.keys import EPOCH_MAX, FILESYSTEM_TABLES, Table, dirent, inode,
 from tzfs.store.interface import (
     KEY_BYTES_MAX,
     VALUE_BYTES_MAX,
-    Change,
     MetaStore,
     ReadTransaction,
     Row,
@@ -448,28 +447,6 @@ def _commit_failures(meta: MetaStore) -> list[tuple[Callable[[], None], type[Sto
         (lambda: failpoints.arm("meta.commit", "error:ENOSPC"), NoSpace),
         (lambda: failpoints.arm("meta.commit", "error:EIO"), StoreError),
     ]
-
-
-def test_what_changes_a_table_is_recorded_from_when_it_is_asked_for(store: Made) -> None:
-    meta = store.meta()
-    txn = meta.begin_write()
-    changes: list[Change] = []
-    txn.put(Table.SYS, b"before", b"0")
-    txn.record(changes)
-    txn.put(Table.SYS, b"a", b"1")
-    txn.put_many(Table.INODE, [(b"b", b"2"), (b"c", b"3")])
-    assert txn.delete(Table.SYS, b"before")
-    txn.delete_many(Table.INODE, [b"b", b"nowhere"])
-    txn.record(None)
-    txn.put(Table.SYS, b"after", b"4")
-    expected: list[Change] = [
-        (Table.SYS, b"a", b"1"), (Table.INODE, b"b", b"2"), (Table.INODE, b"c", b"3"), (Table.SYS, b"before", None),
-        (Table.INODE, b"b", None), (Table.INODE, b"nowhere", None),
-    ]  # fmt: skip
-    assert changes == expected
-    assert list(txn.range(Table.INODE, b"")) == [(b"c", b"3")]
-    txn.commit()
-    meta.close()
 
 
 def test_each_commit_has_a_higher_number_and_a_restart_keeps_it(store: Made) -> None:

@@ -241,20 +241,3 @@ def _fail_next_write(payload: PayloadStore, kind: type[StoreError]) -> None:
         payload.fail_next_write = kind("it failed")
     else:
         failpoints.arm("segment.write", "error:ENOSPC" if kind is NoSpace else "error:EIO")
-
-
-def test_extents_of_an_earlier_writer_can_be_restored_before_the_first_of_this_one(store: Made) -> None:
-    payload = store.payload()
-    (kept,) = put(payload, b"kept" * 3000)
-    lost = extent_id(extent_segment(kept), 9)
-    elsewhere = extent_id(extent_segment(kept) + 1, 1)
-    again = store.payload_again(payload)
-    again.restore([(lost, b"lost"), (elsewhere, b"elsewhere")])
-    assert again.read(lost, 0, 4) == b"lost"
-    assert again.read(elsewhere, 0, 9) == b"elsewhere"
-    assert again.read(kept, 0, 12_000) == b"kept" * 3000
-    third = store.payload_again(again)
-    assert third.read(elsewhere, 0, 9) == b"elsewhere", "it was synced"
-    third.begin_numbering(1)
-    assert extent_segment(third.allocate(1)) > extent_segment(elsewhere)
-    third.close()

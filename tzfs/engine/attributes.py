@@ -24,6 +24,7 @@ from tzfs.errors import (
 )
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, ExtentId, Table
+from tzfs.format.operations import Op
 from tzfs.format.records import CODEC_RAW, FLAG_XATTR, Inode, Slice
 from tzfs.native import page_sums
 from tzfs.store.interface import PayloadReader, ReadTransaction
@@ -124,7 +125,13 @@ class Attributes:
             inode.mtime_ns = min(max(mtime_ns, NS_MIN), NS_MAX)
         inode.ctime_ns = now if ctime_ns is None else min(max(ctime_ns, NS_MIN), NS_MAX)
         head.touch(inode)
-        head.end_change()
+        if atime_ns is not None:
+            atime_ns = inode.atime_ns
+        if mtime_ns is not None:
+            mtime_ns = inode.mtime_ns
+        if ctime_ns is not None:
+            ctime_ns = inode.ctime_ns
+        head.end_change((Op.SETATTR, now, ino, mode, uid, gid, size, atime_ns, mtime_ns, ctime_ns))
         return inode
 
     # -- extended attributes -----------------------------------------------------------------------------------------
@@ -194,7 +201,6 @@ class Attributes:
         if len(value) > INLINE_VALUE_BYTES_MAX:
             extent = head.payload.allocate(len(value))
             try:
-                head.values_unsynced = True
                 head.payload.write([(extent, value)])
             except BaseException:
                 head.unused_extents.append((extent, len(value)))
@@ -202,8 +208,8 @@ class Attributes:
             at = head.epoch_of(ino)
             stored = (Slice(0, len(value), extent, at, 0, len(value), len(value), CODEC_RAW, page_sums(value)),)
         head.begin_change()
-        self._set(inode, name, stored)
-        head.end_change()
+        now = self._set(inode, name, stored)
+        head.end_change((Op.SETXATTR, now, ino, flags, name, bytes(value)), len(value))
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Removes an attribute; `NoAttribute`."""
@@ -214,18 +220,20 @@ class Attributes:
         if self._value(inode, name) is None:
             raise NoAttribute(f"inode {ino} has no attribute {name!r}")
         head.begin_change()
-        self._set(inode, name, None)
-        head.end_change()
+        now = self._set(inode, name, None)
+        head.end_change((Op.REMOVEXATTR, now, ino, name))
 
-    def _set(self, inode: Inode, name: bytes, value: Value | None) -> None:
+    def _set(self, inode: Inode, name: bytes, value: Value | None) -> int:
         head = self._head
+        now = head.clock()
         changed = head.xattrs.setdefault(inode.ino, {})
         self._unused(changed.get(name))
         changed[name] = value
         inode.flags |= FLAG_XATTR
-        inode.ctime_ns = head.clock()
+        inode.ctime_ns = now
         head.touch(inode)
         head.dirty_rows += 4
+        return now
 
     def _unused(self, value: Value | None) -> None:
         """A value that was never published: its extent is not needed."""
@@ -258,10 +266,8 @@ class Attributes:
             versions.put(Table.XATTR, prefix, records.pack_xattr(value), at, fresh=fresh)
         elif not fresh:
             versions.remove(Table.XATTR, prefix, at)
-        for (extent, birth), stored in _extents(value).items():
-            versions.extent_born(extent, birth, stored)
-        for (extent, birth), stored in _extents(old).items():
-            versions.extent_died(extent, birth, stored, at, head.counters.txg)
+        versions.extents_born(_extents(value).items())
+        versions.extents_died(_extents(old).items(), at, head.counters.txg)
 
 
 def _extents(value: Value | None) -> dict[tuple[ExtentId, Epoch], int]:

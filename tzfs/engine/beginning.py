@@ -1,8 +1,8 @@
 """How a filesystem begins, and how a writer of it does.
 
-`format_filesystem` writes an empty one.  `begin_writing` takes a new lease generation in a commit of its own, gives
-back what an earlier writer wrote and never committed, and loads what is small into a `Head`: counters, orphans,
-reclaims.
+`format_filesystem` writes an empty one.  `begin_writing` takes a new lease generation, gives back what an earlier
+writer wrote and never committed, and loads what is small into a `Head`: counters, orphans, reclaims.  The generation is
+a commit of its own, unless the redo log has something: then it is part of the one in which that is done again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from tzfs.engine.versions import Versions
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
+from tzfs.format.operations import Operation
 from tzfs.format.records import Inode, Reclaim
 from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock
-from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction
+from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
 
 failpoints.declare("open.generation", "a writer is about to take a new lease generation")
 failpoints.declare("open.trim", "a writer is about to trim what was never committed")
@@ -49,12 +50,26 @@ def format_filesystem(
 
 
 def begin_writing(
-    meta: MetaStore, payload: PayloadStore, *, settings: Settings, clock: Callable[[], int]
-) -> tuple[Head, Superblock]:
-    """The head of the last commit, with its transaction open, and the superblock as it stands from now on."""
-    superblock = _take_generation(meta)
+    meta: MetaStore,
+    payload: PayloadStore,
+    redo: RedoStore | None,
+    *,
+    settings: Settings,
+    clock: Callable[[], int],
+) -> tuple[Head, Superblock, list[Operation]]:
+    """The head of the last commit, with its transaction open; the superblock as it stands from now on; and what an
+    earlier writer left in the redo log, to be done again and committed before anything else."""
     txn = meta.begin_write()
     try:
+        superblock = read_superblock(txn)
+        superblock.check(for_writing=True)
+        operations = redo.pending(meta.commit_number) if redo is not None else []
+        superblock = superblock.next_generation()
+        failpoints.hit("open.generation")
+        txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(superblock))
+        if not operations:  # a commit voids the log: where something is in it, that is part of the first
+            txn.commit()
+            txn = meta.begin_write()
         counters = read_counters(txn)
         counters.txg = Txg(counters.txg + 1)  # the one that was committed is over
         _trim(txn, payload, counters)
@@ -72,22 +87,7 @@ def begin_writing(
     except BaseException:
         txn.close()
         raise
-    return head, superblock
-
-
-def _take_generation(meta: MetaStore) -> Superblock:
-    txn = meta.begin_write()
-    try:
-        superblock = read_superblock(txn)
-        superblock.check(for_writing=True)
-        superblock = superblock.next_generation()
-        failpoints.hit("open.generation")
-        txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(superblock))
-        txn.commit()
-    except BaseException:
-        txn.close()
-        raise
-    return superblock
+    return head, superblock, operations
 
 
 def _trim(txn: ReadTransaction, payload: PayloadStore, counters: Counters) -> None:

@@ -27,6 +27,9 @@ class Buffer:
     @property
     def disk_bytes(self) -> int:
         """What the spans take on disk at most: whole pages, an extent each."""
+        if len(self.spans) == 1:  # nearly always
+            lo, hi = self.spans[0]
+            return (hi - lo + PAGE_BYTES - 1) & -PAGE_BYTES
         return sum((hi - lo + PAGE_BYTES - 1) & -PAGE_BYTES for lo, hi in self.spans)
 
     def write(self, offset: int, payload: bytes | bytearray | memoryview) -> None:

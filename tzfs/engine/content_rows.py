@@ -13,6 +13,7 @@ from tzfs import limits
 from tzfs.engine import reads, slices
 from tzfs.engine.chunks import CHUNK_INDEX_MAX, Chunk
 from tzfs.engine.head import Drop, Head
+from tzfs.engine.versions import Lifetime
 from tzfs.errors import InternalError
 from tzfs.format import keys, records
 from tzfs.format.keys import DataId, Epoch, ExtentId, Table
@@ -65,6 +66,8 @@ class ContentRows:
         made: dict[Epoch, list[tuple[bytes, bytes]]] = {}
         changed: dict[Epoch, list[tuple[bytes, bytes]]] = {}
         gone: dict[Epoch, list[bytes]] = {}
+        born: list[Lifetime] = []
+        died: dict[Epoch, list[Lifetime]] = {}
         for data, contents in sorted(head.contents.items()):
             at, fresh = head.epoch_of(contents.ino), data >= head.first_data
             if contents.inline_changed:
@@ -86,13 +89,20 @@ class ContentRows:
                     rows.setdefault(at, []).append((prefix, records.pack_slices(chunk.slices)))
                 elif not fresh:
                     gone.setdefault(at, []).append(prefix)
-                self._publish_extents(chunk, at)
+                if chunk.base or len(chunk.fresh) != 1 or len(chunk.slices) != 1:
+                    self._publish_extents(chunk, at, born, died)
+                else:  # written for the first time, at once: nearly always
+                    s = chunk.slices[0]
+                    born.append(((s.extent, s.birth), s.stored_bytes))
         for at, fresh_rows in made.items():
             versions.put_fresh(Table.CHUNK, fresh_rows, at)
         for at, changed_rows in changed.items():
             versions.put_many(Table.CHUNK, changed_rows, at)
         for at, prefixes in gone.items():
             versions.remove_many(Table.CHUNK, prefixes, at)
+        versions.extents_born(born)
+        for at, lifetimes in died.items():
+            versions.extents_died(lifetimes, at, txg)
         for extent, stored in head.unused_extents:
             versions.punch(ExtentId(extent), stored, txg)
         for number in head.reclaims_changed:
@@ -108,16 +118,14 @@ class ContentRows:
         head.unused_extents.clear()
         head.reclaims_changed.clear()
 
-    def _publish_extents(self, chunk: Chunk, at: Epoch) -> None:
+    def _publish_extents(
+        self, chunk: Chunk, at: Epoch, born: list[Lifetime], died: dict[Epoch, list[Lifetime]]
+    ) -> None:
         """What the chunk names anew, and what it has stopped naming."""
         versions, txg = self._head.versions, self._head.counters.txg
         old, new = slices.extents(chunk.base), slices.extents(chunk.slices)
-        for (extent, birth), stored in new.items():
-            if (extent, birth) not in old:
-                versions.extent_born(extent, birth, stored)
-        for (extent, birth), stored in old.items():
-            if (extent, birth) not in new:
-                versions.extent_died(extent, birth, stored, at, txg)
+        born += [lifetime for lifetime in new.items() if lifetime[0] not in old]
+        died.setdefault(at, []).extend([lifetime for lifetime in old.items() if lifetime[0] not in new])
         kept = {extent for extent, _ in new}
         for extent, stored in chunk.fresh.items():
             if extent not in kept:
@@ -146,12 +154,12 @@ class ContentRows:
         versions, txg = self._head.versions, self._head.counters.txg
         olds = self._head.txn.seek_many(Table.CHUNK, prefixes, at)
         versions.remove_many(Table.CHUNK, prefixes, at, olds=olds)
+        died: list[Lifetime] = []
         for prefix, old in zip(prefixes, olds, strict=True):
             body = None if old is None else records.unseal(Table.CHUNK, prefix + keys.suffix(old[0]), old[1])
-            if body is None:
-                continue
-            for (extent, birth), stored in slices.extents(records.unpack_slices(Table.CHUNK, prefix, body)).items():
-                versions.extent_died(extent, birth, stored, at, txg)
+            if body is not None:
+                died += records.extents_of(Table.CHUNK, prefix, body)
+        versions.extents_died(died, at, txg)
 
     def _publish_drops(self) -> None:
         drops: dict[Epoch, list[Drop]] = {}

@@ -20,6 +20,7 @@ from tzfs.engine.reads import ReadPlan
 from tzfs.errors import FileTooBig, InvalidArgument, IsADirectory
 from tzfs.format import keys
 from tzfs.format.keys import Epoch, Table
+from tzfs.format.operations import Op
 from tzfs.format.records import FLAG_INLINE, Inode
 
 
@@ -126,7 +127,10 @@ class ContentsTable:
         if offset + size > inode.size:
             inode.size = offset + size
         head.touch(inode)
-        head.end_change()
+        if head.unlogged is not None and size <= limits.REDO_PAYLOAD_BYTES_MAX:
+            head.end_change((Op.WRITE, now, ino, offset, bytes(payload)), size)  # no copy where it is bytes already
+        else:
+            head.end_change()
         return size
 
     def write_new(self, inode: Inode, payload: bytes) -> None:

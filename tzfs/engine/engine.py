@@ -25,6 +25,7 @@ from tzfs.engine.head import Settings
 from tzfs.engine.listing import Listings
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.reclaim import Reclaimer
+from tzfs.engine.replay import redo_operations
 from tzfs.engine.rollback import Rollback
 from tzfs.engine.snapshots import Snapshots
 from tzfs.engine.staging import Staging
@@ -63,13 +64,15 @@ class Engine:
         clock: Callable[[], int] = time.time_ns,
         disk: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
-        """Opens for writing.  What an earlier writer left in `redo` has been replayed.
+        """Opens for writing; operations that an earlier writer left in `redo` are done again in the first commit.
 
         `disk` answers (bytes free for us, bytes free in all) of the disk below, for `statfs`.
         """
         self.meta, self.payload = meta, payload
         self._disk = disk or (lambda: (1 << 40, 1 << 40))
-        head, self.superblock = begin_writing(meta, payload, settings=settings or Settings(), clock=clock)
+        head, self.superblock, operations = begin_writing(
+            meta, payload, redo, settings=settings or Settings(), clock=clock
+        )
         self._head = head
         rows = ContentRows(head)
         self._flusher = flusher = Flusher(head)
@@ -78,15 +81,21 @@ class Engine:
         listings = Listings(head)
         self._attributes = attributes = Attributes(head, contents)
         self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, self.superblock, redo)
-        self._reclaimer = Reclaimer(head, rows, namespace)
+        self.redone = len(operations)
         try:
             self._snapshots = snapshots = Snapshots(head, self._commit)
             self._staging = Staging(head, self._txg, namespace.forget)
+            if operations:
+                redo_operations(operations, head, namespace, attributes, contents)
+                self._txg.commit()
+            if redo is not None:
+                redo.clear()
             while head.staging is not None:  # of a writer that did not come to the end of it
                 self._staging.withdraw()
         except BaseException:
             head.txn.close()
             raise
+        self._reclaimer = Reclaimer(head, rows, namespace)
         self.task_rows = TaskRows(head)
 
         self.lookup = namespace.lookup
@@ -152,9 +161,14 @@ class Engine:
         return self._head.dirty_rows
 
     @property
-    def logged_rows(self) -> int:
-        """Rows that are durable in the redo log, and come into the tables with the next commit."""
-        return self._head.logged_rows
+    def logged(self) -> int:
+        """Operations that are durable in the redo log, and come into the tables with the next commit."""
+        return self._head.logged
+
+    @property
+    def logs(self) -> bool:
+        """Whether `harden` would put what has changed into the redo log, which is quick; else it commits."""
+        return self._txg.logs
 
     @property
     def orphans(self) -> int:
@@ -215,8 +229,9 @@ class Engine:
 
     def harden(self) -> None:
         """As `commit`, and cheaper where little is dirty; readers elsewhere see it at the next commit."""
+        before = self._txg.commits
         self._txg.harden()
-        if not self._head.logged_rows:
+        if self._txg.commits != before:
             self._reclaimer.committed()
 
     def begin_flush(self) -> FlushJob | None:

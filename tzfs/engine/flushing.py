@@ -51,8 +51,6 @@ class FlushJob:
     _running: threading.Lock = field(default_factory=threading.Lock)  # a tenth of an Event, which each fsync would pay
     _begun: threading.Lock = field(default_factory=threading.Lock)  # held from then on
 
-    parts: list[tuple[ExtentId, memoryview]] = field(default_factory=list)
-
     def __post_init__(self) -> None:
         self._running.acquire()
 
@@ -67,24 +65,21 @@ class FlushJob:
         with self._running:
             pass
 
-    def run(self, *, sync: bool = True) -> None:
-        """Sums, writes and syncs, unless that has begun; an error is kept for `end`, which fails the head with it.
-
-        Without `sync` it is the caller's to have `parts` in the redo log before anything refers to them.
-        """
+    def run(self) -> None:
+        """Sums, writes and syncs, unless that has begun; an error is kept for `end`, which fails the head with it."""
         if not self._begun.acquire(blocking=False):
             return
         try:
+            parts: list[tuple[ExtentId, memoryview]] = []
             for e in self.entries:
                 view = memoryview(e.buffer.data)[e.lo : e.hi]
                 e.sums = page_sums(view)
-                self.parts.append((e.extent, view))
+                parts.append((e.extent, view))
             failpoints.hit("flush.write")
-            self.payload.write(self.parts)
-            if sync:
-                failpoints.hit("flush.sync")
-                self.payload.sync()
-                failpoints.hit("flush.synced")
+            self.payload.write(parts)
+            failpoints.hit("flush.sync")
+            self.payload.sync()
+            failpoints.hit("flush.synced")
         except BaseException as error:  # whatever it is, the engine's thread must hear of it
             self.error = error
         finally:
@@ -111,7 +106,8 @@ class Flusher:
                 chunk.dirty = None
                 if not buffer.spans:
                     continue
-                self._absorb(chunk, buffer)
+                if chunk.slices or len(buffer.spans) > 1:
+                    self._absorb(chunk, buffer)
                 for lo, hi in buffer.spans:
                     extent = head.payload.allocate(hi - lo)
                     entries.append(_Entry(contents, index, chunk, buffer, lo, hi, extent))

@@ -27,6 +27,7 @@ from tzfs.engine.versions import Versions
 from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, Stale
 from tzfs.format.counters import Counters
 from tzfs.format.keys import DataId, Epoch, Ino
+from tzfs.format.operations import Operation
 from tzfs.format.records import Inode, Reclaim, Slice
 from tzfs.store.interface import MetaStore, PayloadStore, WriteTransaction
 
@@ -92,8 +93,9 @@ class Head:
         self.dirty_rows = 0
         self.dirty_bytes = 0
         self.dirty_since_ns = 0
-        self.logged_rows = 0  # of groups that the redo log has and the tables have not
-        self.values_unsynced = False  # payload of extended attributes was written that no flush has synced
+        self.logged = 0  # operations since the last commit that the redo log has
+        self.unlogged: list[Operation] | None = []  # those it has not; None: too many, or not all of them are known
+        self.unlogged_bytes = 0  # payload in them
         self.full = False  # the reserve could not be renewed: nothing that adds is accepted
         self.first_ino, self.first_data = counters.next_ino, counters.next_data
 
@@ -135,7 +137,24 @@ class Head:
             self.dirty = True
             self.dirty_since_ns = self.clock()
 
-    def end_change(self) -> None:
+    def end_change(self, operation: Operation | None = None, payload_bytes: int = 0) -> None:
+        """The change is whole; `operation`, with so much payload, does it again.  Without one, only a commit makes it
+        durable."""
+        self.changing = False
+        unlogged = self.unlogged
+        if unlogged is not None:
+            self.unlogged_bytes += payload_bytes
+            if (
+                operation is None
+                or len(unlogged) == limits.REDO_OPERATIONS_MAX
+                or self.unlogged_bytes > limits.REDO_PAYLOAD_BYTES_MAX
+            ):
+                self.unlogged = None
+            else:
+                unlogged.append(operation)
+
+    def end_invisible_change(self) -> None:
+        """As `end_change`, of what a crash may take back because nobody sees it: work in the background."""
         self.changing = False
 
     def fail(self, reason: str) -> None:

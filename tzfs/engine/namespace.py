@@ -31,6 +31,7 @@ from tzfs.errors import (
 )
 from tzfs.format import keys
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table
+from tzfs.format.operations import Op
 from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, pack_dirent
 
 RENAME_NOREPLACE: Final = 1
@@ -128,11 +129,11 @@ class Namespace:
             raise InvalidArgument("directories and symbolic links have their own calls")
         if not mode & S_IFMT:
             mode |= S_IFREG
-        return self._create(parent, name, mode, uid=uid, gid=gid, rdev=rdev)
+        return self.create(parent, name, mode, uid=uid, gid=gid, rdev=rdev)
 
     def mkdir(self, parent: int, name: bytes, mode: int, *, uid: int, gid: int) -> Inode:
         """An empty directory.  Errors as for `mknod`, and `TooManyLinks`."""
-        return self._create(parent, name, S_IFDIR | mode & MODE_BITS, uid=uid, gid=gid)
+        return self.create(parent, name, S_IFDIR | mode & MODE_BITS, uid=uid, gid=gid)
 
     def symlink(self, parent: int, name: bytes, target: bytes, *, uid: int, gid: int) -> Inode:
         """A symbolic link to `target`, whatever that is.  `InvalidArgument` for an empty one, `NameTooLong`."""
@@ -140,11 +141,12 @@ class Namespace:
             raise InvalidArgument("a symbolic link needs a target without NUL")
         if len(target) > limits.SYMLINK_TARGET_BYTES_MAX:
             raise NameTooLong(f"target of {len(target)} bytes; the limit is {limits.SYMLINK_TARGET_BYTES_MAX}")
-        return self._create(parent, name, S_IFLNK | 0o777, uid=uid, gid=gid, target=target)
+        return self.create(parent, name, S_IFLNK | 0o777, uid=uid, gid=gid, target=target)
 
-    def _create(
+    def create(
         self, parent: int, name: bytes, mode: int, *, uid: int, gid: int, rdev: int = 0, target: bytes = b""
     ) -> Inode:
+        """What the three above have in common: an inode of any type, with a name; the mode says which."""
         head = self._head
         head.check()
         directory = self._for_entry(parent, name)
@@ -187,7 +189,7 @@ class Namespace:
         if is_dir:
             directory.nlink += 1
         self._set_entry(directory, name, inode, now)
-        head.end_change()
+        head.end_change((Op.CREATE, now, parent, mode, uid, gid, rdev, inode.ino, name, target))
         return inode
 
     def _for_entry(self, parent: int, name: bytes) -> Inode:
@@ -223,7 +225,7 @@ class Namespace:
         inode.ctime_ns = now
         head.touch(inode)
         self._set_entry(directory, name, inode, now)
-        head.end_change()
+        head.end_change((Op.LINK, now, ino, parent, name))
         return inode
 
     # -- removing --------------------------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ class Namespace:
         now = head.clock()
         self._set_entry(directory, name, None, now)
         self._unname(inode, parent, name, now)
-        head.end_change()
+        head.end_change((Op.UNLINK, now, parent, name))
         return inode.ino
 
     def rmdir(self, parent: int, name: bytes) -> Ino:
@@ -260,7 +262,7 @@ class Namespace:
         self._set_entry(directory, name, None, now)
         directory.nlink -= 1
         self._unname(inode, parent, name, now)
-        head.end_change()
+        head.end_change((Op.RMDIR, now, parent, name))
         return inode.ino
 
     def _unname(self, inode: Inode, parent: int, name: bytes, now: int) -> None:
@@ -309,7 +311,7 @@ class Namespace:
         at = head.orphans.pop(ino)
         head.orphans_changed.add(ino)
         self._bury(inode, at)
-        head.end_change()
+        head.end_invisible_change()
 
     # -- renaming --------------------------------------------------------------------------------------------------
 
@@ -354,7 +356,7 @@ class Namespace:
         self._set_entry(source, name, None, now)
         self._set_entry(target, new_name, inode, now, replaces=over is not None)
         self._moved(inode, source, name, target, new_name, now)
-        head.end_change()
+        head.end_change((Op.RENAME, now, parent, new_parent, flags, name, new_name))
         return inode.ino, over.ino if over is not None else Ino(0)
 
     def _check_move(self, inode: Inode, source: Inode, target: Inode, over: Inode | None) -> None:
@@ -389,7 +391,7 @@ class Namespace:
         self._set_entry(target, new_name, inode, now, replaces=True)
         self._moved(inode, source, name, target, new_name, now)
         self._moved(over, target, new_name, source, name, now)
-        head.end_change()
+        head.end_change((Op.RENAME, now, source.ino, target.ino, RENAME_EXCHANGE, name, new_name))
 
     def _moved(self, inode: Inode, source: Inode, name: bytes, target: Inode, new_name: bytes, now: int) -> None:
         if inode.name:

@@ -144,7 +144,7 @@ class Reclaimer:
             head.reclaims[number] = r._replace(lo=found[-1] + 1)
         head.dirty_rows += 4 * len(found)
         self.reclaimed_chunks += len(found)
-        head.end_change()
+        head.end_invisible_change()
 
     # -- giving extents back -----------------------------------------------------------------------------------------
 
@@ -155,9 +155,6 @@ class Reclaimer:
         """
         head = self._head
         head.check()
-        if head.logged_rows:  # the tables of the last commit, which others read, still name what groups since freed
-            self._punchable = False
-            return None
         horizon = min(self.pins, default=head.counters.txg)
         rows: list[bytes] = []
         holes: list[tuple[int, int]] = []  # (extent, bytes)
@@ -187,12 +184,12 @@ class Reclaimer:
             head.txn.delete(Table.PUNCH, key)
         head.dirty_rows += len(job.rows) // 8  # neighbours share their pages
         self.punched_bytes += job.bytes
-        head.end_change()
+        head.end_invisible_change()
 
     def unlink_dead_segments(self) -> None:
         """Unlinks segments whose counters are at zero and that nothing waits to be punched in."""
         head = self._head
-        if self.pins or head.logged_rows:
+        if self.pins:
             return
         dead = []
         for key, value in head.txn.range(Table.SEGMENT, b""):
@@ -209,4 +206,4 @@ class Reclaimer:
             head.payload.remove_segment(number)
             head.txn.delete(Table.SEGMENT, key)
             self.unlinked_segments += 1
-        head.end_change()
+        head.end_invisible_change()

@@ -42,6 +42,8 @@ def cut(slices: Slices, lo: int, hi: int) -> list[Slice]:
 
 def insert(slices: Slices, new: Slice) -> Slices:
     """The slices with `new` written over them."""
+    if not slices:
+        return (new,)
     out = cut(slices, new.offset, new.offset + new.length)
     out.append(new)
     out.sort()

@@ -192,9 +192,8 @@ class Staging:
         head = self._head
         payload = head.payload.read(s.extent, 0, s.stored_bytes)
         extent = head.payload.allocate(s.stored_bytes)
-        head.values_unsynced = True
         head.payload.write([(extent, payload)])
-        head.versions.extent_born(extent, self.epoch, s.stored_bytes)
+        head.versions.extents_born([((extent, self.epoch), s.stored_bytes)])
         return extent
 
     def _death(self, source: Source, s: Slice) -> Epoch:

@@ -49,4 +49,4 @@ class TaskRows:
         head.begin_change()
         head.txn.put(Table.SYS, key, row)
         head.dirty_rows += 1
-        head.end_change()
+        head.end_invisible_change()

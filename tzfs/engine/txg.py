@@ -29,9 +29,11 @@ from tzfs.errors import Busy, Fenced, NoSpace
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, pack_counters
 from tzfs.format.keys import Table, Txg
+from tzfs.format.operations import pack_operations
 from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock
-from tzfs.store.interface import Change, RedoStore
+from tzfs.store.interface import RedoStore
 
+failpoints.declare("commit.log", "an fsync is about to put operations into the redo log")
 failpoints.declare("commit.begin", "a commit is about to flush what is left")
 failpoints.declare("commit.publish", "payload is durable; rows are about to be written")
 failpoints.declare("commit.rows", "rows are written; the tables are about to be committed")
@@ -59,9 +61,7 @@ class TxgCommitter:
         self._superblock = pack_superblock(superblock)
         self._redo = redo
         self._orphan_rows = set(head.orphans)  # those that the tables have
-        self._logged_since_ns = 0
-        self._changes: list[Change] = []  # to the transaction, since it began or was last logged
-        self._begin_recording()
+        self._base = head.meta.commit_number
         self._reserved_txg = self._asked_txg = -1
         self.tight = False  # no room for a commit of the largest size
         self._payload_reserved = 0
@@ -82,10 +82,13 @@ class TxgCommitter:
     def due_at_ns(self) -> int | None:
         """When what the tables have not has waited for the interval, on the head's clock; None when they have all."""
         head = self._head
-        if not head.dirty and not head.logged_rows:
-            return None
-        since = self._logged_since_ns if head.logged_rows else head.dirty_since_ns
-        return since + int(head.settings.txg_interval_s * 1e9)
+        return head.dirty_since_ns + int(head.settings.txg_interval_s * 1e9) if head.dirty else None
+
+    @property
+    def logs(self) -> bool:
+        """Whether `harden` would be the redo log's now, and not a commit."""
+        head = self._head
+        return self._redo is not None and head.unlogged is not None and head.dirty_rows < head.settings.dirty_rows_max
 
     # -- space -----------------------------------------------------------------------------------------------------
 
@@ -155,7 +158,7 @@ class TxgCommitter:
         """
         head = self._head
         head.check()
-        if not head.dirty and not head.logged_rows and finish is None:
+        if not head.dirty and finish is None:
             return
         try:
             failpoints.hit("commit.begin")
@@ -167,7 +170,6 @@ class TxgCommitter:
             else:
                 head.payload.sync()
             failpoints.hit("commit.publish")
-            head.txn.record(None)
             self._publish(finish)
             failpoints.hit("commit.rows")
             head.txn.commit()
@@ -178,55 +180,37 @@ class TxgCommitter:
             raise
 
     def harden(self) -> None:
-        """As `commit`, and cheaper where little is dirty: the group goes into the redo log, the tables follow later.
-
-        Reading elsewhere (another process, a check) sees it only after the next `commit`.
-        """
+        """As `commit`, and cheaper where little has changed: the operations go into the redo log, the tables follow
+        later.  Reading elsewhere (another process, a check) sees them only after the next `commit`."""
         head = self._head
         head.check()
-        if not head.dirty:
+        unlogged = head.unlogged
+        if not unlogged and unlogged is not None:
             return
-        rows = max(head.dirty_rows, 1)
-        if (
-            self._redo is None
-            or self._flusher.running is not None
-            or head.values_unsynced
-            or head.dirty_bytes > limits.REDO_PAYLOAD_BYTES_MAX
-            or head.logged_rows + rows > head.settings.dirty_rows_max
-        ):
+        if self._redo is None or unlogged is None or not self.logs:
             self.commit()
             return
         try:
-            failpoints.hit("commit.begin")
-            job = self._flusher.begin()
-            if job is not None:
-                job.run(sync=False)
-                self._flusher.end()
-            failpoints.hit("commit.publish")
-            self._publish(None)
-            # The log syncs no segment: whoever replays it finds the rows of `punch`, and punches again.
-            changes = [change for change in self._changes if change[0] is not Table.PUNCH or change[2] is not None]
-            if self._redo.append(self._base, changes, job.parts if job is not None else ()):
-                self._changes.clear()
-                if not head.logged_rows:
-                    self._logged_since_ns = head.dirty_since_ns
-                head.logged_rows += rows
-                self._end_group()
-            else:
-                head.payload.sync()
-                failpoints.hit("commit.rows")
-                head.txn.commit()
-                failpoints.hit("commit.done")
-                self._next_group()
+            failpoints.hit("commit.log")
+            self._check_lease()
+            logged = self._redo.append(self._base, pack_operations(unlogged))
         except BaseException as error:
-            head.fail(f"commit of transaction group {head.counters.txg} failed: {error}")
+            head.fail(f"writing operations to the redo log failed: {error}")
             raise
+        if logged:
+            head.logged += len(unlogged)
+            head.unlogged, head.unlogged_bytes = [], 0
+        else:
+            self.commit()
+
+    def _check_lease(self) -> None:
+        if self._head.txn.get(Table.SYS, SUPERBLOCK_KEY) != self._superblock:
+            raise Fenced("another process has taken the lease of this filesystem")
 
     def _publish(self, finish: Callable[[], None] | None) -> None:
         head = self._head
         versions, counters, epoch = head.versions, head.counters, head.epoch
-        if head.txn.get(Table.SYS, SUPERBLOCK_KEY) != self._superblock:
-            raise Fenced("another process has taken the lease of this filesystem")
+        self._check_lease()
         self._namespace.publish()
         self._attributes.publish()
         self._rows.publish()
@@ -264,23 +248,12 @@ class TxgCommitter:
         head.txn.put(Table.SYS, COUNTERS_KEY, records.seal(Table.SYS, COUNTERS_KEY, pack_counters(counters)))
 
     def _next_group(self) -> None:
+        """The group is durable, and the next one begins."""
         head = self._head
         head.txn = head.meta.begin_write()
-        head.logged_rows = 0
-        head.values_unsynced = False
-        self._begin_recording()
-        self._end_group()
-
-    def _begin_recording(self) -> None:
-        """Background work changes the transaction between groups; the redo log must have that too."""
-        head = self._head
         self._base = head.meta.commit_number
-        self._changes = []
-        head.txn.record(self._changes if self._redo is not None else None)
-
-    def _end_group(self) -> None:
-        """The group is durable, and the next one begins, in the same transaction or a new one."""
-        head = self._head
+        head.logged = 0
+        head.unlogged, head.unlogged_bytes = [], 0
         head.buried.clear()
         head.dirty_inodes.clear()
         head.orphans_changed.clear()

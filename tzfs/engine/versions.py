@@ -18,7 +18,7 @@ therefore changes each key at most once between two calls of `settle`.  Nothing 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Final
 
@@ -37,6 +37,7 @@ _seal: Final = records.seal
 
 
 Version = tuple[Epoch, bytes]  # a row's birth, and its value as stored
+Lifetime = tuple[tuple[ExtentId, Epoch], int]  # an extent, from when it is referenced, and its stored bytes
 
 
 class _Unknown(Enum):
@@ -226,18 +227,47 @@ class Versions:
 
     # -- extents -------------------------------------------------------------------------------------------------
 
-    def extent_born(self, extent: int, birth: int, stored_bytes: int) -> None:
-        """An extent is referenced for the first time, by a version born at `birth`."""
-        charge = extent_charge(stored_bytes)
-        self._count(LIVE, birth, 1, charge)
-        self._use(extent, charge, 1, charge)
+    def extents_born(self, lifetimes: Iterable[Lifetime]) -> None:
+        """Extents are referenced for the first time, by versions born at the birth of each."""
+        totals: dict[int, list[int]] = {}
+        segments = self._segments
+        for (extent, birth), stored_bytes in lifetimes:
+            charge = (stored_bytes + PAGE_BYTES - 1) & -PAGE_BYTES
+            total = totals.setdefault(birth, [0, 0])
+            total[0] += 1
+            total[1] += charge
+            use = segments.setdefault(extent >> 32, [0, 0, 0])
+            use[0] += 1
+            use[1] += charge
+            use[2] = max(use[2], keys.extent_offset(extent) + charge)
+        for born, (count, size) in totals.items():
+            self._count(LIVE, born, count, size)
 
-    def extent_died(self, extent: ExtentId, birth: int, stored_bytes: int, at: int, txg: int) -> None:
-        """The newest version of its chunk does not name the extent any more."""
-        if self.seen(birth, at):
-            self.extent_buried(extent, birth, stored_bytes, at)
-            return
-        self.live_extent_freed(extent, birth, stored_bytes, txg)
+    def extents_died(self, lifetimes: Iterable[Lifetime], at: int, txg: int) -> None:
+        """The newest versions of their chunks do not name them any more."""
+        plain: dict[int, list[int] | None] = {}  # by birth: count and bytes of those that nothing sees or shares
+        segments, holes = self._segments, self._holes
+        for (extent, birth), stored_bytes in lifetimes:
+            if birth not in plain:
+                plain[birth] = None if self.shared.any or self.seen(birth, at) else [0, 0]
+            total = plain[birth]
+            if total is None:
+                if self.seen(birth, at):
+                    self.extent_buried(extent, birth, stored_bytes, at)
+                else:
+                    self.live_extent_freed(extent, birth, stored_bytes, txg)
+                continue
+            charge = (stored_bytes + PAGE_BYTES - 1) & -PAGE_BYTES
+            total[0] += 1
+            total[1] += charge
+            use = segments.setdefault(extent >> 32, [0, 0, 0])
+            use[0] -= 1
+            use[1] -= charge
+            use[2] = max(use[2], keys.extent_offset(extent) + charge)
+            holes.append((txg, extent, charge))
+        for born, total in plain.items():
+            if total is not None:
+                self._count(LIVE, born, -total[0], -total[1])
 
     def extent_buried(self, extent: int, birth: int, stored_bytes: int, at: int) -> None:
         """A live lifetime goes on the deadlist, whether or not a snapshot sees it."""

@@ -247,6 +247,15 @@ def unpack_slices(table: int, key: bytes, body: bytes) -> tuple[Slice, ...]:
     return tuple(slices)
 
 
+def extents_of(table: int, key: bytes, body: bytes) -> list[tuple[tuple[ExtentId, Epoch], int]]:
+    """The extent lifetimes that the slices of a chunk record name, with the stored bytes of each."""
+    if body[:1] == b"\1" and len(body) >= 1 + _SLICE.size:  # nearly always one: a third of the time
+        _, _, extent, birth, _, _, stored, _, sums = _SLICE.unpack_from(body, 1)
+        if len(body) == 1 + _SLICE.size + 4 * sums:
+            return [((ExtentId(extent), Epoch(birth)), stored)]
+    return list({(s.extent, s.birth): s.stored_bytes for s in unpack_slices(table, key, body)}.items())
+
+
 XATTR_INLINE: Final = 0
 XATTR_EXTENTS: Final = 1
 

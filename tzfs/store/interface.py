@@ -17,13 +17,13 @@ Rules every implementation keeps:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from tzfs.errors import StoreError
 from tzfs.format.keys import Epoch, ExtentId, Table
+from tzfs.format.operations import Operation
 
 Row = tuple[bytes, bytes]
-Change = tuple[Table, bytes, bytes | None]  # a row put, or (None) deleted
 Buffer = bytes | bytearray | memoryview
 
 KEY_BYTES_MAX: Final = 511  # LMDB's; every implementation keeps to it
@@ -79,10 +79,6 @@ class WriteTransaction(ReadTransaction, Protocol):
 
     def delete_many(self, table: Table, keys: Sequence[bytes]) -> None:
         """Like `delete` for each; fastest when they ascend."""
-        ...
-
-    def record(self, changes: list[Change] | None) -> None:
-        """From now on what is put and deleted is also appended to `changes`; None ends that."""
         ...
 
     def commit(self) -> None:
@@ -192,10 +188,6 @@ class PayloadStore(PayloadReader, Protocol):
         """Writes each buffer to its extent (adjacent ones in one system call); `NoSpace`, `StoreError`."""
         ...
 
-    def restore(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
-        """Writes and syncs extents of an earlier writer, whose segments may have been lost; before `allocate`."""
-        ...
-
     def sync(self) -> None:
         """Everything written before is durable when it returns, new segments and their folder included."""
         ...
@@ -217,24 +209,20 @@ class PayloadStore(PayloadReader, Protocol):
         ...
 
 
-class Group(NamedTuple):
-    """What one append to a redo log made durable."""
-
-    changes: list[Change]
-    payload: list[tuple[ExtentId, bytes]]
-
-
 class RedoStore(Protocol):
-    """Small transaction groups made durable ahead of the tables; whoever opens for writing does them again first."""
+    """Operations made durable ahead of the tables; whoever opens for writing does them again first."""
 
-    def append(self, base: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]) -> bool:
-        """Durable when it returns True; False where there is no room: the tables must commit.  `StoreError`."""
+    def append(self, base: int, operations: bytes) -> bool:
+        """Packed operations that follow commit `base` of the tables and what was appended since.
+
+        Durable when it returns True; False where there is no room: the tables must commit.  `StoreError`.
+        """
         ...
 
-    def pending(self, base: int) -> list[Group]:
-        """The groups that follow commit `base` of the tables, in order."""
+    def pending(self, base: int) -> list[Operation]:
+        """The operations that follow commit `base` of the tables, in order."""
         ...
 
     def clear(self) -> None:
-        """No group counts any more, durably."""
+        """Nothing in it counts any more, durably."""
         ...

@@ -30,7 +30,7 @@ from tzfs.errors import (
 from tzfs.failpoints import declare, hit
 from tzfs.format.keys import EPOCH_MAX, FILESYSTEM_TABLES, Epoch, Table, u64
 from tzfs.store import place, space
-from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Change, Row
+from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Row
 from tzfs.store.lmdb_environment import SLOTS, Environment, acquire, release, translated
 
 RESERVE_AHEAD_BYTES: Final = 4 << 20  # 1,000 pages: a few commits of ordinary size
@@ -188,10 +188,6 @@ class LmdbWrite(LmdbRead):
         super().__init__(meta, shared, write=True)
         self._shared = shared
         self._thread = threading.get_ident()
-        self._changes: list[Change] | None = None
-
-    def record(self, changes: list[Change] | None) -> None:
-        self._changes = changes
 
     def put(self, table: Table, key: bytes, value: bytes) -> None:
         self._cursors[table] or self._cursor(table)
@@ -199,8 +195,6 @@ class LmdbWrite(LmdbRead):
             raise _out_of_bounds(table, key, value)
         try:
             self._txn.put(key, value, True, True, False, self._dbs[table])
-            if self._changes is not None:
-                self._changes.append((table, key, value))
         except lmdb.BadValsizeError as error:
             raise _out_of_bounds(table, key, value) from error
         except lmdb.Error as error:
@@ -213,16 +207,12 @@ class LmdbWrite(LmdbRead):
                 raise _out_of_bounds(table, key, value)
         try:
             cursor.putmulti(rows)
-            if self._changes is not None:
-                self._changes += [(table, key, value) for key, value in rows]
         except lmdb.Error as error:
             raise self._meta._failed(error, f"put into {table.name.lower()}") from error
 
     def delete(self, table: Table, key: bytes) -> bool:
         self._cursors[table] or self._cursor(table)
         try:
-            if self._changes is not None:
-                self._changes.append((table, key, None))
             return self._txn.delete(key, b"", self._dbs[table])
         except lmdb.Error as error:
             raise self._meta._failed(error, f"delete from {table.name.lower()}") from error
@@ -231,8 +221,6 @@ class LmdbWrite(LmdbRead):
         self._cursors[table] or self._cursor(table)
         delete, db = self._txn.delete, self._dbs[table]
         try:
-            if self._changes is not None:
-                self._changes += [(table, key, None) for key in keys]
             for key in keys:
                 delete(key, b"", db)
         except lmdb.Error as error:

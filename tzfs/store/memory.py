@@ -30,8 +30,9 @@ from tzfs.format.keys import (
     extent_segment,
     suffix,
 )
+from tzfs.format.operations import Operation, unpack_operations
 from tzfs.limits import PAGE_BYTES, SEGMENT_BYTES_MAX
-from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Buffer, Change, Group, Row, SegmentGone
+from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Buffer, Row, SegmentGone
 
 
 class _Rows:
@@ -102,11 +103,7 @@ class MemoryWrite(MemoryRead):
     def __init__(self, meta: MemoryMeta) -> None:
         super().__init__(meta)
         self._touched: set[Table] = set()
-        self._changes: list[Change] | None = None
         self._thread = threading.get_ident()
-
-    def record(self, changes: list[Change] | None) -> None:
-        self._changes = changes
 
     def _changing(self, table: Table) -> _Rows:
         rows = self._rows(table)
@@ -125,8 +122,6 @@ class MemoryWrite(MemoryRead):
         if key not in rows.values:
             insort(rows.keys, key)
         rows.values[key] = value
-        if self._changes is not None:
-            self._changes.append((table, key, value))
 
     def put_many(self, table: Table, rows: Sequence[Row]) -> None:
         for key, value in rows:
@@ -134,8 +129,6 @@ class MemoryWrite(MemoryRead):
 
     def delete(self, table: Table, key: bytes) -> bool:
         rows = self._changing(table)
-        if self._changes is not None:
-            self._changes.append((table, key, None))
         if rows.values.pop(key, None) is None:
             return False
         del rows.keys[bisect_left(rows.keys, key)]
@@ -293,13 +286,6 @@ class MemoryPayload:
                 _write_at(self._live.setdefault(number, bytearray(PAGE_BYTES)), offset, stored)
                 self._unsynced.append((number, offset, stored))
 
-    def restore(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
-        self._check_writable()
-        for extent, data in extents:
-            for segments in (self._live, self._durable):
-                segment = segments.setdefault(extent_segment(extent), bytearray(PAGE_BYTES))
-                _write_at(segment, extent_offset(extent), bytes(data))
-
     def sync(self) -> None:
         self._check_writable()
         with self._lock:
@@ -395,17 +381,22 @@ class MemoryRedo:
 
     def __init__(self, room: int = 100) -> None:
         self.room = room
-        self._groups: list[tuple[int, Group]] = []
+        self._groups: list[tuple[int, bytes]] = []
 
-    def append(self, base: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]) -> bool:
+    def append(self, base: int, operations: bytes) -> bool:
         groups = [group for group in self._groups if group[0] == base]
         if len(groups) == self.room:
             return False
-        self._groups = [*groups, (base, Group(list(changes), [(extent, bytes(data)) for extent, data in payload]))]
+        self._groups = [*groups, (base, operations)]
         return True
 
-    def pending(self, base: int) -> list[Group]:
-        return [group for after, group in self._groups if after == base]
+    def pending(self, base: int) -> list[Operation]:
+        return [
+            operation
+            for after, operations in self._groups
+            if after == base
+            for operation in unpack_operations(operations, "the redo log in memory")
+        ]
 
     def clear(self) -> None:
         self._groups.clear()

@@ -1,24 +1,23 @@
-"""The redo log: small transaction groups made durable by one synced write, ahead of the tables' commit.
+"""The redo log: operations made durable by one synced write, ahead of the tables' commit.
 
-An fsync of little would otherwise wait for three syncs: of its payload, of the tables' pages, of their root.  Instead
-the group's rows, and the payload they name, are appended here; the tables commit later, many groups at a time.  A crash
-in between leaves the groups here, and whoever next opens for writing does them again.
+An fsync of little would otherwise wait for three syncs, of its payload, of the tables' pages and of their root, and for
+rows to be made of what has changed.  Instead the operations since the last fsync are appended here; the tables commit
+later, many fsyncs at a time.  A crash in between leaves them here, and whoever next opens for writing does them again.
 
 `redo` is made at the first append, and grows fourfold to `LOG_BYTES_MAX`, always written with zeros first, so that an
-append changes no metadata of the disk's filesystem.  A group begins at a multiple of 4 KiB:
+append changes no metadata of the disk's filesystem.  A group, which is one append, begins at a multiple of 4 KiB:
 
     offset 0    magic, 8 bytes "TZFSREDO"
-    offset 8    format version u32, 1
+    offset 8    format version u32, 2
     offset 12   flags u32, 0; a log with a flag that is not known is refused
     offset 16   guid of the filesystem, 16 bytes
     offset 32   base u64: the number of the tables' commit that the group follows
     offset 40   number of the group u32: 0, 1, 2 ... since that commit
-    offset 44   changes in it u32
+    offset 44   zero u32
     offset 48   length of the body u64
     offset 56   nonce u64, random: one for all groups that follow one commit
     offset 64   FNV-1a-64 of bytes 0 to 63 and of the body's sums, one for each 4 KiB as for payload, u64
-    offset 72   the body: for each change its table u8 (255: payload), length of the key u16, length of the value u32
-                (2^32 - 1: the row is deleted), key, value.  The key of payload is its extent, u64.
+    offset 72   the body: operations (`format.operations`)
 
 Integers are big-endian.  Invariants:
 
@@ -36,120 +35,41 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tzfs.errors import Busy, CorruptionError, ForeignStore, NoSpace, StoreError, from_os_error
+from tzfs.errors import ForeignStore, NoSpace, StoreError, from_os_error
 from tzfs.failpoints import declare, hit
-from tzfs.format.keys import FILESYSTEM_TABLES, ExtentId, Table
+from tzfs.format.operations import Operation, unpack_operations
 from tzfs.limits import MIB, PAGE_BYTES
 from tzfs.native import fnv1a64, page_sums
 from tzfs.store import folders
-from tzfs.store.interface import Buffer, Change, Group, MetaStore, PayloadStore, RedoStore
 
 REDO_FILE: Final = "redo"
 MAGIC: Final = b"TZFSREDO"
-VERSION: Final = 1
+VERSION: Final = 2
+VERSION_DEVELOPED: Final = 1  # never released, and taken for no log
 HEADER: Final = struct.Struct(">8sII16sQIIQ8s")
 HEADER_BYTES: Final = HEADER.size + 8
 NONCE_BYTES: Final = 8
 LOG_BYTES_MAX: Final = 1 * MIB  # some hundred small groups, then the tables commit
 LOG_BYTES_FIRST: Final = 256 * 1024
 
-_CHANGE: Final = struct.Struct(">BHI")
-_PAYLOAD: Final = 255
-_DELETED: Final = (1 << 32) - 1
-_TABLES: Final = frozenset(FILESYSTEM_TABLES)
-
 _MAKE: Final = declare("redo.make", "before the redo log is made or grows")
 _APPEND: Final = declare("redo.append", "before a group is written to the redo log")
 _APPENDED: Final = declare("redo.appended", "a group is in the redo log, nobody has been told")
-_REPLAY_PAYLOAD: Final = declare("redo.replay.payload", "before payload is written again from the redo log")
-_REPLAY_ROWS: Final = declare("redo.replay.rows", "payload of the redo log is durable; before its rows are written")
 _CLEAR: Final = declare("redo.clear", "the redo log is done again or void, and about to be cleared")
-
-
-def replay(log: RedoStore, meta: MetaStore, payload: PayloadStore) -> int:
-    """Does again what the tables do not have yet, in one commit; the number of groups.
-
-    `Busy` where somebody else turns out to be writing the tables: the groups are then theirs, and not left behind.
-    """
-    base = meta.commit_number
-    groups = log.pending(base)
-    if groups:
-        hit(_REPLAY_PAYLOAD)
-        payload.restore([part for group in groups for part in group.payload])
-        hit(_REPLAY_ROWS)
-        txn = meta.begin_write()
-        try:
-            if meta.commit_number != base:
-                raise Busy("another process has committed meanwhile", hint="unmount it, or wait for it to end")
-            for group in groups:
-                for table, key, value in group.changes:
-                    if value is None:
-                        txn.delete(table, key)
-                    else:
-                        txn.put(table, key, value)
-            txn.commit()
-        except BaseException:
-            txn.close()
-            raise
-    hit(_CLEAR)
-    log.clear()
-    return len(groups)
 
 
 def _sum(head: bytes, body: bytes) -> bytes:
     return fnv1a64(head + page_sums(body)).to_bytes(8, "big")
 
 
-def _pack(
-    guid: bytes,
-    base: int,
-    number: int,
-    nonce: bytes,
-    changes: Sequence[Change],
-    payload: Sequence[tuple[ExtentId, Buffer]],
-) -> bytes:
+def _pack(guid: bytes, base: int, number: int, nonce: bytes, body: bytes) -> bytes:
     """One group, zeros up to a whole page."""
-    parts: list[Buffer] = []
-    for table, key, value in changes:
-        if value is None:
-            parts += (_CHANGE.pack(table, len(key), _DELETED), key)
-        else:
-            parts += (_CHANGE.pack(table, len(key), len(value)), key, value)
-    for extent, data in payload:
-        parts += (_CHANGE.pack(_PAYLOAD, 8, len(data)), extent.to_bytes(8, "big"), data)
-    body = b"".join(parts)
-    head = HEADER.pack(MAGIC, VERSION, 0, guid, base, number, len(changes) + len(payload), len(body), nonce)
+    head = HEADER.pack(MAGIC, VERSION, 0, guid, base, number, 0, len(body), nonce)
     whole = b"".join((head, _sum(head, body), body))
     return whole.ljust(-(-len(whole) // PAGE_BYTES) * PAGE_BYTES, b"\0")
-
-
-def _unpack(body: bytes, count: int, what: str) -> Group:
-    group, at = Group([], []), 0
-    try:
-        for _ in range(count):
-            kind, key_bytes, value_bytes = _CHANGE.unpack_from(body, at)
-            at += _CHANGE.size
-            key = body[at : at + key_bytes]
-            at += key_bytes
-            value = None
-            if value_bytes != _DELETED:
-                value = body[at : at + value_bytes]
-                at += value_bytes
-            if kind == _PAYLOAD and value is not None:
-                group.payload.append((ExtentId(int.from_bytes(key, "big")), value))
-            elif kind in _TABLES:
-                group.changes.append((Table(kind), key, value))
-            else:
-                raise CorruptionError(f"{what}: a change to table {kind}, which there is not")
-    except struct.error:
-        at = -1
-    if at != len(body):
-        raise CorruptionError(f"{what}: a group's changes do not fill it")
-    return group
 
 
 class RedoLog:
@@ -172,10 +92,10 @@ class RedoLog:
         except OSError as error:
             raise from_os_error(error, f"{path}: open") from error
 
-    def append(self, base: int, changes: Sequence[Change], payload: Sequence[tuple[ExtentId, Buffer]]) -> bool:
+    def append(self, base: int, operations: bytes) -> bool:
         if base != self._base:
             self._base, self._nonce, self._number, self._at = base, os.urandom(NONCE_BYTES), 0, 0
-        group = _pack(self._guid, base, self._number, self._nonce, changes, payload)
+        group = _pack(self._guid, base, self._number, self._nonce, operations)
         end = self._at + len(group)
         if end > self._bytes and not self._grow(end):
             return False
@@ -194,25 +114,25 @@ class RedoLog:
         self._at = end
         return True
 
-    def pending(self, base: int) -> list[Group]:
-        found: list[Group] = []
+    def pending(self, base: int) -> list[Operation]:
+        groups: list[bytes] = []
         if self._fd < 0:
-            return found
+            return []
         try:
             raw = os.pread(self._fd, LOG_BYTES_MAX, 0)
         except OSError as error:
             raise from_os_error(error, f"{self._path}: read") from error
         at, common = 0, b""
         while at + HEADER_BYTES <= len(raw):
-            magic, version, flags, guid, after, number, count, length, nonce = HEADER.unpack_from(raw, at)
-            if magic != MAGIC:
+            magic, version, flags, guid, after, number, _, length, nonce = HEADER.unpack_from(raw, at)
+            if magic != MAGIC or version == VERSION_DEVELOPED:
                 break
-            if not found:  # all this is of the first sector, as the magic is: written whole or not at all
+            if not groups:  # all this is of the first sector, as the magic is: written whole or not at all
                 self._check_first(version, flags, guid)
                 common = nonce
             if (version, flags, guid) != (VERSION, 0, self._guid) or (after, number, nonce) != (
                 base,
-                len(found),
+                len(groups),
                 common,
             ):
                 break
@@ -222,9 +142,9 @@ class RedoLog:
             head, body = raw[at : at + HEADER.size], raw[at + HEADER_BYTES : end]
             if raw[at + HEADER.size : at + HEADER_BYTES] != _sum(head, body):
                 break  # the write was cut off: nobody was told that it was durable
-            found.append(_unpack(body, count, os.fspath(self._path)))
+            groups.append(body)
             at = end + -end % PAGE_BYTES
-        return found
+        return unpack_operations(b"".join(groups), os.fspath(self._path))
 
     def _check_first(self, version: int, flags: int, guid: bytes) -> None:
         if version != VERSION or flags:
@@ -238,6 +158,7 @@ class RedoLog:
     def clear(self) -> None:
         try:
             if self._fd >= 0 and os.pread(self._fd, len(MAGIC), 0).strip(b"\0"):
+                hit(_CLEAR)
                 self._write(bytes(PAGE_BYTES), 0)
         except OSError as error:
             raise from_os_error(error, f"{self._path}: clear") from error

@@ -117,20 +117,6 @@ class SegmentFiles:
             raise
         self._done_with(self._remember(number, fd))
 
-    def make_again(self, number: int) -> int:
-        """A descriptor of a segment that a crash may have taken away, whole or its header; the caller closes it."""
-        fd = os.open(self.path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            head = os.pread(fd, HEADER_BYTES, 0)
-            if head.strip(b"\0"):
-                self._check_header(head, number)
-            else:
-                os.pwrite(fd, header(self._guid, number), 0)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
     def forget(self, number: int) -> None:
         """Closes the segment's descriptor, now or with its last user."""
         with self._lock:

@@ -16,7 +16,7 @@ from then on.
 `reserve` allocates blocks beyond the end of the current segment.  It makes the file if there is none, and begins the
 next segment first if the present one cannot take that much; so the first append after it needs neither an inode nor a
 block.  What was reserved and not used is given back by the first `sync` after the segment ended, or at `close`; after a
-crash, by the next writer's `begin_numbering`, which comes after `restore`: that still needs it on a full disk.
+crash, by the next writer's `begin_numbering`.
 
 In a forked child the object is closed.
 """
@@ -197,25 +197,6 @@ class Segments:
                         write_run(fd, run)
                 except OSError as error:
                     raise from_os_error(error, f"segment {number}: write") from error
-
-    def restore(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
-        self._check_writable()
-        if self._number:
-            raise InternalError(f"{self.directory}: what was lost is restored before the first extent")
-        with self._writing:
-            for run in runs(extents):
-                number = extent_segment(run[0][0])
-                try:
-                    fd = self._files.make_again(number)
-                    try:
-                        write_run(fd, run)
-                        os.fdatasync(fd)
-                    finally:
-                        os.close(fd)
-                except OSError as error:
-                    raise from_os_error(error, f"segment {number}: write again") from error
-            if extents:
-                folders.sync(self.directory)
 
     def sync(self) -> None:
         self._check_writable()
