@@ -88,7 +88,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
 
 # Who may use what does not come with Python; whatever is not here, nobody.
 OUTSIDE: Final[dict[str, tuple[str, ...]]] = {
-    "lmdb": ("tzfs.store.lmdb_environment", "tzfs.store.lmdb_store"),
+    "lmdb": ("tzfs.store.lmdb_environment", "tzfs.store.lmdb_store", "tzfs.store.lmdb_compaction"),
     "trio": ("tzfs.mount",),
     "pyfuse3": ("tzfs.mount",),
     "click": ("tzfs.cli",),

@@ -26,6 +26,7 @@ from tzfs.format.counters import Counters
 from tzfs.format.records import Snapshot
 from tzfs.layout import META, SEGMENTS
 from tzfs.store.lease import Lease, ViewHold
+from tzfs.store.lmdb_compaction import discard
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.redo import REDO_FILE, RedoLog
 from tzfs.store.segments import Segments
@@ -100,6 +101,7 @@ class Writer:
             self.lease = lease
             stack.callback(lease.release)
             failpoints.hit("writer.lease")
+            discard(directory / META)
             meta = LmdbMeta(directory / META)
             stack.callback(meta.close)
             _check_superblock(meta, directory, guid)

@@ -33,6 +33,7 @@ from tzfs.limits import (
     CHUNK_SHIFT_MIN,
     DIRTY_BYTES_MAX_DEFAULT,
     GIB,
+    KIB,
     MIB,
     TXG_INTERVAL_S_DEFAULT,
 )
@@ -221,6 +222,33 @@ _ALL: Final = (
         high=WEEK_S,
     ),
     _setting("gc_budget", Kind.SECONDS, "1", Effect.AT_ONCE, "how long one such run may take", low="0.01", high=3600),
+    _setting(
+        "compact_interval",
+        Kind.SECONDS,
+        "3600",
+        Effect.AT_ONCE,
+        "how often it is looked whether the tables have become half empty, to be made smaller; 0: only by tzfs gc",
+        low=0,
+        high=WEEK_S,
+    ),
+    _setting(
+        "compact_budget",
+        Kind.SECONDS,
+        "0.5",
+        Effect.AT_ONCE,
+        "how long that may keep fsyncs waiting; larger tables are left to tzfs gc",
+        low="0.01",
+        high=3600,
+    ),
+    _setting(
+        "compact_free",
+        Kind.SIZE,
+        str(16 * MIB),
+        Effect.AT_ONCE,
+        "free bytes in the tables below which they stay as they are",
+        low=256 * KIB,
+        high=1024 * GIB,
+    ),
     _setting("atime", Kind.CHOICE, "off", Effect.AT_ONCE, "access times are not kept", choices=("off",)),
 )
 

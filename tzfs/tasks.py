@@ -28,7 +28,7 @@ from enum import Enum
 from typing import Final
 
 from tzfs.engine.engine import Engine
-from tzfs.errors import TzfsError
+from tzfs.errors import Busy, TzfsError
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State, allowed
 from tzfs.schedule import SECOND_NS, Past, Schedule
@@ -47,6 +47,9 @@ class Alone:
 
     begin: Callable[[], Callable[[], object]]
 
+
+WORTH_BYTES: Final = 64 << 10  # what a demanded compaction must gain at least: 16 pages
+COPIED_PER_S: Final = 200 << 20  # of tables, with their sync: half of what was measured on an idle disk
 
 Step = Callable[[], object] | Ask | Alone | None
 Steps = Generator[Step, None, str]
@@ -86,7 +89,39 @@ def _collect(context: Context) -> Steps:
 GC: Final = Task(
     "gc", "gives back what was removed", Command.GC, interval="gc_interval", budget="gc_budget", work=_collect
 )
-ALL: Final = (GC,)
+
+
+def _compact(context: Context) -> Steps:
+    compactor = context.engine.compactor
+    whole, used = compactor.slack()
+    least = WORTH_BYTES if context.demanded else max(int(context.prop("compact_free")), used)
+    if whole - used < least:
+        return f"nothing to gain: {whole - used} of {whole} bytes are free"
+    if not context.demanded and used > COPIED_PER_S * float(context.prop("compact_budget")):
+        return f"left to tzfs gc: {used} bytes would be copied"
+    copy = compactor.begin()
+    if copy is None:
+        return "never needed"
+    yield Alone(lambda: copy.run)
+    try:
+        compactor.end(copy)
+    except Busy as error:
+        context.figures["in_use"] = 1
+        return f"not now: {error}"
+    gained = whole - compactor.slack()[0]
+    context.figures["compacted"] = gained
+    return f"{gained} bytes given back"
+
+
+COMPACT: Final = Task(
+    "compact",
+    "makes the tables smaller",
+    Command.GC,
+    interval="compact_interval",
+    budget="compact_budget",
+    work=_compact,
+)
+ALL: Final = (GC, COMPACT)
 
 
 class Tasks:
@@ -283,4 +318,4 @@ def _past(fields: dict[str, object]) -> Past:
     )  # fmt: skip
 
 
-__all__ = ["ALL", "GC", "Alone", "Ask", "Context", "Run", "Step", "Steps", "Task", "Tasks", "collect"]
+__all__ = ["ALL", "COMPACT", "GC", "Alone", "Ask", "Context", "Run", "Step", "Steps", "Task", "Tasks", "collect"]

@@ -52,6 +52,7 @@ class Kind(IntEnum):
     MARK = 10
     LINK = 11
     ALLOCATE = 12
+    EXCHANGE = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,11 @@ def _rename(names: dict[str, _Node], event: Event, node: _Node) -> None:
         names[event.path] = node
     elif event.kind is Kind.LINK:
         names[event.other] = node
+    elif event.kind is Kind.EXCHANGE:
+        ends = {event.path: event.other, event.other: event.path}
+        moved = {p: ends[end] + p[len(end) :] for p in names for end in ends if p == end or p.startswith(end + "/")}
+        nodes = {path: names.pop(path) for path in moved}
+        names.update((moved[path], each) for path, each in nodes.items())
     else:
         for path in [p for p in names if p == event.path or p.startswith(event.path + "/")]:
             names[event.other + path[len(event.path) :]] = names.pop(path)

@@ -26,7 +26,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITE = 1, SYNC, TRUNCATE, PUNCH, CREATE, UNLINK, RENAME, MKDIR, RMDIR, MARK, LINK, ALLOCATE };
+enum { WRITE = 1, SYNC, TRUNCATE, PUNCH, CREATE, UNLINK, RENAME, MKDIR, RMDIR, MARK, LINK, ALLOCATE, EXCHANGE };
 enum { DURABLE = 1 };
 
 #define PATH 4096
@@ -317,7 +317,8 @@ int rmdir(const char *path) { return unlinkat(AT_FDCWD, path, AT_REMOVEDIR); }
 int renameat2(int from, const char *path, int to, const char *other, unsigned int flags) {
     char one[PATH], two[PATH];
     const char *whole = path_at(from, path, one), *target = path_at(to, other, two);
-    LOCKED(int, real_renameat2(from, path, to, other, flags), renamed(RENAME, whole, target));
+    LOCKED(int, real_renameat2(from, path, to, other, flags),
+           renamed(flags & RENAME_EXCHANGE ? EXCHANGE : RENAME, whole, target));
 }
 int renameat(int from, const char *path, int to, const char *other) { return renameat2(from, path, to, other, 0); }
 int rename(const char *path, const char *other) { return renameat2(AT_FDCWD, path, AT_FDCWD, other, 0); }

@@ -28,7 +28,16 @@ from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
 
-MORE: Final = {"commit": 30, "snapshot": 2, "pour": 6, "background": 12, "restart": 2, "crash": 2, "flush": 6}
+MORE: Final = {
+    "commit": 30,
+    "snapshot": 2,
+    "pour": 6,
+    "background": 12,
+    "restart": 2,
+    "crash": 2,
+    "flush": 6,
+    "compact": 6,
+}
 State = dict[str, str]  # "" is the head, the others are the snapshots: a digest of each
 
 
@@ -49,6 +58,14 @@ class Busy(World):
         ino = self._pick(a, lambda n: n.mode & S_IFMT == S_IFREG)
         payload = random.Random(b * 64 + c).randbytes(20_000 + d * 2000)
         self._both(lambda: self.engine.write(ino, c * 1000, payload), lambda: self.model.write(ino, c * 1000, payload))
+
+    def do_compact(self, a: int, b: int, c: int, d: int) -> None:
+        self._let_jobs_end()
+        self.engine.commit()
+        copy = self.engine.compactor.begin()
+        assert copy is not None
+        copy.run()
+        self.engine.compactor.end(copy)
 
 
 def generate(seed: int, count: int) -> list[Step]:

@@ -32,7 +32,7 @@ POINTS = sorted(
     name
     for name in failpoints.KNOWN
     if name.split(".")[0]
-    in ("flush", "commit", "snapshot", "reclaim", "punch", "open", "segment", "meta", "redo", "staging")
+    in ("flush", "commit", "snapshot", "reclaim", "punch", "open", "segment", "meta", "redo", "staging", "compact")
     and name not in ELSEWHERE
 )
 SETTINGS = Settings(dirty_bytes_max=64 * limits.KIB)
@@ -74,6 +74,12 @@ def workload(engine: Engine) -> Iterator[State]:
             engine.harden()
         while engine.background_step():
             pass
+        if step in (4, 6):
+            engine.commit()
+            copy = engine.compactor.begin()
+            assert copy is not None
+            copy.run()
+            engine.compactor.end(copy)
         if step == 5:
             engine.commit()
         else:

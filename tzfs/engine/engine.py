@@ -18,6 +18,7 @@ from tzfs.engine.attributes import Attributes
 from tzfs.engine.beginning import begin_writing, format_filesystem
 from tzfs.engine.check.problems import Problem
 from tzfs.engine.check.run import check
+from tzfs.engine.compaction import Compactor
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.flushing import Flusher, FlushJob
@@ -97,6 +98,7 @@ class Engine:
             raise
         self._reclaimer = Reclaimer(head, rows, namespace)
         self.task_rows = TaskRows(head)
+        self.compactor = Compactor(head, self._txg)
 
         self.lookup = namespace.lookup
         self.find = namespace.find

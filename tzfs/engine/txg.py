@@ -31,7 +31,7 @@ from tzfs.format.counters import COUNTERS_KEY, pack_counters
 from tzfs.format.keys import Table, Txg
 from tzfs.format.operations import pack_operations
 from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock
-from tzfs.store.interface import RedoStore
+from tzfs.store.interface import Compaction, RedoStore
 
 failpoints.declare("commit.log", "an fsync is about to put operations into the redo log")
 failpoints.declare("commit.begin", "a commit is about to flush what is left")
@@ -206,6 +206,34 @@ class TxgCommitter:
     def _check_lease(self) -> None:
         if self._head.txn.get(Table.SYS, SUPERBLOCK_KEY) != self._superblock:
             raise Fenced("another process has taken the lease of this filesystem")
+
+    def replace_tables(self, copy: Compaction) -> None:
+        """Has a compacted copy take the place of the tables; the open transaction has nothing in it.
+
+        What `copy.install` raises is raised; the head goes on with the tables as they were, unless they are lost.
+        """
+        head = self._head
+        head.check()
+        if head.txn.changed or head.logged or head.meta.commit_number != self._base:
+            copy.withdraw()
+            raise Busy("the tables were changed while they were copied", hint="try again later")
+        if self._redo is not None:
+            self._redo.clear()
+        head.txn.close()
+        try:
+            copy.install()
+        except BaseException as error:
+            if copy.lost:
+                head.fail(f"the tables were replaced, and may not have been: {error}")
+            raise
+        finally:
+            try:
+                head.txn = head.meta.begin_write()
+                self._base = head.meta.commit_number
+                head.versions.begin(head.txn)
+            except BaseException as error:
+                head.fail(f"the tables cannot be opened again: {error}")
+                raise
 
     def _publish(self, finish: Callable[[], None] | None) -> None:
         head = self._head

@@ -65,6 +65,11 @@ class ReadTransaction(Protocol):
 class WriteTransaction(ReadTransaction, Protocol):
     """The one transaction that may change rows."""
 
+    @property
+    def changed(self) -> bool:
+        """Whether anything has been put or deleted in it."""
+        ...
+
     def put(self, table: Table, key: bytes, value: bytes) -> None:
         """Inserts or replaces a row: key of 1 to `KEY_BYTES_MAX`, value of 0 to `VALUE_BYTES_MAX` bytes."""
         ...
@@ -86,8 +91,41 @@ class WriteTransaction(ReadTransaction, Protocol):
         ...
 
 
+class Compaction(Protocol):
+    """A copy of the tables without their free space, on its way into their place."""
+
+    @property
+    def lost(self) -> bool:
+        """After an error of `install`: the tables may not be written any more."""
+        ...
+
+    def run(self) -> None:
+        """Makes the copy, of the last commit; on any thread.  An error is kept for `install`."""
+        ...
+
+    def install(self) -> None:
+        """The copy is the tables from now on, and counts its commits anew; no transaction is open.
+
+        `Busy` where another commit has come since, or anybody reads; then, and after another error, nothing has
+        happened, unless `lost`.  It is over in any case.
+        """
+        ...
+
+    def withdraw(self) -> None:
+        """The copy is not wanted any more."""
+        ...
+
+
 class MetaStore(Protocol):
     """Ordered tables behind transactions."""
+
+    def slack(self) -> tuple[int, int]:
+        """What the tables' file takes, reserve excluded, and how much of it has rows, in bytes."""
+        ...
+
+    def compaction(self) -> Compaction | None:
+        """Begins one; None where there is never anything to gain."""
+        ...
 
     @property
     def bytes_on_disk(self) -> int:
@@ -101,7 +139,7 @@ class MetaStore(Protocol):
 
     @property
     def commit_number(self) -> int:
-        """Of the last commit; a later one has a higher number."""
+        """Of the last commit; a later one has a higher number, until a compaction begins to count anew."""
         ...
 
     def begin_read(self) -> ReadTransaction: ...

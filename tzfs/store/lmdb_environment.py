@@ -22,7 +22,8 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -108,6 +109,19 @@ class Environment:
             return not self.reserve(_FULL_BELOW_BYTES) and space.free_bytes(self.fd) < _FULL_BELOW_BYTES
         except OSError as error:
             return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+    def slack(self) -> tuple[int, int]:
+        """Bytes of the file, and those of them in pages that have rows; the rest is free pages and their list."""
+        page = self.env.stat()["psize"]
+        with self.env.begin() as txn:
+            stats = [txn.stat(db) for db in (None, *self.dbs) if db is not None] + [self.env.stat()]
+            used = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        return (self.env.info()["last_pgno"] + 1) * page, ROOT_BYTES + used * page
+
+    def give_up(self) -> None:
+        """Closes what nobody is to use."""
+        self.env.close()
+        os.close(self.fd)
 
     def close(self) -> None:
         """Gives back the reserve, but for what removing things from a full disk will need; closes everything.
@@ -213,6 +227,30 @@ def _release(shared: Environment) -> None:
 
 
 def _shared_or_new(path: Path, tables: Sequence[Table], *, create: bool, readonly: bool) -> Environment:
+    """See `acquire`.  Where a compaction has put another folder in place meanwhile, what was opened is the old one."""
+    while True:
+        before = _identity(path)
+        try:
+            shared = _open(path, tables, create=create, readonly=readonly)
+        except (OSError, lmdb.Error, TzfsError):
+            if before is not None and _identity(path) not in (before, None):
+                continue
+            raise
+        if shared.users > 1 or before is None or _identity(path) == before:
+            return shared
+        _release(shared)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells the folder from another under its name."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _open(path: Path, tables: Sequence[Table], *, create: bool, readonly: bool) -> Environment:
     data = path / DATA_FILE
     try:
         stat = data.stat()
@@ -264,6 +302,41 @@ def _make_writable(shared: Environment, path: Path, tables: Sequence[Table]) -> 
         raise
     os.close(shared.fd)
     shared.fd, shared.readonly = fd, False
+
+
+@contextmanager
+def opening() -> Iterator[Sequence[User]]:
+    """While the context lasts nothing is opened or closed in this process; those who have something open."""
+    with _process.lock:
+        yield list(_process.users)
+
+
+def mapped(path: Path, tables: Sequence[Table]) -> Environment:
+    """An environment that nobody can acquire, until `take_over` or `give_up`."""
+    env, dbs = _map(path, tables, create=False, readonly=False)
+    try:
+        fd = os.open(path / DATA_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except BaseException:
+        env.close()
+        raise
+    return Environment(env, dbs, path, fd, readonly=False)
+
+
+def map_again(shared: Environment, tables: Sequence[Table]) -> None:
+    """Opens an environment again that was closed under its users."""
+    shared.env, shared.dbs = _map(shared.directory, tables, create=False, readonly=False)
+
+
+def take_over(shared: Environment, new: Environment) -> None:
+    """The users of `shared`, which is closed, go on with the file of `new`, which has come into its place."""
+    os.close(shared.fd)
+    if shared.mark is not None:
+        shared.mark.close()
+    del _process.environments[shared.key]
+    shared.env, shared.dbs, shared.fd, shared.key = new.env, new.dbs, new.fd, new.key
+    shared.mark = shared._end_for = None
+    shared.reserved_end = new.reserved_end
+    _process.environments[shared.key] = shared
 
 
 def _map(

@@ -31,6 +31,7 @@ from tzfs.failpoints import declare, hit
 from tzfs.format.keys import EPOCH_MAX, FILESYSTEM_TABLES, Epoch, Table, u64
 from tzfs.store import place, space
 from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Row
+from tzfs.store.lmdb_compaction import Compaction
 from tzfs.store.lmdb_environment import SLOTS, Environment, acquire, release, translated
 
 RESERVE_AHEAD_BYTES: Final = 4 << 20  # 1,000 pages: a few commits of ordinary size
@@ -188,8 +189,10 @@ class LmdbWrite(LmdbRead):
         super().__init__(meta, shared, write=True)
         self._shared = shared
         self._thread = threading.get_ident()
+        self.changed = False
 
     def put(self, table: Table, key: bytes, value: bytes) -> None:
+        self.changed = True
         self._cursors[table] or self._cursor(table)
         if len(value) > VALUE_BYTES_MAX:
             raise _out_of_bounds(table, key, value)
@@ -201,6 +204,7 @@ class LmdbWrite(LmdbRead):
             raise self._meta._failed(error, f"put into {table.name.lower()}") from error
 
     def put_many(self, table: Table, rows: Sequence[Row]) -> None:
+        self.changed = True
         cursor = self._cursors[table] or self._cursor(table)
         for key, value in rows:
             if len(value) > VALUE_BYTES_MAX or not 0 < len(key) <= KEY_BYTES_MAX:
@@ -211,6 +215,7 @@ class LmdbWrite(LmdbRead):
             raise self._meta._failed(error, f"put into {table.name.lower()}") from error
 
     def delete(self, table: Table, key: bytes) -> bool:
+        self.changed = True
         self._cursors[table] or self._cursor(table)
         try:
             return self._txn.delete(key, b"", self._dbs[table])
@@ -218,6 +223,7 @@ class LmdbWrite(LmdbRead):
             raise self._meta._failed(error, f"delete from {table.name.lower()}") from error
 
     def delete_many(self, table: Table, keys: Sequence[bytes]) -> None:
+        self.changed = True
         self._cursors[table] or self._cursor(table)
         delete, db = self._txn.delete, self._dbs[table]
         try:
@@ -278,6 +284,7 @@ class LmdbMeta:
     ) -> None:
         self.path = Path(path)
         self.readonly = readonly
+        self._tables = tables
         self._transactions: set[LmdbRead] = set()
         self._shared: Environment | None = None
         self._shared = acquire(self, self.path, tables, create=create, readonly=readonly)
@@ -294,6 +301,14 @@ class LmdbMeta:
     @property
     def commit_number(self) -> int:
         return int(self._open().env.info()["last_txnid"])
+
+    def slack(self) -> tuple[int, int]:
+        return self._open().slack()
+
+    def compaction(self) -> Compaction:
+        if self.readonly:
+            raise ReadOnly(f"{self.path}: open for reading only")
+        return Compaction(self._open(), self._tables)
 
     def begin_read(self) -> LmdbRead:
         try:

@@ -32,7 +32,7 @@ from tzfs.format.keys import (
 )
 from tzfs.format.operations import Operation, unpack_operations
 from tzfs.limits import PAGE_BYTES, SEGMENT_BYTES_MAX
-from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Buffer, Row, SegmentGone
+from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX, Buffer, Compaction, Row, SegmentGone
 
 
 class _Rows:
@@ -105,6 +105,10 @@ class MemoryWrite(MemoryRead):
         self._touched: set[Table] = set()
         self._thread = threading.get_ident()
 
+    @property
+    def changed(self) -> bool:
+        return bool(self._touched)
+
     def _changing(self, table: Table) -> _Rows:
         rows = self._rows(table)
         if threading.get_ident() != self._thread:
@@ -170,6 +174,12 @@ class MemoryMeta:
     def bytes_on_disk(self) -> int:
         """The keys and values, as if nothing else took space."""
         return sum(len(k) + len(v) for rows in self.committed.values() for k, v in rows.values.items())
+
+    def slack(self) -> tuple[int, int]:
+        return self.bytes_on_disk, self.bytes_on_disk
+
+    def compaction(self) -> Compaction | None:
+        return None
 
     @property
     def reserve_supported(self) -> bool:

@@ -156,6 +156,7 @@ class RedoLog:
             )
 
     def clear(self) -> None:
+        self._base = -1  # the same number may come again, of other tables: what is appended then begins anew
         try:
             if self._fd >= 0 and os.pread(self._fd, len(MAGIC), 0).strip(b"\0"):
                 hit(_CLEAR)
