@@ -33,7 +33,7 @@ from tzfs.engine.engine import Engine
 from tzfs.errors import MountFailed, NotFound, TzfsError, from_os_error
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State
-from tzfs.management import Store, open_store, settings_of
+from tzfs.management import Store, open_store
 from tzfs.mount import mountpoint as mountpoints
 from tzfs.mount import pump
 from tzfs.mount.committing import Committer
@@ -45,6 +45,7 @@ from tzfs.mount.writeback import write_out
 from tzfs.names import SnapshotName, parse
 from tzfs.opening import HeadReader, Writer
 from tzfs.runtime import socket_path
+from tzfs.settings import settings_of
 from tzfs.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -125,11 +126,7 @@ class Mount:
         """Does as the filesystem's properties say."""
         self.info = info = self.record(store)
         if self.writer is not None:
-            fresh, settings = settings_of(info), self.writer.engine.settings
-            settings.txg_interval_s = fresh.txg_interval_s
-            settings.dirty_bytes_max = fresh.dirty_bytes_max
-            settings.chunk_shift = fresh.chunk_shift
-            settings.collect = fresh.collect
+            self.writer.engine.configure(settings_of(info))
         if self.tasks is not None:
             self.tasks.changed()
         self.snapdir_visible = info.property("snapdir").parsable == "visible"

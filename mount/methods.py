@@ -226,9 +226,11 @@ class _Methods:
             found = {} if value is None else {value.name: value}
         return {v.name: _value(v) for v in found.values()}
 
-    def property_set(self, params: Set) -> Json:
+    async def property_set(self, params: Set) -> Json:
+        await self.settle({})
         with self._store() as store:
-            value = store.change_property(self._mount.record(store).name, params["name"], params["value"])
+            name = self._mount.record(store).name
+            value = store.change_property(name, params["name"], params["value"], settle=False)
             self._mount.apply(store)
         return _value(value)
 

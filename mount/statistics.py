@@ -13,6 +13,7 @@ and, of a filesystem that is mounted for writing:
     extents     payload in segments, that of snapshots included: a chunk (`recordsize`) written whole has one, and one
                 more for each piece of it overwritten since, up to 16; contents up to 4,000 bytes have none
     segments    files that they lie in
+    quotas      of each that is set: used, limit
     txg         number, commits (group commits, fsyncs included), last_ms, slowest_ms; logged: operations that are
                 durable in the redo log, and not yet in the tables
     gc          punched_bytes, reclaimed_chunks, unlinked_segments since mounting; last_ns: when there was last
@@ -71,6 +72,7 @@ def statistics(mount: Mount) -> dict[str, Json]:
             "bytes": counters.bytes,
             "extents": extents,
             "segments": segments,
+            "quotas": {u.name: {"used": u.used, "limit": u.limit} for u in engine.usages()},
             "snapshots": len(engine.snapshots()),
             "orphans": engine.orphans,
             "reclaiming": engine.reclaiming,

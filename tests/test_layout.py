@@ -79,10 +79,14 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.tasks": (*_BYTES, "tzfs.lifecycle", "tzfs.jsonrpc", "tzfs.engine", "tzfs.schedule"),
     # what properties say of space
     "tzfs.space": (*_STORE, "tzfs.engine", *_NAMES),
+    # what properties decide for an engine
+    "tzfs.settings": (*_CATALOG, "tzfs.engine", "tzfs.catalog"),
+    # who has what open
+    "tzfs.status": (*_STORE, *_CONTROL, "tzfs.catalog"),
     # the verbs, mounted or not; and what `import tzfs` gives
-    "tzfs.management": (*_API, "tzfs.catalog"),
+    "tzfs.management": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.status"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management"),
-    "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.management", "tzfs"),
+    "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management", "tzfs"),
     "tzfs.cli": (*_API, "tzfs.catalog", "tzfs.management", "tzfs", "tzfs.mount"),
 }
 

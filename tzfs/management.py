@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
@@ -22,8 +22,7 @@ from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
 from tzfs.control import TIMEOUT_S, ControlClient, connect
-from tzfs.engine.engine import Settings
-from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, ReadOnly, StoreError, TzfsError
+from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, ReadOnly, TzfsError
 from tzfs.filesystem import FileSystem
 from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
@@ -40,8 +39,9 @@ from tzfs.names import (
 )
 from tzfs.opening import CommittedState, HeadReader, Reader, Writer, committed_state, format_filesystem
 from tzfs.runtime import default_store
-from tzfs.space import filesystem_facts, snapshot_facts
-from tzfs.store.lease import live_views
+from tzfs.settings import settings_of
+from tzfs.space import available, check_quota, filesystem_facts, snapshot_facts
+from tzfs.status import MountStatus, statuses
 from tzfs.tasks import GC, Tasks
 from tzfs.tree import SnapshotView, Tree
 
@@ -57,19 +57,6 @@ class SnapshotInfo:
     name: SnapshotName
     record: Snapshot
     properties: Mapping[str, props.Value]
-
-
-@dataclass(frozen=True, slots=True)
-class MountStatus:
-    """What is mounted, or open, where: `what` is a filesystem or snapshot; `failed` why it answers nothing any more;
-    `warnings` what else somebody should know: background tasks that failed."""
-
-    what: str
-    mountpoint: str
-    pid: int
-    kind: str
-    failed: str | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +79,6 @@ def open_store(path: str | os.PathLike[str] | None = None, *, create: bool = Tru
         with translating(f"store {where}"), suppress(FileExistsError):
             where.mkdir(mode=0o700, parents=True)
     return Store(Catalog.open(where, create=create))
-
-
-def settings_of(info: FilesystemInfo) -> Settings:
-    """What the filesystem's properties decide for its engine."""
-
-    def exact(name: str) -> str:
-        return info.property(name).parsable
-
-    return Settings(
-        txg_interval_s=float(exact("txg_interval")),
-        dirty_bytes_max=int(exact("dirty_max")),
-        chunk_shift=int(exact("recordsize")).bit_length() - 1,
-        collect=float(exact("gc_interval")) > 0,
-    )
 
 
 class Store:
@@ -353,7 +326,9 @@ class Store:
         mountpoint = holder.get("mountpoint") if holder else None
         disk = os.statvfs(info.folder)
         facts = filesystem_facts(state.accounts, also) | {
-            "available": str(disk.f_bavail * disk.f_frsize),
+            "available": str(
+                available(disk.f_bavail * disk.f_frsize, state.accounts, lambda name: info.property(name).parsable)
+            ),
             "mounted": "yes" if mountpoint else "no",
             "snapshot_count": str(len(state.snapshots)),
         }
@@ -376,6 +351,8 @@ class Store:
                 self.catalog.get(where, Command.SET)
             if "readonly" in changes:
                 self._check_unused(where, changes["readonly"])
+            for name in changes.keys() & {"quota", "refquota"}:
+                self._check_quota(where, name, props.parse(name, changes[name]))
         for target in targets:
             for name, text in changes.items():
                 self.change_property(target, name, text)
@@ -387,17 +364,31 @@ class Store:
         self._tell_mounts(target)
         return value
 
-    def change_property(self, target: str | FilesystemName | Scope, name: str, text: str | None) -> props.Value:
-        """Sets a property, or with None takes it away, and tells nobody.
+    def change_property(
+        self, target: str | FilesystemName | Scope, name: str, text: str | None, *, settle: bool = True
+    ) -> props.Value:
+        """Sets a property, or with None takes it away, and tells nobody.  `settle`: as for `snapshots`.
 
         `readonly` is what a filesystem is opened by: where it would change for one that is in use, `Busy` names by
         whom.
         """
         if name == "readonly":
             self._check_unused(props_target(target), None if text is None else props.parse(name, text))
+        if name in ("quota", "refquota") and text is not None:
+            self._check_quota(props_target(target), name, props.parse(name, text), settle=settle)
         if text is None:
             return self.catalog.inherit_property(target, name)
         return self.catalog.set_property(target, name, text)
+
+    def _check_quota(self, where: FilesystemName | Scope, name: str, exact: str, *, settle: bool = True) -> None:
+        if isinstance(where, Scope):
+            if name == "quota":
+                raise InvalidArgument(f"quota of {where}: a namespace has none", hint="set it on filesystems")
+            return  # a default for those that have none of their own, whatever they use
+        info = self.catalog.get(where, Command.SET)
+        if settle:
+            self._settle(info)
+        check_quota(where, name, exact, committed_state(info.folder).accounts)
 
     def _check_unused(self, where: FilesystemName | Scope, exact: str | None) -> None:
         for info in self.catalog.list(where) if isinstance(where, Scope) else [self.catalog.get(where)]:
@@ -432,43 +423,7 @@ class Store:
 
         With `ask` each mount is asked whether it has failed; without, nobody is waited for.
         """
-        out = []
-        for info in self.catalog.list():
-            holder = self.catalog.holder(info)
-            if holder is not None:
-                out.append(self._holder_status(info, holder, ask=ask))
-            for view in live_views(info.folder):
-                mountpoint = str(view.get("mountpoint") or "-")
-                out.append(
-                    MountStatus(f"{info.name}@{view.get('name')}", mountpoint, int(view.get("pid") or 0), "snapshot")
-                )
-        return out
-
-    def _holder_status(
-        self, info: FilesystemInfo, holder: Mapping[str, str | int | float | None], *, ask: bool
-    ) -> MountStatus:
-        status = MountStatus(
-            str(info.name),
-            str(holder.get("mountpoint") or "-"),
-            int(holder.get("pid") or 0),
-            str(holder.get("kind") or "-"),
-        )
-        where = holder.get("socket")
-        if ask and isinstance(where, str):
-            try:
-                with connect(Path(where), timeout_s=5.0) as mount:
-                    answer = mount.call("info")
-                told = answer if isinstance(answer, dict) else {}
-                failed, warnings = told.get("failed"), told.get("warnings")
-                status = replace(
-                    status,
-                    failed=failed if isinstance(failed, str) else None,
-                    warnings=tuple(map(str, warnings)) if isinstance(warnings, list) else (),
-                )
-            except (NotFound, StoreError) as error:  # it is just beginning, ending, or stuck
-                if self.catalog.holder(info) is not None:
-                    status = replace(status, failed=f"does not answer: {error}")
-        return status
+        return statuses(self.catalog, ask=ask)
 
 
 def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope:

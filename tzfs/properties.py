@@ -86,6 +86,8 @@ class Property:
     choices: tuple[str, ...] = ()
     effect: Effect = Effect.NEVER
     snapshots: bool = False
+    limit: bool = False  # it may be `none`, exactly 0
+    own: bool = False  # what is set above does not hold for it
 
     @property
     def settable(self) -> bool:
@@ -93,8 +95,8 @@ class Property:
 
     @property
     def inheritable(self) -> bool:
-        """Every property that can be set is inherited."""
-        return self.settable
+        """Whether what is set on the namespace or the store holds for it."""
+        return self.settable and not self.own
 
     @property
     def values(self) -> str:
@@ -103,6 +105,8 @@ class Property:
             return " | ".join(self.choices)
         if self.low is None or self.high is None:
             return self.kind.value
+        if self.limit:
+            return f"none | {self.kind.value}"
         bounds = f"{human(self, units.exact(self.low))} - {human(self, units.exact(self.high))}"
         return f"{bounds}, a power of two" if self.power_of_two else bounds
 
@@ -143,6 +147,11 @@ def _setting(
 ) -> Property:
     least, most = (None if bound is None else Decimal(bound) for bound in (low, high))
     return Property(name, kind, help, default, least, most, power_of_two, tuple(choices), effect)
+
+
+def _limit(name: str, kind: Kind, help: str, *, own: bool = False) -> Property:
+    most = Decimal((1 << 63) - 1)
+    return Property(name, kind, help, "0", Decimal(1), most, effect=Effect.AT_ONCE, limit=True, own=own)
 
 
 def _fact(name: str, kind: Kind, help: str, *, snapshots: bool = False) -> Property:
@@ -211,6 +220,12 @@ _ALL: Final = (
         "whether listings of the root show .zfs",
         choices=("hidden", "visible"),
     ),
+    _limit(
+        "quota", Kind.SIZE, "what it may be charged, its snapshots included; of /: all filesystems together", own=True
+    ),
+    _limit("refquota", Kind.SIZE, "what it may be charged without its snapshots"),
+    _limit("inode_quota", Kind.INTEGER, "how many files, directories and other inodes it may have"),
+    _limit("snapshot_limit", Kind.INTEGER, "how many snapshots it may have"),
     _setting("readonly", Kind.CHOICE, "off", Effect.NEXT_MOUNT, "refuse every change", choices=("off", "on")),
     _setting(
         "gc_interval",
@@ -323,7 +338,9 @@ def parse(name: str, text: str) -> str:
         if text not in native.choices:
             raise _refused(native, text)
         return text
-    number = units.parse_size(text) if native.kind is Kind.SIZE else units.parse_seconds(text)
+    if native.limit and text in ("none", "0"):
+        return "0"
+    number = _PARSERS[native.kind](text)
     if number is None:
         raise _refused(native, text)
     assert native.low is not None
@@ -333,6 +350,13 @@ def parse(name: str, text: str) -> str:
     if native.power_of_two and int(number) & (int(number) - 1):
         raise _refused(native, text)
     return units.exact(number)
+
+
+_PARSERS: Final = {
+    Kind.SIZE: units.parse_size,
+    Kind.SECONDS: units.parse_seconds,
+    Kind.INTEGER: units.parse_integer,
+}
 
 
 def _parse_user(name: str, text: str) -> str:
@@ -356,6 +380,8 @@ def human(native: Property, exact: str, *, zone: datetime.tzinfo | None = None) 
 
     Times are in `zone`, by default the local one.
     """
+    if native.limit and exact == "0":
+        return "none"
     try:
         if native.kind is Kind.SIZE:
             return units.human_size(int(exact))
@@ -401,6 +427,8 @@ def lookup(name: str, layers: Sequence[Layer], facts: Mapping[str, str]) -> Valu
 def _native(native: Property, layers: Sequence[Layer], facts: Mapping[str, str]) -> Value:
     if not native.settable:
         return Value(native.name, facts.get(native.name), COMPUTED)
+    if native.own:
+        layers = [(source, values) for source, values in layers if source == LOCAL]
     return _set_in(native.name, layers) or Value(native.name, native.default, DEFAULT)
 
 

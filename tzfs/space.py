@@ -5,10 +5,12 @@ Everything is exact for the tables that the accounts were read from.  Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tzfs.engine.accounting import Accounts
+from tzfs.errors import QuotaExceeded
 from tzfs.properties import WRITTEN_SINCE
+from tzfs.units import human_size
 
 
 def ratio(logical: int, charged: int) -> str:
@@ -32,6 +34,25 @@ def filesystem_facts(accounts: Accounts, also: Iterable[str] = ()) -> dict[str, 
         "refcompressratio": ratio(logical.referenced, charged.referenced),
     }
     return facts | _written(accounts, also, None)
+
+
+def available(disk: int, accounts: Accounts, exact: Callable[[str], str]) -> int:
+    """What can still be written: of `disk` bytes, what the filesystem's quotas leave; `exact` has its properties."""
+    for name, used in (("quota", accounts.charged.used), ("refquota", accounts.charged.referenced)):
+        most = int(exact(name))
+        if most:
+            disk = min(disk, max(0, most - used))
+    return disk
+
+
+def check_quota(what: object, name: str, exact: str, accounts: Accounts) -> None:
+    """Whether the quota `name` may become `exact`: not less than what is used already, as in ZFS."""
+    used = accounts.charged.used if name == "quota" else accounts.charged.referenced
+    if exact != "0" and int(exact) < used:
+        raise QuotaExceeded(
+            f"cannot set {name} of {what} to {human_size(int(exact))}: {human_size(used)} are used",
+            hint=f"at least {used}, or none",
+        )
 
 
 def snapshot_facts(accounts: Accounts, name: str, also: Iterable[str] = ()) -> dict[str, str]:

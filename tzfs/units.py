@@ -36,6 +36,11 @@ def parse_seconds(text: str) -> Decimal | None:
     return number if number == number.quantize(Decimal("0.000001")) else None
 
 
+def parse_integer(text: str) -> Decimal | None:
+    """A number of things, in digits alone; None if it is none."""
+    return Decimal(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
+
+
 def exact(number: Decimal) -> str:
     """The shortest decimal without an exponent."""
     text = format(number, "f")

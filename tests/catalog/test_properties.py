@@ -30,7 +30,7 @@ def test_every_property_says_what_it_is_and_when_a_change_counts() -> None:
     for native in NATIVE.values():
         assert native.help
         assert native.help == native.help.strip()
-        assert native.settable == (native.effect is not Effect.NEVER) == native.inheritable
+        assert native.settable == (native.effect is not Effect.NEVER) == (native.inheritable or native.own)
         if native.settable:
             assert native.values
             assert native.choices or (native.low is not None and native.high is not None)
@@ -58,6 +58,11 @@ def test_every_property_says_what_it_is_and_when_a_change_counts() -> None:
         ("txg_interval", "10s", "10", "10s"),
         ("snapdir", "visible", "visible", "visible"),
         ("readonly", "on", "on", "on"),
+        ("quota", "none", "0", "none"),
+        ("quota", "0", "0", "none"),
+        ("quota", "1.5G", "1610612736", "1.50G"),
+        ("inode_quota", "100000", "100000", "100000"),
+        ("snapshot_limit", "none", "0", "none"),
         ("atime", "off", "off", "off"),
     ],
 )
@@ -93,6 +98,10 @@ def test_a_value_has_one_exact_spelling_and_a_human_one(name: str, text: str, ex
         ("txg_interval", "inf"),
         ("txg_interval", "1h"),
         ("snapdir", "Visible"),
+        ("quota", "8E"),
+        ("quota", "off"),
+        ("inode_quota", "1K"),
+        ("snapshot_limit", "-1"),
         ("readonly", "yes"),
         ("atime", "on"),
     ],
@@ -216,6 +225,14 @@ def test_the_nearest_value_counts_and_source_says_where_it_is() -> None:
     assert list(found) == [*NATIVE, "a:both", "a:far", "a:near"]
     for name, value in found.items():
         assert properties.lookup(name, LAYERS, {"type": "filesystem", "used": "1536"}) == value
+
+
+def test_a_quota_is_not_inherited_and_the_other_limits_are() -> None:
+    layers: list[properties.Layer] = [(properties.LOCAL, {}), ("inherited from /", {"quota": "5", "refquota": "6"})]
+    found = properties.resolve(layers, {})
+    assert (found["quota"].exact, found["quota"].source) == ("0", "default")
+    assert (found["refquota"].exact, found["refquota"].source) == ("6", "inherited from /")
+    assert properties.lookup("quota", [(properties.LOCAL, {"quota": "5"})], {}).exact == "5"
 
 
 def test_a_user_property_that_is_set_nowhere_has_no_value() -> None:

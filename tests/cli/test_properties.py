@@ -28,7 +28,9 @@ def test_get_all_has_every_native_property(ws: CommandLine) -> None:
 @pytest.mark.parametrize("native", [p for p in NATIVE.values() if p.settable], ids=lambda p: p.name)
 def test_every_property_takes_its_bounds_and_nothing_beyond(ws: CommandLine, native: object) -> None:
     p = NATIVE[getattr(native, "name", "")]
-    if p.choices:
+    if p.limit:
+        good, bad = ["0", str(p.high), "4503599627370496"], [str((p.high or 0) + 1), "", "-1", "x", "1e3", "off"]
+    elif p.choices:
         good, bad = list(p.choices), ["", "no such choice"]
     else:
         assert p.low is not None

@@ -13,6 +13,7 @@ from tzfs.engine import reads, slices
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.head import S_IFDIR, S_IFMT, S_IFREG, Head
 from tzfs.engine.reads import ReadPlan
+from tzfs.engine.versions import extent_charge
 from tzfs.errors import (
     AttributeTooBig,
     Exists,
@@ -200,6 +201,7 @@ class Attributes:
         stored: Value = bytes(value)
         if len(value) > INLINE_VALUE_BYTES_MAX:
             extent = head.payload.allocate(len(value))
+            head.flushed_bytes += extent_charge(len(value))
             try:
                 head.payload.write([(extent, value)])
             except BaseException:

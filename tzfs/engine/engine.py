@@ -25,6 +25,7 @@ from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import Settings
 from tzfs.engine.listing import Listings
 from tzfs.engine.namespace import Namespace
+from tzfs.engine.quotas import Quotas, Usage
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.replay import redo_operations
 from tzfs.engine.rollback import Rollback
@@ -99,6 +100,8 @@ class Engine:
         self._reclaimer = Reclaimer(head, rows, namespace)
         self.task_rows = TaskRows(head)
         self.compactor = Compactor(head, self._txg)
+        self._quotas = quotas = Quotas(head, self._commit, self._free_some)
+        snapshots.admit = quotas.check_snapshot
 
         self.lookup = namespace.lookup
         self.find = namespace.find
@@ -133,6 +136,15 @@ class Engine:
     @property
     def settings(self) -> Settings:
         return self._head.settings
+
+    def configure(self, settings: Settings) -> None:
+        """Goes on with other settings, quotas among them."""
+        self._head.settings = settings
+        self._quotas.apply()
+
+    def usages(self) -> list[Usage]:
+        """How far each quota that is set is used."""
+        return self._quotas.usages(len(self._snapshots.all()))
 
     @property
     def counters(self) -> Counters:
@@ -225,6 +237,9 @@ class Engine:
         self._txg.commit(finish)
         self._reclaimer.committed()
 
+    def _free_some(self) -> bool:
+        return self._reclaimer.removing and (self._reclaimer.step() or True)
+
     def check(self) -> None:
         """`MountFailed` where the engine has failed: for a request that asks nothing else of it."""
         self._head.check()
@@ -281,13 +296,22 @@ class Engine:
         self._reclaimer.unpin(pin)
 
     def statfs(self) -> StatFs:
-        """Used is what the filesystem is charged; free is what the disk below has."""
+        """Used is what the head is charged; free is what the disk below has, or what the quotas leave of it.
+
+        So the size of a filesystem with a quota is that quota, less what only its snapshots hold.
+        """
         self._head.check()
         available, free = self._disk()
+        left = self._quotas.free_bytes()
+        if left is not None:
+            available, free = min(available, left), min(free, left)
         block = limits.PAGE_BYTES
-        used = (self._head.counters.bytes + self._head.dirty_bytes + block - 1) // block
+        used = (self._head.counters.bytes + self._head.uncommitted_bytes + block - 1) // block
         inodes = self._head.counters.inodes
         inodes_free = min(limits.INO_MAX - self._head.counters.next_ino, available // 1024)
+        left = self._quotas.free_inodes()
+        if left is not None:
+            inodes_free = min(inodes_free, left)
         return StatFs(
             block, used + free // block, free // block, available // block, inodes + inodes_free, inodes_free,
             limits.NAME_BYTES_MAX,

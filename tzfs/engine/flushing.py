@@ -112,6 +112,7 @@ class Flusher:
                     extent = head.payload.allocate(hi - lo)
                     entries.append(_Entry(contents, index, chunk, buffer, lo, hi, extent))
                     total += hi - lo
+                head.flushed_bytes += buffer.disk_bytes
                 chunk.flushing = buffer
         head.dirty_bytes = 0
         if not entries:

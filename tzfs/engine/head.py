@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.versions import Versions
-from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, Stale
+from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, QuotaExceeded, Stale
 from tzfs.format.counters import Counters
 from tzfs.format.keys import DataId, Epoch, Ino
 from tzfs.format.operations import Operation
@@ -49,6 +49,10 @@ class Settings:
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX_DEFAULT
     dirty_rows_max: int = limits.DIRTY_ROWS_MAX
     chunk_shift: int = limits.CHUNK_SHIFT_DEFAULT
+    quota_bytes: int = 0  # of this and the next three 0 means none; `quotas` has what they are
+    refquota_bytes: int = 0
+    inodes_max: int = 0
+    snapshots_max: int = 0
     collect: bool = True  # whether commits are followed by background work that nobody asked for
 
 
@@ -81,8 +85,11 @@ class Head:
         self.versions.begin(txn)
         self.referenced: Callable[[int], bool] = lambda ino: False
         self.thread = threading.get_ident()
-        self.admit: Callable[[int], None] = lambda nbytes: None  # both are set by the committer
+        self.admit: Callable[[int], None] = lambda nbytes: None  # set by the committer, as the next two
         self.pace: Callable[[], None] = lambda: None
+        self.reserve: Callable[[int], None] = lambda nbytes: None
+        self.room: Callable[[int], None] | None = None  # the quotas' say in `admit`; None where there are none
+        self.inodes_max = 0  # set by the quotas, as `room` is: what is replayed from the log has been admitted
         self.failed: str | None = None
         self.staging: Epoch | None = (
             None  # above the head, rows are being written that it is to become: it is read only
@@ -92,6 +99,7 @@ class Head:
         self.dirty = False
         self.dirty_rows = 0
         self.dirty_bytes = 0
+        self.flushed_bytes = 0  # of extents that were written since the last commit: they are charged with the next
         self.dirty_since_ns = 0
         self.logged = 0  # operations since the last commit that the redo log has
         self.unlogged: list[Operation] | None = []  # those it has not; None: too many, or not all of them are known
@@ -209,8 +217,19 @@ class Head:
             self.inodes[ino] = inode
             self.dirty_rows += 2
 
+    @property
+    def uncommitted_bytes(self) -> int:
+        """What of payload the next commit will charge, at most."""
+        return self.dirty_bytes + self.flushed_bytes
+
     def check_inos(self) -> None:
-        """`LimitReached` where no inode number is left; before the first change."""
+        """`LimitReached` where no inode number is left, or none may be used; before the first change."""
+        most = self.inodes_max
+        if most and self.counters.inodes >= most:
+            raise QuotaExceeded(
+                f"the filesystem has {self.counters.inodes} inodes, and inode_quota is {most}",
+                hint="remove files, or raise it: tzfs set inode_quota=",
+            )
         if self.counters.next_ino > limits.INO_MAX:
             raise LimitReached(
                 f"all {limits.INO_MAX} inode numbers of the filesystem have been given",

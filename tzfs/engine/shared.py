@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from tzfs.format import keys, records
-from tzfs.format.keys import Table
+from tzfs.format.keys import LIVE, Table
 from tzfs.format.records import Shared
 from tzfs.store.interface import ReadTransaction, WriteTransaction
 
@@ -26,6 +26,7 @@ class SharedExtents:
 
     def __init__(self) -> None:
         self.any = False
+        self.hidden_bytes = 0  # added to the charge that is in no cell; the quotas know from what on
         self._txn: WriteTransaction
         self._rows: dict[int, Shared | None] = {}
 
@@ -51,6 +52,7 @@ class SharedExtents:
 
     def put(self, extent: int, shared: Shared | None) -> None:
         """What the extent's row says from now on; None: it has one lifetime again."""
+        self.hidden_bytes += hidden(shared) - hidden(self.get(extent))
         self.any = True
         self._rows[extent] = shared
 
@@ -64,6 +66,11 @@ class SharedExtents:
                 body = records.pack_shared(shared)
                 self._txn.put(Table.SHARED, key, records.seal(Table.SHARED, key, body))
         self._rows.clear()
+
+
+def hidden(shared: Shared | None) -> int:
+    """The charge of an extent that no cell has: none of its lifetimes, of which there are several, is live."""
+    return 0 if shared is None or LIVE in shared.lifetimes.values() else shared.charge
 
 
 def any_shared(txn: ReadTransaction) -> bool:

@@ -37,6 +37,7 @@ class Snapshots:
 
     def __init__(self, head: Head, commit: Callable[[Callable[[], None]], None]) -> None:
         self._head, self._commit = head, commit
+        self.admit: Callable[[int], None] = lambda number: None  # whether there may be one more: the quotas' say
         self._by_name = read_snapshots(head.txn)
         head.versions.snapshots = sorted(s.epoch for s in self._by_name.values())
 
@@ -67,7 +68,9 @@ class Snapshots:
             raise InvalidArgument(f"a snapshot's name has 1 to {limits.SNAPSHOT_NAME_BYTES_MAX} bytes")
         if name in self._by_name:
             raise Exists(f"snapshot {name!r} exists")
-        head.admit(limits.PAGE_BYTES)
+        self.admit(len(self._by_name))
+        head.pace()
+        head.reserve(limits.PAGE_BYTES)
         guid, given = os.urandom(16), dict(properties or {})
         records.pack_snapshot(Snapshot(head.epoch, guid, 0, 0, 0, 0, given))  # too long properties are refused now
         made: list[Snapshot] = []

@@ -66,7 +66,7 @@ class TxgCommitter:
         self.tight = False  # no room for a commit of the largest size
         self._payload_reserved = 0
         self.commits = 0
-        head.admit, head.pace = self.admit, self.pace
+        head.admit, head.pace, head.reserve = self.admit, self.pace, self.reserve
 
     def put_superblock(self, superblock: Superblock) -> None:
         """A feature comes into use, or out of it, with the group that is being built."""
@@ -93,11 +93,14 @@ class TxgCommitter:
     # -- space -----------------------------------------------------------------------------------------------------
 
     def admit(self, nbytes: int) -> None:
-        """Room for `nbytes` more of payload, or for a few more rows; `NoSpace` before anything has changed.
+        """Room for `nbytes` more of payload, or for a few more rows, on the disk and within the quotas; `NoSpace` and
+        `QuotaExceeded` before anything has changed.
 
         Called by every operation that adds, before it changes anything.
         """
         self.pace(nbytes)
+        if self._head.room is not None:
+            self._head.room(nbytes)
         self.reserve(nbytes)
 
     def reserve(self, nbytes: int) -> None:
@@ -286,7 +289,7 @@ class TxgCommitter:
         head.dirty_inodes.clear()
         head.orphans_changed.clear()
         head.dirty = False
-        head.dirty_rows = head.dirty_bytes = 0
+        head.dirty_rows = head.dirty_bytes = head.flushed_bytes = 0
         head.first_ino, head.first_data = head.counters.next_ino, head.counters.next_data
         head.counters.txg = Txg(head.counters.txg + 1)
         if len(head.inodes) > limits.CACHED_INODES_MAX:

@@ -69,6 +69,7 @@ class Versions:
         self.oldest_bookmark: int | None = None
         self.txn: WriteTransaction
         self.live_bytes_delta = 0
+        self.charged_bytes = 0  # added to all cells together; the quotas know from what on
         self.shared = SharedExtents()
         self._drift = drift
         self._rows: dict[Table, list[tuple[bytes, bytes]]] = {}  # (key, body)
@@ -407,6 +408,7 @@ class Versions:
         self._row(Table.DEAD, key, records.pack_plain(Table.DEAD, charge))
 
     def _count(self, death: int, birth: int, count: int, size: int) -> None:
+        self.charged_bytes += size
         if death == LIVE:
             self.live_bytes_delta += size
         cell = self._cells.get((death, birth))
@@ -421,6 +423,11 @@ class Versions:
         use[0] += count
         use[1] += size
         use[2] = max(use[2], keys.extent_offset(extent) + extent_bytes)
+
+    @property
+    def unsettled_bytes(self) -> int:
+        """What `settle` would add to all cells together."""
+        return sum(size for _, size in self._cells.values())
 
     def settle(self) -> None:
         """Deletes and writes the rows collected so far, in key order; brings cells and segment counters up to date."""

@@ -1,0 +1,180 @@
+"""Quotas: how much a filesystem may be charged, and how many inodes and snapshots it may have.
+
+    quota           all it is charged, its snapshots included
+    refquota        what the head is charged
+    inode quota     inodes with a name
+    snapshot limit  snapshots
+
+An operation that adds asks before it changes anything, and is refused with `QuotaExceeded`.  What removes never asks,
+so that a filesystem at its quota can be emptied; where snapshots keep what is removed, `used` may so exceed the quota
+by the rows that say that it is gone.
+
+What is charged is exact for what is committed.  What is not is taken for what it may cost at most: its payload in whole
+pages, and `ROW_BYTES` for each dirty row.  Only where that does not fit is the group committed, so that what it really
+costs is known, and what it has freed is free; then what was destroyed or cut off and waits to be freed is helped along.
+So an overwrite needs room for the new bytes before it gives the old ones back, and nothing is refused that fits.
+
+The usual case is two comparisons of numbers at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tzfs.engine.accounting import Accounts
+from tzfs.engine.head import Head
+from tzfs.engine.shared import hidden
+from tzfs.engine.snapshots import read_snapshots
+from tzfs.errors import QuotaExceeded
+from tzfs.format import records
+from tzfs.format.keys import Table
+
+ROW_BYTES: Final = 1024  # an inline file of a page counts as 4 rows; an inode or an entry takes at most 400
+UNLIMITED: Final = 1 << 64
+RECLAIM_STEPS: Final = 4  # of 8 ms each, that a refused operation waits for what is being given back
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How far a limit is used: `name` is the property's."""
+
+    name: str
+    used: int
+    limit: int
+
+    @property
+    def percent(self) -> int:
+        """Of the limit; whole, cut."""
+        return 100 * self.used // self.limit
+
+
+def crossed(usages: Sequence[Usage], percents: Sequence[int]) -> dict[str, tuple[int, Usage]]:
+    """For each limit that has reached one of `percents`: the highest that it has, and how far it is used.
+
+    Who warns once a crossing compares this with what it was the last time.
+    """
+    reached = {usage.name: ([p for p in percents if usage.percent >= p], usage) for usage in usages}
+    return {name: (max(percents_), usage) for name, (percents_, usage) in reached.items() if percents_}
+
+
+class Quotas:
+    """The quotas of a head, as its settings have them.  `apply` after each change of those."""
+
+    def __init__(self, head: Head, commit: Callable[[], None], free_some: Callable[[], bool]) -> None:
+        """`commit` commits; `free_some` does a bounded part of freeing what is gone, False where there is none."""
+        self._head, self._commit, self._free_some = head, commit, free_some
+        self._active = False
+        self.apply()
+
+    # -- limits ------------------------------------------------------------------------------------------------------
+
+    def apply(self) -> None:
+        """The settings have changed."""
+        settings = self._head.settings
+        if (settings.quota_bytes or settings.refquota_bytes) and not self._active:
+            self._sum()
+            self._active = True
+        self._head.inodes_max = settings.inodes_max
+        self._used_max = settings.quota_bytes or UNLIMITED
+        self._referenced_max = settings.refquota_bytes or UNLIMITED
+        self._head.room = self._check if self._used_max < UNLIMITED or self._referenced_max < UNLIMITED else None
+
+    def _sum(self) -> None:
+        """What is charged now, in cells and beside them; from here on it is added up."""
+        txn, versions = self._head.txn, self._head.versions
+        total = 0
+        for key, value in txn.range(Table.CELL, b""):
+            body = records.unseal(Table.CELL, key, value)
+            if body is not None:
+                total += records.unpack_plain(Table.CELL, key, body)[1]
+        versions.charged_bytes = total + versions.unsettled_bytes
+        versions.shared.hidden_bytes = 0
+        for key, value in txn.range(Table.SHARED, b""):
+            body = records.unseal(Table.SHARED, key, value)
+            if body is not None:
+                versions.shared.hidden_bytes += hidden(records.unpack_shared(key, body))
+
+    def _freeing(self) -> int:
+        """What is charged and nobody sees any more."""
+        txn = self._head.txn
+        if next(iter(txn.range(Table.DESTROY, b"")), None) is None:
+            return 0
+        return Accounts(txn, read_snapshots(txn), self._head.epoch).charged.freeing
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _used(self) -> int:
+        return self._head.versions.charged_bytes + self._head.versions.shared.hidden_bytes
+
+    @property
+    def _referenced(self) -> int:
+        return self._head.counters.bytes + self._head.versions.live_bytes_delta
+
+    def _fits(self, more: int) -> bool:
+        return self._used + more <= self._used_max and self._referenced + more <= self._referenced_max
+
+    def _check(self, nbytes: int) -> None:
+        head = self._head
+        if self._fits(head.uncommitted_bytes + ROW_BYTES * head.dirty_rows + nbytes):
+            return
+        if head.dirty:
+            self._commit()
+        for _ in range(RECLAIM_STEPS):
+            if self._fits(nbytes) or not self._free_some():
+                break
+            self._commit()
+        if self._fits(nbytes):
+            return
+        if self._used - self._freeing() + nbytes > self._used_max:
+            raise QuotaExceeded(
+                f"the quota of {self._used_max} bytes is used up: {self._used} are charged, snapshots included",
+                hint="destroy snapshots, remove files, or raise it: tzfs set quota=",
+            )
+        if self._referenced + nbytes > self._referenced_max:
+            raise QuotaExceeded(
+                f"the refquota of {self._referenced_max} bytes is used up: {self._referenced} are charged",
+                hint="remove files, or raise it: tzfs set refquota=",
+            )
+
+    def free_bytes(self) -> int | None:
+        """What can still be written; None where no quota says so."""
+        if self._head.room is None:
+            return None
+        used, referenced = self._used, self._referenced
+        left = min(self._used_max - used, self._referenced_max - referenced)
+        if left < self._referenced_max - referenced and left < self._head.uncommitted_bytes + (1 << 20):
+            left = min(self._used_max - used + self._freeing(), self._referenced_max - referenced)
+        return max(0, left - self._head.uncommitted_bytes)
+
+    # -- numbers -----------------------------------------------------------------------------------------------------
+
+    def free_inodes(self) -> int | None:
+        """How many more inodes there may be; None without a quota."""
+        most = self._head.settings.inodes_max
+        return max(0, most - self._head.counters.inodes) if most else None
+
+    def check_snapshot(self, number: int) -> None:
+        """Whether there may be one snapshot more than `number`."""
+        most = self._head.settings.snapshots_max
+        if most and number >= most:
+            raise QuotaExceeded(
+                f"there are {number} snapshots, and snapshot_limit is {most}",
+                hint="destroy some, or raise it: tzfs set snapshot_limit=",
+            )
+
+    def usages(self, snapshots: int) -> list[Usage]:
+        """How far each limit that is set is used; the filesystem has `snapshots` of them."""
+        settings, head = self._head.settings, self._head
+        found = []
+        if settings.quota_bytes:
+            found.append(Usage("quota", self._used - self._freeing() + head.uncommitted_bytes, settings.quota_bytes))
+        if settings.refquota_bytes:
+            found.append(Usage("refquota", self._referenced + head.uncommitted_bytes, settings.refquota_bytes))
+        if settings.inodes_max:
+            found.append(Usage("inode_quota", head.counters.inodes, settings.inodes_max))
+        if settings.snapshots_max:
+            found.append(Usage("snapshot_limit", snapshots, settings.snapshots_max))
+        return found

@@ -1,0 +1,24 @@
+"""What a filesystem's properties decide for its engine."""
+
+from __future__ import annotations
+
+from tzfs.catalog import FilesystemInfo
+from tzfs.engine.engine import Settings
+
+
+def settings_of(info: FilesystemInfo) -> Settings:
+    """What the filesystem's properties decide for its engine."""
+
+    def exact(name: str) -> str:
+        return info.property(name).parsable
+
+    return Settings(
+        txg_interval_s=float(exact("txg_interval")),
+        dirty_bytes_max=int(exact("dirty_max")),
+        chunk_shift=int(exact("recordsize")).bit_length() - 1,
+        collect=float(exact("gc_interval")) > 0,
+        quota_bytes=int(exact("quota")),
+        refquota_bytes=int(exact("refquota")),
+        inodes_max=int(exact("inode_quota")),
+        snapshots_max=int(exact("snapshot_limit")),
+    )
