@@ -91,6 +91,14 @@ class Committer:
             await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
             return self._finish(lambda: self._engine.snapshot(name, properties))
 
+    async def change(self, act: Callable[[], T]) -> T:
+        """Calls `act`, which changes the engine and commits it, with little left to flush."""
+        async with self._lock:
+            await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
+            answer = self._finish(act)
+        self.changed()
+        return answer
+
     def _finish(self, commit: Callable[[], T]) -> T:
         upto = self._asked
         began = time.perf_counter()

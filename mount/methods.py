@@ -4,7 +4,7 @@ The methods are faces of the engine, of the committer and of `tzfs.management`; 
 that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
 
     every mount             ping, info, stats, unmount
-    of a filesystem         snapshot.create, snapshot.list, sync, settle, gc, check, archive,
+    of a filesystem         snapshot.create, snapshot.list, sync, settle, gc, check, archive, those of `marking`,
                             property.get, .set, .inherit, .changed
 """
 
@@ -28,6 +28,7 @@ from tzfs.lifecycle import Command, check
 from tzfs.management import Collected, Store, open_store
 from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
+from tzfs.mount.marking import marking_methods
 from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
 from tzfs.mount.statistics import statistics
 from tzfs.names import check_snapshot_component
@@ -75,6 +76,7 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
     return table | {
         "snapshot.create": method(Create, m.snapshot_create),
         "snapshot.list": method(Nothing, m.snapshot_list),
+        **marking_methods(mount.operations, m.writing),
         "sync": method(Nothing, m.sync),
         "settle": method(Nothing, m.settle),
         "gc": reporting(Nothing, m.gc),
@@ -137,7 +139,7 @@ class _Methods:
 
     # -- what was written --------------------------------------------------------------------------------------------
 
-    def _writing(self, what: str) -> tuple[Engine, Committer]:
+    def writing(self, what: str) -> tuple[Engine, Committer]:
         mount = self._mount
         if mount.writer is None or mount.committer is None:
             raise ReadOnly(
@@ -149,7 +151,7 @@ class _Methods:
     async def snapshot_create(self, params: Create) -> Json:
         name = check_snapshot_component(params["name"])
         properties = {key: props.parse(key, text) for key, text in params.get("properties", {}).items()}
-        _, committer = self._writing("snapshot")
+        _, committer = self.writing("snapshot")
         await self._mount.write_out()
         return _snapshot(name, await committer.snapshot(name, properties))
 
@@ -171,7 +173,7 @@ class _Methods:
 
     async def gc(self, params: Nothing, report: Report) -> Json:
         """What was collected; and how much so far, while it goes on."""
-        engine, _ = self._writing("collect garbage in")
+        engine, _ = self.writing("collect garbage in")
         reclaimer, began_ns = engine.reclaimer, time.time_ns()
         before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
         orphans = engine.orphans

@@ -86,6 +86,12 @@ class Views:
             number = self._numbers[text] = len(self._views)
         return number << limits.INO_BITS
 
+    def renamed(self, old: bytes, new: bytes) -> None:
+        """A snapshot has another name; whoever browses it goes on."""
+        number = self._numbers.pop(os.fsdecode(old), None)
+        if number is not None:
+            self._numbers[os.fsdecode(new)] = number
+
     def attributes(self, node: int) -> EntryAttributes:
         """The attributes of `.zfs` and `snapshot`: they change with the snapshots, of which nobody tells the kernel."""
         entry = EntryAttributes()

@@ -175,6 +175,12 @@ class Operations(pyfuse3.Operations):
         tree = self._views.tree_of(name)
         return self._told(parent, name, self._tree(tree).inode(ROOT), tree)
 
+    def snapshot_renamed(self, old: bytes, new: bytes) -> None:
+        """Its folder in `.zfs/snapshot` is the same under the new name; the kernel is yet to be told."""
+        self._views.renamed(old, new)
+        self.answers.unname(SNAPSHOTS_NODE, old)
+        self.answers.unname(SNAPSHOTS_NODE, new)
+
     async def forget(self, inode_list: Any) -> None:
         self.requests["forget"].count += 1
         for node, count in inode_list:

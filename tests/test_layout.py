@@ -85,9 +85,10 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.status": (*_STORE, *_CONTROL, "tzfs.catalog"),
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.status"),
-    "tzfs": (*_API, "tzfs.catalog", "tzfs.management"),
-    "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management", "tzfs"),
-    "tzfs.cli": (*_API, "tzfs.catalog", "tzfs.management", "tzfs", "tzfs.mount"),
+    "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
+    "tzfs": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking"),
+    "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management", "tzfs.marking", "tzfs"),
+    "tzfs.cli": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking", "tzfs", "tzfs.mount"),
 }
 
 # Who may use what does not come with Python; whatever is not here, nobody.

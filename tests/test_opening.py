@@ -12,7 +12,7 @@ from tzfs.engine.engine import Settings
 from tzfs.errors import ForeignStore
 from tzfs.format.keys import Table
 from tzfs.format.operations import Op, pack_operations
-from tzfs.format.superblock import FEATURES, SUPERBLOCK_KEY, SUPPORTED, Kind, pack_superblock
+from tzfs.format.superblock import SUPERBLOCK_KEY, Feature, Kind, pack_superblock
 from tzfs.layout import META
 from tzfs.opening import HeadReader, Writer, format_filesystem
 from tzfs.store.lease import Lease
@@ -28,7 +28,7 @@ def newer(tmp_path: Path) -> Path:
     folder = tmp_path / "fs"
     folder.mkdir()
     format_filesystem(folder, GUID)
-    unknown = next(f for f in FEATURES if f.kind is Kind.RO_COMPAT and f not in SUPPORTED)
+    unknown = Feature(Kind.RO_COMPAT, 40, "of a later version", "")
     meta = LmdbMeta(folder / META)
     txn = meta.begin_write()
     superblock = read_superblock(txn).with_features([unknown])

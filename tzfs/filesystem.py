@@ -26,7 +26,8 @@ from tzfs import limits
 from tzfs.engine.engine import Engine, StatFs
 from tzfs.errors import Exists, InvalidArgument, IsADirectory, NotFound
 from tzfs.format.keys import ROOT
-from tzfs.format.records import Inode, Snapshot
+from tzfs.format.records import Bookmark, Inode, Snapshot
+from tzfs.names import check_snapshot_component
 from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, to_stat
 
 
@@ -111,13 +112,35 @@ class FileSystem(Tree):
 
     def snapshot(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
         """A snapshot of everything done so far, durable when it returns.  `Exists`, `InvalidArgument`, `NoSpace`."""
-        from tzfs.names import check_snapshot_component
-
         return self._engine.snapshot(check_snapshot_component(name), properties)
 
     def snapshots(self) -> dict[str, Snapshot]:
         """All snapshots by name, oldest first."""
         return self._engine.snapshots()
+
+    def rename_snapshot(self, old: str, new: str) -> None:
+        """Gives a snapshot another name.  `NotFound`, `Exists`, `InvalidArgument`."""
+        self._engine.marks.rename(old, check_snapshot_component(new))
+
+    def hold(self, tag: str, *snapshots: str) -> None:
+        """Keeps snapshots from being destroyed until `release` of the same tag.  `NotFound`, `Exists`."""
+        self._engine.marks.hold(tag, snapshots)
+
+    def release(self, tag: str, *snapshots: str) -> None:
+        """Takes holds away.  `NotFound` where a snapshot has no such tag."""
+        self._engine.marks.release(tag, snapshots)
+
+    def bookmark(self, snapshot: str, name: str) -> Bookmark:
+        """What is left of a snapshot, to send later ones from it after it is gone.  `NotFound`, `Exists`."""
+        return self._engine.bookmarks.create(snapshot, check_snapshot_component(name))
+
+    def drop_bookmark(self, name: str) -> None:
+        """Destroys a bookmark; `NotFound`."""
+        self._engine.bookmarks.destroy([name])
+
+    def bookmarks(self) -> dict[str, Bookmark]:
+        """All bookmarks by name, that of the oldest snapshot first."""
+        return self._engine.bookmarks.all()
 
     def view(self, snapshot: str) -> SnapshotView:
         """A snapshot's tree, read-only, for as long as the filesystem is open.  `NotFound`."""

@@ -45,6 +45,9 @@ class Command(StrEnum):
     OPEN_SNAPSHOT = "open a snapshot of"
     RUN = "run in"
     SNAPSHOT = "snapshot"
+    HOLD = "hold a snapshot of"
+    RELEASE = "release a snapshot of"
+    BOOKMARK = "bookmark a snapshot of"
     SYNC = "sync"
     GC = "collect garbage in"
     CHECK = "check"
@@ -84,6 +87,9 @@ RULES: Final[Mapping[Command, Rule]] = {
     Command.OPEN_SNAPSHOT: Rule(_STEADY),
     Command.RUN: Rule(_WRITABLE),
     Command.SNAPSHOT: Rule(_WRITABLE),
+    Command.HOLD: Rule(_STEADY),  # what is archived keeps its snapshots, and may be told for how long
+    Command.RELEASE: Rule(_STEADY),
+    Command.BOOKMARK: Rule(_STEADY),
     Command.SYNC: Rule(_STEADY),
     Command.GC: Rule(_STEADY),  # gives space back, changes no contents
     Command.CHECK: Rule(_STEADY),

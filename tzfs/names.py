@@ -2,13 +2,14 @@
 
     filesystem   [NAMESPACE/]NAME       ws, team/ws
     snapshot     FILESYSTEM@SNAPSHOT    ws@before
+    bookmark     FILESYSTEM#BOOKMARK    ws#before
     scope        /  or  NAMESPACE/      where properties are set that filesystems inherit: the store, a namespace
 
-A component (namespace, name, snapshot) begins with a letter or a digit and goes on with letters, digits and `_-.:+`,
-in any script, in Unicode's composed form (NFC), so that two names that look the same to a keyboard are the same bytes.
-Nothing that a shell, a path or a table of columns treats specially can occur: no blank, no control character, no
-leading dash or dot, hence no `..`.  A whole filesystem name, and a snapshot's own, are at most 255 bytes of UTF-8: a
-snapshot's is also the name of a directory.
+A component (namespace, name, snapshot, bookmark) begins with a letter or a digit and goes on with letters, digits and
+`_-.:+`, in any script, in Unicode's composed form (NFC), so that two names that look the same to a keyboard are the
+same bytes.  Nothing that a shell, a path or a table of columns treats specially can occur: no blank, no control
+character, no leading dash or dot, hence no `..`.  A whole filesystem name, and a snapshot's own, are at most 255 bytes
+of UTF-8: a snapshot's is also the name of a directory.
 
 Everything that takes a name from outside parses it here, once, and passes the parsed form on; `str` gives the text
 back, and `parse(str(x)) == x`.  An error quotes the name in printable form, however hostile it is.
@@ -53,6 +54,17 @@ class SnapshotName:
 
     def __str__(self) -> str:
         return f"{self.filesystem}@{self.snapshot}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BookmarkName:
+    """A valid name of a bookmark in a filesystem."""
+
+    filesystem: FilesystemName
+    bookmark: str
+
+    def __str__(self) -> str:
+        return f"{self.filesystem}#{self.bookmark}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -104,8 +116,20 @@ def parse_snapshot(text: str) -> SnapshotName:
     return SnapshotName(parse_filesystem(filesystem), check_snapshot_component(snapshot))
 
 
+def parse_bookmark(text: str) -> BookmarkName:
+    """`FILESYSTEM#BOOKMARK`.  `InvalidArgument` or `NameTooLong` says what is wrong with it."""
+    what = "bookmark name"
+    _check_whole(text, what)
+    filesystem, mark, bookmark = text.partition("#")
+    if not mark or not filesystem:
+        raise _refused(text, what, "no filesystem and '#' stand before it", "give FILESYSTEM#BOOKMARK")
+    if "#" in bookmark:
+        raise _refused(text, what, "it has more than one '#'", "give FILESYSTEM#BOOKMARK")
+    return BookmarkName(parse_filesystem(filesystem), check_snapshot_component(bookmark))
+
+
 def check_snapshot_component(snapshot: str) -> str:
-    """The part after `@`, given back if it is valid."""
+    """The part after `@`, or a bookmark's after `#`, given back if it is valid."""
     what = "snapshot name"
     _check_whole(snapshot, what)
     _check_no_bookmark(snapshot, what)

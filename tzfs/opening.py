@@ -17,13 +17,14 @@ from typing import Self
 
 from tzfs import failpoints
 from tzfs.engine.accounting import Accounts
+from tzfs.engine.bookmarks import read_bookmarks
 from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
 from tzfs.errors import ForeignStore, NotFound
 from tzfs.format.counters import Counters
-from tzfs.format.records import Snapshot
+from tzfs.format.records import Bookmark, Snapshot
 from tzfs.layout import META, SEGMENTS
 from tzfs.store.lease import Lease, ViewHold
 from tzfs.store.lmdb_compaction import discard
@@ -257,6 +258,20 @@ def committed_state(directory: Path) -> CommittedState:
             read_superblock(txn).check(for_writing=False)
             counters, snapshots = read_counters(txn), read_snapshots(txn)
             return CommittedState(counters, snapshots, Accounts(txn, snapshots, counters.epoch))
+        finally:
+            txn.close()
+    finally:
+        meta.close()
+
+
+def committed_points(directory: Path) -> tuple[dict[str, Snapshot], dict[str, Bookmark]]:
+    """The snapshots and the bookmarks as last committed, without a lease; what `committed_state` has, and no sums."""
+    meta = LmdbMeta(directory / META, readonly=True)
+    try:
+        txn = meta.begin_read()
+        try:
+            read_superblock(txn).check(for_writing=False)
+            return read_snapshots(txn), read_bookmarks(txn)
         finally:
             txn.close()
     finally:

@@ -159,7 +159,7 @@ def _fact(name: str, kind: Kind, help: str, *, snapshots: bool = False) -> Prope
 
 
 _ALL: Final = (
-    _fact("type", Kind.TEXT, "filesystem or snapshot", snapshots=True),
+    _fact("type", Kind.TEXT, "filesystem, snapshot or bookmark", snapshots=True),
     _fact("creation", Kind.TIME, "when it was created", snapshots=True),
     _fact(
         "used", Kind.SIZE, "what it is charged, with its snapshots; of a snapshot: what it alone holds", snapshots=True

@@ -97,7 +97,7 @@ def test_json_has_every_property_exactly_or_the_columns_asked_for(listed: Comman
         (["alone@none"], 1, "no snapshot alone@none\nhint: tzfs list -t snapshot alone"),
         (["-o", "colour"], 1, "there is no property 'colour'"),
         (["-s", "colour"], 1, "there is no property 'colour'"),
-        (["-t", "bookmark"], 2, "'bookmark' is not one of 'filesystem', 'snapshot', 'all'"),
+        (["-t", "volume"], 2, "'volume' is not one of 'filesystem', 'snapshot', 'bookmark', 'all'"),
         (["--where", "recordsize"], 2, "'recordsize' is not PROPERTY=VALUE"),
         (["--where", "recordsize="], 2, "--where recordsize= needs a value"),
         (["--where", "recordsize=5"], 2, "property recordsize: '5' is not allowed"),

@@ -115,7 +115,7 @@ def test_set_takes_several_targets_and_looks_at_all_values_first(ws: CommandLine
         (["set", "recordsize=64K"], 2, "give PROPERTY=VALUE, and then what to set it on"),
         (["set", "other"], 2, "give PROPERTY=VALUE, and then what to set it on"),
         (["set", "other", "recordsize=64K"], 2, "give every PROPERTY=VALUE first"),
-        (["set", "a:b=1", "other@s"], 2, "'@' begins a snapshot's name"),
+        (["set", "a:b=1", "other@s"], 1, "no snapshot other@s"),
         (["set", f"a:b={'x' * 8192}", "other"], 1, "8192 bytes; at most 8191"),
         (["set", f"a:{'b' * 255}=x", "other"], 2, "longer than 256 bytes"),
         (["inherit", "used", "other"], 1, "property used is computed"),

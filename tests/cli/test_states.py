@@ -25,7 +25,7 @@ from tzfs.management import open_store
 
 # Columns: absent, CREATING, DELETING, ACTIVE, ARCHIVED; then ACTIVE and ARCHIVED mounted (the latter read-only).
 # +: done.  N: not there.  S: the state is named.  M: not mounted.  B: whoever has it is named.  X: there is one.
-# R: the read-only mount is named.
+# R: the read-only mount is named.  a: there is no such snapshot.
 COLUMNS: Final = ("absent", "making", "going", "active", "archived", "mounted", "readonly")
 TABLE: Final = {
     "create FS": " SSXXXX",
@@ -41,6 +41,10 @@ TABLE: Final = {
     "mount FS MNT": "NSS++BB",
     "umount FS": "NSSMM++",
     "snapshot FS@s": "NSS+S+S",
+    "hold keep FS@s": "NSS+a+a",
+    "holds FS@s": "NSS+a+a",
+    "bookmark FS@s #s": "NSS+a+a",
+    "release keep FS@s": "NSS+a+a",
     "sync FS": "NSS++++",
     "gc FS": "NSS+++R",
     "check FS": "NSS++++",
@@ -148,6 +152,7 @@ def _check(line: str, letter: str, answer: Answer, name: str, state: str) -> Non
     assert name in answer.err, told
     code, text = {
         "N": (1, "there is no such filesystem"),
+        "a": (1, "no snapshot"),
         "X": (1, f"there is one already, and it is {state}"),
         "S": (75, f"it is {state}"),
         "M": (75, "is not mounted"),

@@ -163,7 +163,7 @@ def cut_again(history: Recorded, recorder: Path, where: Path, *, seed: int, imag
 
 def test_the_record_replayed_is_the_folder_itself(recorder: Path, tmp_path: Path) -> None:
     kinds: set[Kind] = set()
-    for seed in range(2):
+    for seed in range(4):
         history = recorded(recorder, tmp_path / str(seed), seed, 150)
         disk = Disk(history.before)
         disk.follow(history.events)

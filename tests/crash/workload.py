@@ -38,7 +38,8 @@ MORE: Final = {
     "flush": 6,
     "compact": 6,
 }
-State = dict[str, str]  # "" is the head, the others are the snapshots: a digest of each
+MARKS: Final = "#"
+State = dict[str, str]  # a digest of each: "" is the head, MARKS what is said of snapshots, the others are snapshots
 
 
 class Formatted(DiskStores):
@@ -87,11 +88,31 @@ def small_batches(patch: pytest.MonkeyPatch) -> None:
 
 def state_of_model(model: Plain) -> State:
     named = {ino: node for ino, node in model.nodes.items() if ino not in model.orphans}
-    return {"": _digest(named), **{name: _digest(nodes) for name, nodes in model.snapshots.items()}}
+    said = {name: (sorted(model.holds.get(name, ())), model.labels.get(name, {})) for name in model.snapshots}
+    bookmarks = {name: epoch for name, (epoch, _) in model.bookmarks.items()}
+    return {
+        "": _digest(named),
+        MARKS: _marks(said, bookmarks),
+        **{name: _digest(nodes) for name, nodes in model.snapshots.items()},
+    }
 
 
 def state_of(engine: Engine) -> State:
-    return {"": _digest(_nodes(engine)), **{name: _digest(_nodes(engine.view(name))) for name in engine.snapshots()}}
+    said = {
+        name: (sorted(s.holds), {k: v for k, v in s.properties.items() if k != "test:a"})
+        for name, s in engine.snapshots().items()
+    }
+    bookmarks = {name: b.epoch for name, b in engine.bookmarks.all().items()}
+    return {
+        "": _digest(_nodes(engine)),
+        MARKS: _marks(said, bookmarks),
+        **{name: _digest(_nodes(engine.view(name))) for name in engine.snapshots()},
+    }
+
+
+def _marks(said: Mapping[str, tuple[list[str], dict[str, str]]], bookmarks: Mapping[str, int]) -> str:
+    text = repr(sorted((name, tags, sorted(labels.items())) for name, (tags, labels) in said.items()))
+    return hashlib.sha256((text + repr(sorted(bookmarks.items()))).encode()).hexdigest()
 
 
 def _nodes(source: Engine | View) -> dict[int, Node]:

@@ -9,7 +9,7 @@ from tzfs.engine.check.problems import Rule
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Table
 from tzfs.format.records import FLAG_INLINE, Snapshot
-from tzfs.format.superblock import SUPERBLOCK_KEY
+from tzfs.format.superblock import BOOKMARKS, SUPERBLOCK_KEY, pack_superblock, unpack_superblock
 from tzfs.native import record_sum
 
 
@@ -54,6 +54,22 @@ def _born_above_the_head(h: History) -> None:
     h.fs.cell(LIVE, 1, -1, -size)
     h.fs.cell(LIVE, 99, 1, size)
     h.fs.cell(99, 1, 1, size)
+
+
+def _bookmark_of_the_head(h: History) -> None:
+    ((_, value),) = h.fs.rows(Table.SYS, SUPERBLOCK_KEY)
+    superblock = unpack_superblock(value).with_features([BOOKMARKS])
+    h.fs.put_value(Table.SYS, SUPERBLOCK_KEY, pack_superblock(superblock))
+    bookmark = records.Bookmark(h.fs.counters().epoch, bytes(16), 0, 0)
+    h.fs.put(Table.BOOKMARK, b"ahead", records.pack_bookmark(bookmark))
+
+
+def _bookmark_unannounced(h: History) -> None:
+    h.fs.put(Table.BOOKMARK, b"mark", records.pack_bookmark(records.Bookmark(keys.Epoch(1), bytes(16), 0, 0)))
+
+
+def _bookmark_too_short(h: History) -> None:
+    h.fs.put(Table.BOOKMARK, b"mark", b"short")
 
 
 def _counter(h: History) -> None:
@@ -291,10 +307,13 @@ DAMAGES: list[tuple[Rule, Callable[[History], None]]] = [
     (Rule.RECORD, _record),
     (Rule.RECORD, _record_of_a_later_version),
     (Rule.RECORD, _record_too_short),
+    (Rule.RECORD, _bookmark_too_short),
     (Rule.KEY, _key),
     (Rule.KEY, _key_with_a_slash),
     (Rule.SUPERBLOCK, _no_superblock),
     (Rule.ID, _id_above),
+    (Rule.SUPERBLOCK, _bookmark_unannounced),
+    (Rule.ID, _bookmark_of_the_head),
     (Rule.ID, _born_above_the_head),
     (Rule.COUNTER, _counter),
     (Rule.CELL, _cell),

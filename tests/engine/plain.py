@@ -42,6 +42,9 @@ class Plain:
         self.orphans: set[int] = set()
         self.snapshots: dict[str, dict[int, Node]] = {}
         self.open: set[int] = set()
+        self.holds: dict[str, set[str]] = {}  # of snapshots
+        self.labels: dict[str, dict[str, str]] = {}
+        self.bookmarks: dict[str, tuple[int, list[int]]] = {}  # the epoch, and the inodes there were
 
     def copy(self) -> Plain:
         return copy.deepcopy(self)

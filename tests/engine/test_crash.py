@@ -32,7 +32,20 @@ POINTS = sorted(
     name
     for name in failpoints.KNOWN
     if name.split(".")[0]
-    in ("flush", "commit", "snapshot", "reclaim", "punch", "open", "segment", "meta", "redo", "staging", "compact")
+    in (
+        "flush",
+        "commit",
+        "snapshot",
+        "bookmark",
+        "reclaim",
+        "punch",
+        "open",
+        "segment",
+        "meta",
+        "redo",
+        "staging",
+        "compact",
+    )
     and name not in ELSEWHERE
 )
 SETTINGS = Settings(dirty_bytes_max=64 * limits.KIB)
@@ -68,6 +81,8 @@ def workload(engine: Engine) -> Iterator[State]:
             yield from there_and_back(engine)
         if step % 4 == 3 and f"s{step}" not in engine.snapshots():
             engine.snapshot(f"s{step}")
+        if step % 4 == 3:
+            mark(engine, f"s{step}")
         elif step % 2:
             engine.commit()
         else:
@@ -109,11 +124,24 @@ def there_and_back(engine: Engine) -> Iterator[State]:
         yield state_of(engine)
 
 
+def mark(engine: Engine, snapshot: str) -> None:
+    """A hold and a bookmark of the snapshot; the bookmark of the one before it goes, with what it has kept."""
+    if not engine.snapshots()[snapshot].holds:
+        engine.marks.hold("keep", [snapshot])
+    if older := engine.bookmarks.all().keys() - {snapshot}:
+        engine.bookmarks.destroy(older)
+    if snapshot not in engine.bookmarks.all():
+        engine.bookmarks.create(snapshot, snapshot)
+
+
 def state_of(engine: Engine) -> State:
     out = {}
     for name, inode in engine.readdir_plus(1, b"", 1000):
         out[name.decode()] = f"{engine.read(inode.ino, 0, 3).decode()} {inode.size}"
-    return out | {f"@{name}": str(s.inodes) for name, s in engine.snapshots().items()}
+    for snapshot, record in engine.snapshots().items():
+        out[f"@{snapshot}"] = str(record.inodes)
+        out |= {f"@{snapshot} held by {tag}": "" for tag in record.holds}
+    return out
 
 
 def open_engine(folder: Path) -> tuple[Engine, RedoLog, Segments, LmdbMeta]:

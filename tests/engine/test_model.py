@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.marking import MARKING_WEIGHTS, Marking
 from tests.engine.plain import ROOT, Node, Plain
 from tzfs import errors, limits
 from tzfs.engine.engine import Engine, Settings
@@ -81,7 +82,7 @@ class DiskStores:
         self.meta.close()
 
 
-class World:
+class World(Marking):
     """An engine and its model, side by side.  `committed` is the model as of the last commit."""
 
     def __init__(self, stores: MemoryStores | DiskStores) -> None:
@@ -126,7 +127,7 @@ class World:
     def apply(self, step: Step) -> None:
         what, a, b, c, d = step
         self.steps[what] = self.steps.get(what, 0) + 1
-        if what in ("commit", "snapshot", "restart", "crash"):
+        if what in ("commit", "snapshot", "restart", "crash", *MARKING_WEIGHTS):
             self._let_jobs_end()  # a commit waits for the job, which nobody else would run here
         getattr(self, f"do_{what}")(a, b, c, d)
         if what == "commit" or (self.engine.commits != self.commits and what not in ("crash", "restart")):
@@ -332,6 +333,7 @@ class World:
         c = self.engine.counters
         assert (c.inodes, c.files, c.directories, c.symlinks, c.others) == self.model.counted()
         assert self.engine.drift == []
+        self.check_marks()
 
     def verify(self) -> None:
         if self.engine.flushing is None:
@@ -379,6 +381,7 @@ WEIGHTS = {
     "create": 12, "mkdir": 4, "symlink": 3, "link": 4, "unlink": 8, "rmdir": 3, "rename": 8, "write": 20,
     "truncate": 8, "chmod": 2, "chown": 2, "setxattr": 4, "removexattr": 2, "open": 4, "forget": 5, "snapshot": 5,
     "commit": 6, "flush": 8, "background": 6, "restart": 1, "crash": 2,
+    **MARKING_WEIGHTS,
 }  # fmt: skip
 
 

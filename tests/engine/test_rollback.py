@@ -34,6 +34,9 @@ class TimeWorld(World):
         for name in self.model.snapshots:
             self.old_orphans.setdefault(name, set(self.model.orphans))
 
+    def retitled(self, old: str, new: str) -> None:
+        self.old_orphans[new] = self.old_orphans.pop(old)
+
     def _rolled_back(self, name: str) -> None:
         model = self.model
         kept = {ino: model.nodes[ino] for ino in model.orphans & self.old_orphans[name]}

@@ -11,10 +11,12 @@ from tzfs.format.keys import DataId, Epoch, Ino, Table, Txg
 from tzfs.format.records import (
     CODEC_RAW,
     FLAG_INLINE,
+    Bookmark,
     Inode,
     Shared,
     Slice,
     Snapshot,
+    pack_bookmark,
     pack_dirent,
     pack_inode,
     pack_plain,
@@ -51,6 +53,7 @@ SLICES = (
 )
 SHARED = Shared(8192, {Epoch(3): Epoch(5), Epoch(9): keys.LIVE})
 SNAPSHOT = Snapshot(Epoch(3), GUID, 1_700_000_000_000_000_000, 12, 2, 4096, {"agent:run": "7"}, {"keep": 5})
+BOOKMARK = Bookmark(Epoch(3), GUID, 1_700_000_000_000_000_000, 12)
 COUNTERS = Counters(Epoch(4), Txg(12), Ino(3), DataId(10), 3, 9, 2, 1, 1, 0, 0, 8192)
 SUPERBLOCK = Superblock(GUID.hex(), 1_700_000_000_000_000_000, "0.1.0", generation=2)
 CLONE = Superblock.new(
@@ -139,6 +142,7 @@ SAMPLES = {
     "shared": _sample(Table.SHARED, keys.shared(_EXTENT), pack_shared(SHARED), records.unpack_shared, SHARED),
     "segment": _numbers(Table.SEGMENT, keys.segment(2), 1, 8192, 36864),
     "snapshot": _sample(Table.SNAPSHOT, b"before", pack_snapshot(SNAPSHOT), records.unpack_snapshot, SNAPSHOT),
+    "bookmark": _sample(Table.BOOKMARK, b"before", pack_bookmark(BOOKMARK), records.unpack_bookmark, BOOKMARK),
     "counters": Sample(
         Table.SYS,
         COUNTERS_KEY,

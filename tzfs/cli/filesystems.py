@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from tzfs.cli.parameters import ASSIGNMENT, FILESYSTEM, assignments, store_of
+from tzfs import marking
+from tzfs.cli.parameters import ASSIGNMENT, FILESYSTEM, SNAPSHOT, assignments, store_of
+from tzfs.names import check_snapshot_component
 
 
 @click.command()
@@ -24,16 +26,33 @@ def create_command(ctx: click.Context, options: tuple[str, ...], name: str) -> N
 
 
 @click.command()
-@click.argument("old", metavar="FILESYSTEM", type=FILESYSTEM)
-@click.argument("new", metavar="[NAMESPACE/]NAME")
+@click.option(
+    "-r",
+    "recursive",
+    is_flag=True,
+    help="Snapshots alone: of every filesystem in the namespace of that name too (tzfs snapshot -r).",
+)
+@click.argument("old", metavar="FILESYSTEM[@SNAPSHOT]", type=SNAPSHOT)
+@click.argument("new", metavar="[NAMESPACE/]NAME|[FILESYSTEM]@SNAPSHOT")
 @click.pass_context
-def rename_command(ctx: click.Context, old: str, new: str) -> None:
-    """Give a filesystem another name, mounted or not.  Its contents and snapshots stay as they are.
+def rename_command(ctx: click.Context, recursive: bool, old: str, new: str) -> None:
+    """Give a filesystem or a snapshot another name, mounted or not.  Its contents stay as they are.
 
     \b
     tzfs rename ws agents/researcher
+    tzfs rename ws@monday ws@before-refactoring
+    tzfs rename -r agents@nightly @sunday
     """
-    store_of(ctx).rename(old, new)
+    store = store_of(ctx)
+    if recursive:
+        where, _, snapshot = new.rpartition("@")
+        if "@" not in old or "@" not in new or where not in ("", old.partition("@")[0]):
+            raise click.UsageError("with -r snapshots are renamed: give FILESYSTEM@SNAPSHOT and @SNAPSHOT")
+        marking.rename_all(store, marking.existing(store, old), check_snapshot_component(snapshot))
+    elif "@" in old:
+        marking.rename(store, old, new)
+    else:
+        store.rename(old, new)
 
 
 @click.command()
@@ -75,6 +94,11 @@ def destroy_command(ctx: click.Context, dry_run: bool, verbose: bool, name: str)
     tzfs destroy ws             gone for good
     """
     store = store_of(ctx)
+    if "#" in name:
+        if verbose:
+            click.echo(f"{'would ' if dry_run else ''}destroy {name}")
+        marking.drop_bookmark(store, name, dry_run=dry_run)
+        return
     lines = []
     if verbose:
         would = "would " if dry_run else ""

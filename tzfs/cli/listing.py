@@ -1,4 +1,4 @@
-"""list: filesystems and snapshots.
+"""list: filesystems, snapshots and bookmarks.
 
 What cannot be read does not keep the rest from being listed: a filesystem whose folder is damaged is a line without
 figures, and what is wrong with it goes to standard error and into the exit code.
@@ -12,12 +12,13 @@ from typing import TypeVar
 
 import click
 
+from tzfs import marking
 from tzfs.catalog import FilesystemInfo
 from tzfs.cli.output import document, say, table
 from tzfs.cli.parameters import COLUMN, CONDITION, TARGET, assignments, store_of
 from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of
 from tzfs.management import SnapshotInfo, Store
-from tzfs.names import SnapshotName, parse, parse_scope, show
+from tzfs.names import SnapshotName, parse, parse_bookmark, parse_scope, show
 from tzfs.properties import SHORT, WRITTEN_SINCE, Kind, Value, check_name, native_of
 from tzfs.properties import parse as parse_value
 from tzfs.units import parse_size
@@ -71,6 +72,13 @@ class Listing:
                 for info in self.store.filesystems(parse_scope(name), on_damage=self.failures.append):
                     self._add(info, kind)
                 continue
+            if "#" in name:
+                bookmark = parse_bookmark(name)
+                marks = [m for m in marking.bookmarks(self.store, bookmark.filesystem) if m.name == bookmark]
+                if not marks:
+                    raise NotFound(f"no bookmark {name}", hint=f"tzfs list -t bookmark {bookmark.filesystem}")
+                self.rows += [Row(str(m.name), m.properties) for m in marks]
+                continue
             parsed = parse(name)
             if not isinstance(parsed, SnapshotName):
                 self._add(self.store.get(parsed), kind)
@@ -81,17 +89,21 @@ class Listing:
             self.rows += [Row(str(s.name), s.properties) for s in found]
 
     def _add(self, info: FilesystemInfo, kind: str) -> None:
-        if kind != "snapshot":
+        if kind in ("filesystem", "all"):
             self.rows.append(
                 Row(
                     str(info.name),
                     self._readable(lambda: self.store.properties(info, also=self.also), info.properties()),
                 )
             )
-        if kind != "filesystem":
+        if kind in ("snapshot", "all"):
             none: list[SnapshotInfo] = []
             found = self._readable(lambda: self.store.snapshots(info, also=self.also), none)
             self.rows += [Row(str(s.name), s.properties) for s in found]
+        if kind in ("bookmark", "all"):
+            no_marks: list[marking.BookmarkInfo] = []
+            marks = self._readable(lambda: marking.bookmarks(self.store, info), no_marks)
+            self.rows += [Row(str(m.name), m.properties) for m in marks]
 
     def _readable(self, read: Callable[[], T], otherwise: T) -> T:
         try:
@@ -118,7 +130,7 @@ class Listing:
 @click.option(
     "-t",
     "kind",
-    type=click.Choice(["filesystem", "snapshot", "all"]),
+    type=click.Choice(["filesystem", "snapshot", "bookmark", "all"]),
     default="filesystem",
     show_default=True,
     help="What to list.",
@@ -147,7 +159,7 @@ class Listing:
     help="Only with this value of a property; may be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON array; every property, or the columns of -o.")
-@click.argument("names", metavar="[FILESYSTEM|SNAPSHOT|NAMESPACE/]...", nargs=-1, type=TARGET)
+@click.argument("names", metavar="[FILESYSTEM|SNAPSHOT|BOOKMARK|NAMESPACE/]...", nargs=-1, type=TARGET)
 @click.pass_context
 def list_command(
     ctx: click.Context,
@@ -162,7 +174,7 @@ def list_command(
     as_json: bool,
     names: tuple[str, ...],
 ) -> int:
-    """List filesystems, snapshots or both: all of them, or those named.
+    """List filesystems, snapshots, bookmarks or all three: all there are, or those named.
 
     Figures are those of now, also of what is mounted.  With -S and -s together, -S goes first.
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import click
 
+from tzfs import marking
 from tzfs.cli.output import document, table
 from tzfs.cli.parameters import CHANGE, PROPERTIES, PROPERTY, TARGET, assignments, store_of
 from tzfs.errors import NotFound
 from tzfs.management import Store
-from tzfs.names import Scope, SnapshotName, parse, parse_property_target
+from tzfs.names import Scope, SnapshotName, parse, parse_bookmark, parse_property_target
 from tzfs.properties import NATIVE, SHORT, WRITTEN_SINCE, Value, check_name, resolve
 
 COLUMNS = ("name", "property", "value", "source")
@@ -89,6 +90,12 @@ def _of(store: Store, name: str, also: Sequence[str]) -> dict[str, Value]:
         assert isinstance(where, Scope)
         layers = store.catalog.scope_layers(where)
         return {key: value for key, value in resolve(layers, {}).items() if value.source != "-"}
+    if "#" in name:
+        bookmark = parse_bookmark(name)
+        for info in marking.bookmarks(store, bookmark.filesystem):
+            if info.name == bookmark:
+                return dict(info.properties)
+        raise NotFound(f"no bookmark {name}", hint=f"tzfs list -t bookmark {bookmark.filesystem}")
     parsed = parse(name)
     if not isinstance(parsed, SnapshotName):
         return store.properties(parsed, also=also)
@@ -104,6 +111,8 @@ def _of(store: Store, name: str, also: Sequence[str]) -> dict[str, Value]:
 def set_command(ctx: click.Context, changes: tuple[str, ...]) -> None:
     """Set properties of filesystems, of NAMESPACE/, or of / for the whole store.  A mount learns of it at once.
 
+    A snapshot has properties of your own alone (MODULE:NAME=VALUE), 4,000 bytes of them.
+
     All values are looked at before the first is set.  `tzfs get --help` has what there is to set.
 
     \b
@@ -116,7 +125,11 @@ def set_command(ctx: click.Context, changes: tuple[str, ...]) -> None:
         raise click.UsageError("give every PROPERTY=VALUE first, and then what to set them on")
     if not texts or not targets:
         raise click.UsageError("give PROPERTY=VALUE, and then what to set it on: a filesystem, NAMESPACE/ or /")
-    store_of(ctx).set_properties(targets, assignments(texts))
+    store, values = store_of(ctx), assignments(texts)
+    snapshots = [target for target in targets if "@" in target]
+    if snapshots:
+        marking.label(store, snapshots, values)
+    store.set_properties([target for target in targets if target not in snapshots], values)
 
 
 @click.command()
@@ -124,11 +137,15 @@ def set_command(ctx: click.Context, changes: tuple[str, ...]) -> None:
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True, type=TARGET)
 @click.pass_context
 def inherit_command(ctx: click.Context, name: str, targets: tuple[str, ...]) -> None:
-    """Take a set property away, so that the namespace's, the store's or the default value holds.
+    """Take a set property away, so that the namespace's, the store's or the default value holds; a snapshot has none
+    of those.
 
     \b
     tzfs inherit txg_interval ws
     """
     store = store_of(ctx)
     for target in targets:
-        store.inherit_property(target, name)
+        if "@" in target:
+            marking.label(store, [target], {name: None})
+        else:
+            store.inherit_property(target, name)

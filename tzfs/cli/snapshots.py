@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from tzfs.cli.output import document, working
+from tzfs import marking
+from tzfs.cli.output import document, say, working
 from tzfs.cli.parameters import ASSIGNMENT, FILESYSTEM, SNAPSHOT, assignments, store_of
 from tzfs.names import parse_snapshot
 from tzfs.units import human_size
@@ -19,9 +20,15 @@ from tzfs.units import human_size
     type=ASSIGNMENT,
     help="A property of your own; may be repeated.",
 )
+@click.option(
+    "-r",
+    "recursive",
+    is_flag=True,
+    help="Of every filesystem in the namespace of that name too; NAMESPACE/@SNAPSHOT: only those; /@SNAPSHOT: of all.",
+)
 @click.argument("names", metavar="FILESYSTEM@SNAPSHOT...", nargs=-1, required=True, type=SNAPSHOT)
 @click.pass_context
-def snapshot_command(ctx: click.Context, options: tuple[str, ...], names: tuple[str, ...]) -> None:
+def snapshot_command(ctx: click.Context, options: tuple[str, ...], recursive: bool, names: tuple[str, ...]) -> None:
     """Take a snapshot, mounted or not; its time does not depend on the size.
 
     It has everything that was written before the command began, and is durable when the command returns.
@@ -29,9 +36,19 @@ def snapshot_command(ctx: click.Context, options: tuple[str, ...], names: tuple[
     \b
     tzfs snapshot ws@before-refactoring
     tzfs snapshot -o agent:step=3 ws@step-3
+    tzfs snapshot -r agents@nightly
+
+    With -r the snapshots are taken one after the other: one instant for each filesystem, not one for all of them.  What
+    is archived is passed over.
     """
     store = store_of(ctx)
     properties = assignments(options)
+    if recursive:
+        for name in names:
+            _, passed_over = marking.snapshot_across(store, name, properties)
+            for filesystem in passed_over:
+                say("tzfs", f"{filesystem} is archived, and passed over")
+        return
     for parsed in [parse_snapshot(name) for name in names]:
         store.snapshot(parsed, properties)
 

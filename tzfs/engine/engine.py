@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tzfs import limits
 from tzfs.engine.attributes import Attributes
 from tzfs.engine.beginning import begin_writing, format_filesystem
+from tzfs.engine.bookmarks import Bookmarks
 from tzfs.engine.check.problems import Problem
 from tzfs.engine.check.run import check
 from tzfs.engine.compaction import Compactor
@@ -24,6 +25,7 @@ from tzfs.engine.contents import ContentsTable
 from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import Settings
 from tzfs.engine.listing import Listings
+from tzfs.engine.marks import Marks
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.quotas import Quotas, Usage
 from tzfs.engine.reclaim import Reclaimer
@@ -35,6 +37,7 @@ from tzfs.engine.task_rows import TaskRows
 from tzfs.engine.txg import TxgCommitter
 from tzfs.format.counters import Counters
 from tzfs.format.keys import Ino
+from tzfs.format.superblock import BOOKMARKS, Feature, Superblock
 from tzfs.store.interface import MetaStore, PayloadStore, RedoStore
 
 __all__ = ["Engine", "Settings", "StatFs"]
@@ -72,9 +75,7 @@ class Engine:
         """
         self.meta, self.payload = meta, payload
         self._disk = disk or (lambda: (1 << 40, 1 << 40))
-        head, self.superblock, operations = begin_writing(
-            meta, payload, redo, settings=settings or Settings(), clock=clock
-        )
+        head, superblock, operations = begin_writing(meta, payload, redo, settings=settings or Settings(), clock=clock)
         self._head = head
         rows = ContentRows(head)
         self._flusher = flusher = Flusher(head)
@@ -82,10 +83,12 @@ class Engine:
         self._namespace = namespace = Namespace(head, contents)
         listings = Listings(head)
         self._attributes = attributes = Attributes(head, contents)
-        self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, self.superblock, redo)
+        self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, superblock, redo)
         self.redone = len(operations)
         try:
             self._snapshots = snapshots = Snapshots(head, self._commit)
+            self.marks = Marks(head, snapshots)
+            self.bookmarks = Bookmarks(head, snapshots, self._commit, lambda: self._announce(BOOKMARKS))
             self._staging = Staging(head, self._txg, namespace.forget)
             if operations:
                 redo_operations(operations, head, namespace, attributes, contents)
@@ -98,6 +101,7 @@ class Engine:
             head.txn.close()
             raise
         self._reclaimer = Reclaimer(head, rows, namespace)
+        self._reclaimer.more.append(self.bookmarks)
         self.task_rows = TaskRows(head)
         self.compactor = Compactor(head, self._txg)
         self._quotas = quotas = Quotas(head, self._commit, self._free_some)
@@ -132,6 +136,16 @@ class Engine:
     format = staticmethod(format_filesystem)
 
     # -- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def superblock(self) -> Superblock:
+        """As committed last."""
+        return self._txg.superblock
+
+    def _announce(self, feature: Feature) -> None:
+        """Within a commit: from now on the filesystem has what a tzfs without `feature` would not understand."""
+        if not self.superblock.has(feature):
+            self._txg.put_superblock(self.superblock.with_features([feature]))
 
     @property
     def settings(self) -> Settings:

@@ -4,6 +4,7 @@ Each step is a bounded batch and leaves the filesystem consistent; all of it sta
 
 - *Reclaim*: chunks in a range of `reclaim` are removed at the range's epoch, a batch at a time.
 - *Orphans left by a crash*: nobody refers to them any more; they are buried.
+- *More*: whatever else of the engine has such batches to do (`more`: bookmarks).
 - *Punch*: extents freed in a group are given back to the disk once that group is durable and no planned read of this
   process may still want them; their rows go with the next commit.  A segment without live extents is unlinked.
 """
@@ -11,6 +12,7 @@ Each step is a bounded batch and leaves the filesystem consistent; all of it sta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from tzfs import failpoints, limits
 from tzfs.engine import reads
@@ -68,6 +70,15 @@ def _merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
+class Work(Protocol):
+    """A part of the engine that has something to do in the background, a bounded batch a `step`."""
+
+    @property
+    def pending(self) -> bool: ...
+
+    def step(self) -> None: ...
+
+
 class Reclaimer:
     """The background work of a head."""
 
@@ -76,6 +87,7 @@ class Reclaimer:
         self._crashed_orphans = sorted(head.orphans)
         self.pins: dict[int, int] = {}  # transaction group -> planned reads under way that rely on it
         self._punchable = True
+        self.more: list[Work] = []
         self.punched_bytes = 0
         self.reclaimed_chunks = 0
         self.unlinked_segments = 0
@@ -103,8 +115,10 @@ class Reclaimer:
 
     @property
     def removing(self) -> bool:
-        """Whether `step` has chunks or orphans to remove, which comes before giving extents back."""
-        return self._head.staging is None and bool(self._crashed_orphans or self._head.reclaims)
+        """Whether `step` has something to remove, which comes before giving extents back."""
+        return self._head.staging is None and bool(
+            self._crashed_orphans or self._head.reclaims or any(work.pending for work in self.more)
+        )
 
     def step(self) -> bool:
         """One batch; whether there may be more to do."""
@@ -115,8 +129,10 @@ class Reclaimer:
             for ino in self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]:
                 self._namespace.forget(ino)
             del self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]
-        else:
+        elif self._head.reclaims:
             self._reclaim()
+        else:
+            next(work for work in self.more if work.pending).step()
         return self.pending
 
     def _give_back(self) -> None:

@@ -7,7 +7,7 @@ decided: whoever makes or removes a snapshot does it here, so that the two agree
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tzfs import failpoints, limits
 from tzfs.engine.head import Head
@@ -19,6 +19,7 @@ from tzfs.format.records import Snapshot
 from tzfs.store.interface import ReadTransaction
 
 failpoints.declare("snapshot.row", "a snapshot's row is written, not yet committed")
+failpoints.declare("snapshot.rewrite", "the rows of snapshots are written anew, not yet committed")
 
 
 def read_snapshots(txn: ReadTransaction) -> dict[str, Snapshot]:
@@ -88,3 +89,25 @@ class Snapshots:
         self._by_name[name] = made[0]
         head.versions.snapshots.append(made[0].epoch)
         return made[0]
+
+    def rewrite(self, changes: Mapping[str, tuple[str, Snapshot]]) -> None:
+        """Gives snapshots another record, another name or both, in one commit; epoch and guid stay.
+
+        The new names are free.  `LimitReached` where a record does not fit into a row: nothing is changed then.
+        """
+        head = self._head
+        head.check()
+        rows = {new.encode(): records.pack_snapshot(record) for new, record in changes.values()}
+        if not rows:
+            return
+
+        def finish() -> None:
+            for old in changes:
+                head.txn.delete(Table.SNAPSHOT, old.encode())
+            for key, body in rows.items():
+                head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, body))
+            failpoints.hit("snapshot.rewrite")
+
+        self._commit(finish)
+        renamed = {old: (old, record) for old, record in self._by_name.items()} | dict(changes)
+        self._by_name = dict(renamed.values())

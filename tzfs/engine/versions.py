@@ -213,6 +213,14 @@ class Versions:
         self._delete(table, prefix + _suffix(birth))
         self._delete(Table.CHANGE, _change_key(birth, table, prefix))
 
+    def collect(self, table: Table, prefixes: Sequence[bytes]) -> None:
+        """Frees the tombstone of each of `prefixes`, which ascend, that is alone with it and that no bookmark needs."""
+        for prefix, newest in zip(prefixes, self.txn.seek_many(table, prefixes, keys.EPOCH_MAX), strict=True):
+            if newest is None or not records.is_tombstone(newest[1]) or self._bookmarked(newest[0]):
+                continue
+            if newest[0] == 0 or self.txn.seek(table, prefix, newest[0] - 1) is None:
+                self._free(table, prefix, newest)
+
     def seen(self, birth: int, death: int) -> bool:
         """Whether a surviving snapshot sees what was born at `birth` and died at `death`."""
         snapshots = self.snapshots

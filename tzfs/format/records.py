@@ -417,6 +417,34 @@ def unpack_snapshot(key: bytes, body: bytes) -> Snapshot:
     return Snapshot(Epoch(epoch), guid, created_ns, txg, inodes, charged, properties, holds, rest)
 
 
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """What is left of a snapshot to compare with: its epoch, guid, time and txg.  `extra` as for a snapshot."""
+
+    epoch: Epoch
+    guid: bytes
+    created_ns: int
+    txg: int
+    extra: dict[str, object] = field(default_factory=dict)
+
+
+_BOOKMARK: Final = struct.Struct(">Q16sqQ")
+
+
+def pack_bookmark(b: Bookmark) -> bytes:
+    return _BOOKMARK.pack(b.epoch, b.guid, b.created_ns, b.txg) + pack_json(b.extra)
+
+
+def unpack_bookmark(key: bytes, body: bytes) -> Bookmark:
+    if len(body) < _BOOKMARK.size:
+        raise damaged(Table.BOOKMARK, key, "too short")
+    epoch, guid, created_ns, txg = _BOOKMARK.unpack_from(body)
+    rest = unpack_json(Table.BOOKMARK, key, body[_BOOKMARK.size :])
+    if not isinstance(rest, dict):
+        raise damaged(Table.BOOKMARK, key, "what follows is not an object")
+    return Bookmark(Epoch(epoch), guid, created_ns, txg, rest)
+
+
 # -- JSON bodies: the superblock, the catalog; read by people with a hex dump, and extended without a new version ----
 
 

@@ -55,6 +55,7 @@ class Feature:
     meaning: str
 
 
+BOOKMARKS: Final = Feature(Kind.RO_COMPAT, 2, "bookmarks", "tombstones are kept for the differences since a bookmark")
 SHARED_EXTENTS: Final = Feature(Kind.RO_COMPAT, 0, "shared_extents", "extents have two lifetimes or more, in `shared`")
 STAGING: Final = Feature(
     Kind.RO_COMPAT, 1, "staging", "a rollback, receive or apply under way has rows born above the head"
@@ -62,12 +63,12 @@ STAGING: Final = Feature(
 FEATURES: Final = (
     SHARED_EXTENTS,
     STAGING,
-    Feature(Kind.RO_COMPAT, 2, "bookmarks", "tombstones are kept for the differences since a bookmark"),
+    BOOKMARKS,
     Feature(Kind.INCOMPAT, 0, "origin", "what is not here is looked up in another filesystem's snapshot"),
     Feature(Kind.INCOMPAT, 1, "codecs", "extents or inline contents are stored with a codec other than raw"),
     Feature(Kind.INCOMPAT, 2, "encryption", "extents or records are encrypted"),
 )
-SUPPORTED: Final[frozenset[Feature]] = frozenset({SHARED_EXTENTS, STAGING})
+SUPPORTED: Final[frozenset[Feature]] = frozenset({SHARED_EXTENTS, STAGING, BOOKMARKS})
 
 
 def feature_names(kind: Kind, bits: int) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tzfs.engine.bookmarks import MARK
 from tzfs.engine.check.forms import key_form
 from tzfs.engine.check.problems import Findings, Rule
 from tzfs.engine.task_rows import read_task_rows
@@ -16,7 +17,7 @@ from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, unpack_counters
 from tzfs.format.keys import Table
 from tzfs.format.records import Cell, Destroy, Reclaim, SegmentUse, Shared
-from tzfs.format.superblock import STAGING, SUPERBLOCK_KEY, Superblock, unpack_superblock
+from tzfs.format.superblock import BOOKMARKS, STAGING, SUPERBLOCK_KEY, Superblock, unpack_superblock
 from tzfs.store.interface import ReadTransaction
 
 
@@ -37,7 +38,8 @@ class Facts:
     destroys: list[Destroy] = field(default_factory=list)
     punches: list[tuple[int, int, bytes]] = field(default_factory=list)  # (extent, stored bytes, key)
     shared: dict[int, Shared] = field(default_factory=dict)
-    bookmarks: bool = False
+    oldest_bookmark: int | None = None
+    uncollected: bytes | None = None  # from this key of `change` on lone tombstones are yet to be looked for
 
     @property
     def epoch(self) -> int:
@@ -56,17 +58,17 @@ class Tables:
         yield from self._sys()
         yield from self._snapshots()
         yield from self._plain_tables()
-        for _ in rows(self._txn, self._findings, Table.BOOKMARK):
-            self.facts.bookmarks = True
-            yield
+        yield from self._bookmarks()
         for _ in rows(self._txn, self._findings, Table.LOG):
             yield
 
     def _sys(self) -> Iterator[None]:
         facts, report = self.facts, self._findings.report
         found = set()
-        for key, _ in rows(self._txn, self._findings, Table.SYS):
+        for key, body in rows(self._txn, self._findings, Table.SYS):
             found.add(key)
+            if key == MARK:
+                facts.uncollected = body
             yield
         try:
             if SUPERBLOCK_KEY in found:
@@ -102,6 +104,22 @@ class Tables:
         views[facts.epoch] = "the head"
         facts.views = sorted(views)
         facts.view_words = [views[epoch] for epoch in facts.views]
+
+    def _bookmarks(self) -> Iterator[None]:
+        facts, report = self.facts, self._findings.report
+        for key, body in rows(self._txn, self._findings, Table.BOOKMARK):
+            yield
+            try:
+                bookmark = records.unpack_bookmark(key, body)
+            except CorruptionError as error:
+                report(Rule.RECORD, Table.BOOKMARK, key, str(error))
+                continue
+            if facts.oldest_bookmark is None or bookmark.epoch < facts.oldest_bookmark:
+                facts.oldest_bookmark = bookmark.epoch
+            if bookmark.epoch >= facts.epoch:
+                report(Rule.ID, Table.BOOKMARK, key, f"epoch {bookmark.epoch}: above the counters")
+            if facts.superblock is not None and not facts.superblock.has(BOOKMARKS):
+                report(Rule.SUPERBLOCK, Table.BOOKMARK, key, "the superblock does not say that there are bookmarks")
 
     def _plain_tables(self) -> Iterator[None]:
         facts, report = self.facts, self._findings.report

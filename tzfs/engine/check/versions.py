@@ -96,8 +96,14 @@ class Versions:
 
     def _collected(self, table: Table, lone: bytes) -> None:
         """A tombstone is kept for older versions, or for a bookmark; `lone` is one that has no older versions."""
-        if lone and not self._facts.bookmarks:
+        if lone and not self._awaited(table, lone):
             self._findings.report(Rule.VERSION, table, lone, "a tombstone of something that has no other version")
+
+    def _awaited(self, table: Table, lone: bytes) -> bool:
+        facts, birth = self._facts, keys.birth_of(lone)
+        if facts.oldest_bookmark is not None and facts.oldest_bookmark < birth:
+            return True
+        return facts.uncollected is not None and facts.uncollected <= keys.change(birth, table, lone[:-8])
 
     def prefixes(self, table: Table) -> Iterator[bytes]:
         """What the keys of a table are about, each once; for a second reading."""

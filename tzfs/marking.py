@@ -1,0 +1,312 @@
+"""What is said about snapshots after they were taken: holds, labels, names, bookmarks; of one, or of many filesystems.
+
+One function a verb, with the same answer whether or not the filesystem is mounted, as the verbs of `Store`.  Names are
+texts or parsed; several of one filesystem are changed in one commit, all or none.  Of several filesystems all are
+looked at before the first is changed, and what fails after that all the same leaves the earlier ones changed.
+
+`across` says what `-r` means: a filesystem and those in the namespace of its name, since namespaces are not filesystems
+here; or a namespace, or the store.  There is no moment that several filesystems share: each is its own writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from tzfs import properties as props
+from tzfs.catalog import FilesystemInfo
+from tzfs.engine.engine import Engine
+from tzfs.engine.marks import check_tag
+from tzfs.errors import Exists, InvalidArgument, NotFound
+from tzfs.format.records import Bookmark, Snapshot
+from tzfs.jsonrpc import Json, Params
+from tzfs.lifecycle import Command, State
+from tzfs.management import SnapshotInfo, Store
+from tzfs.names import (
+    BookmarkName,
+    FilesystemName,
+    Scope,
+    SnapshotName,
+    check_snapshot_component,
+    parse_bookmark,
+    parse_filesystem,
+    parse_scope,
+    parse_snapshot,
+    show,
+)
+from tzfs.opening import committed_points
+
+Name = str | SnapshotName
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One hold of one snapshot, and when it was set, in nanoseconds."""
+
+    snapshot: SnapshotName
+    tag: str
+    created_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BookmarkInfo:
+    """A bookmark: its whole name, its record, and its properties."""
+
+    name: BookmarkName
+    record: Bookmark
+    properties: Mapping[str, props.Value]
+
+
+# -- which -----------------------------------------------------------------------------------------------------------
+
+
+def across(store: Store, text: str) -> tuple[list[FilesystemInfo], str]:
+    """The filesystems that `-r` means by `FILESYSTEM@SNAPSHOT`, `NAMESPACE/@SNAPSHOT` or `/@SNAPSHOT`; the snapshot.
+
+    Those being created or destroyed are left out.  `NotFound` where there is none.
+    """
+    where, at, snapshot = text.partition("@")
+    if not at or not where:
+        raise InvalidArgument(f"{show(text)} is not FILESYSTEM@SNAPSHOT, NAMESPACE/@SNAPSHOT or /@SNAPSHOT")
+    snapshot = check_snapshot_component(snapshot)
+    if where.endswith("/"):
+        found = store.filesystems(parse_scope(where))
+    else:
+        name = parse_filesystem(where)
+        found = store.filesystems(Scope(name.name)) if not name.namespace else []
+        found = [info for info in store.filesystems() if info.name == name] + found
+    found = [info for info in found if info.state in (State.ACTIVE, State.ARCHIVED)]
+    if not found:
+        raise NotFound(f"there is no filesystem {where}, and none in it", hint="tzfs list shows what there is")
+    return found, snapshot
+
+
+def existing(store: Store, text: str) -> list[SnapshotName]:
+    """The snapshots of that name in the filesystems that `-r` means; `NotFound` where none has it."""
+    infos, snapshot = across(store, text)
+    found = [SnapshotName(i.name, snapshot) for i in infos if snapshot in _snapshots(i)]
+    if not found:
+        raise NotFound(f"no snapshot {text}", hint="tzfs list -t snapshot")
+    return found
+
+
+def snapshot_across(
+    store: Store, text: str, properties: Mapping[str, str] | None = None
+) -> tuple[list[SnapshotInfo], list[FilesystemName]]:
+    """A snapshot of each filesystem that `-r` means, one after the other; those made, and the archived, passed over.
+
+    `Exists` where one has such a snapshot: none is made then.
+    """
+    infos, snapshot = across(store, text)
+    for info in infos:
+        if info.state is State.ACTIVE and snapshot in _snapshots(info):
+            raise Exists(f"snapshot {info.name}@{snapshot} exists")
+    names = [SnapshotName(info.name, snapshot) for info in infos if info.state is State.ACTIVE]
+    return [store.snapshot(name, properties) for name in names], [
+        info.name for info in infos if info.state is not State.ACTIVE
+    ]
+
+
+def _snapshots(info: FilesystemInfo) -> dict[str, Snapshot]:
+    return committed_points(info.folder)[0]
+
+
+def _bookmarks(info: FilesystemInfo) -> dict[str, Bookmark]:
+    return committed_points(info.folder)[1]
+
+
+def _parsed(name: Name) -> SnapshotName:
+    return parse_snapshot(name) if isinstance(name, str) else name
+
+
+def _grouped(
+    store: Store, names: Iterable[Name], command: Command, check: Callable[[SnapshotName, Snapshot], None]
+) -> list[tuple[FilesystemInfo, list[str]]]:
+    """The filesystems of the snapshots, each with its snapshots; after all of them have been found, and checked."""
+    of: dict[FilesystemName, list[str]] = {}
+    for parsed in map(_parsed, names):
+        wanted = of.setdefault(parsed.filesystem, [])
+        if parsed.snapshot not in wanted:
+            wanted.append(parsed.snapshot)
+    out = []
+    for filesystem, snapshots in of.items():
+        info = store.get(filesystem, command)
+        there = _snapshots(info)
+        for snapshot in snapshots:
+            name = SnapshotName(filesystem, snapshot)
+            if snapshot not in there:
+                raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {filesystem}")
+            check(name, there[snapshot])
+        out.append((info, snapshots))
+    return out
+
+
+def _change(
+    store: Store,
+    info: FilesystemInfo,
+    command: Command,
+    method: str,
+    params: Params,
+    act: Callable[[Engine], object],
+) -> None:
+    """Through the mount, where there is one, else with a writer of our own."""
+    mount = store.mounted(info)
+    if mount is not None:
+        with mount:
+            mount.ask(method, params)
+        return
+    with store.writer(info.name, {"kind": method}, command) as writer:
+        act(writer.engine)
+
+
+# -- holds -----------------------------------------------------------------------------------------------------------
+
+
+def hold(store: Store, tag: str, names: Sequence[Name]) -> None:
+    """Keeps snapshots from being destroyed until `release` of the tag.  `NotFound`, `Exists`, `InvalidArgument`."""
+    check_tag(tag)
+
+    def check(name: SnapshotName, record: Snapshot) -> None:
+        if tag in record.holds:
+            raise Exists(f"cannot hold {name}: it has a hold {tag!r} already", hint=f"tzfs holds {name}")
+
+    for info, snapshots in _grouped(store, names, Command.HOLD, check):
+        hold_these = partial(_hold, tag=tag, names=snapshots)
+        _change(store, info, Command.HOLD, "snapshot.hold", {"tag": tag, "names": list(snapshots)}, hold_these)
+
+
+def _hold(engine: Engine, *, tag: str, names: list[str]) -> None:
+    engine.marks.hold(tag, names)
+
+
+def release(store: Store, tag: str, names: Sequence[Name]) -> None:
+    """Takes a hold away from each of the snapshots; `NotFound` where one has none of that tag."""
+    check_tag(tag)
+
+    def check(name: SnapshotName, record: Snapshot) -> None:
+        if tag not in record.holds:
+            raise NotFound(f"cannot release {name}: it has no hold {tag!r}", hint=f"tzfs holds {name}")
+
+    for info, snapshots in _grouped(store, names, Command.RELEASE, check):
+        release_these = partial(_release, tag=tag, names=snapshots)
+        _change(store, info, Command.RELEASE, "snapshot.release", {"tag": tag, "names": list(snapshots)}, release_these)
+
+
+def _release(engine: Engine, *, tag: str, names: list[str]) -> None:
+    engine.marks.release(tag, names)
+
+
+def holds(store: Store, names: Sequence[Name]) -> list[Hold]:
+    """All holds of the snapshots, by snapshot as given, then by tag."""
+    out = []
+    for name in map(_parsed, names):
+        record = _snapshots(store.get(name.filesystem, Command.OPEN_SNAPSHOT)).get(name.snapshot)
+        if record is None:
+            raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {name.filesystem}")
+        out += [Hold(name, tag, record.holds[tag]) for tag in sorted(record.holds)]
+    return out
+
+
+# -- labels and names ------------------------------------------------------------------------------------------------
+
+
+def label(store: Store, names: Sequence[Name], changes: Mapping[str, str | None]) -> None:
+    """Sets user properties of snapshots, or takes away those given as None.  `NotFound`, `InvalidArgument`."""
+    exact = {key: None if text is None else props.parse(key, text) for key, text in changes.items()}
+    for key in changes:
+        props.check_name(key)
+        if not props.is_user(key):
+            raise InvalidArgument(f"{key}: a snapshot takes user properties only (MODULE:NAME)")
+    for info, snapshots in _grouped(store, names, Command.SET, lambda name, record: None):
+        params: dict[str, Json] = {"names": list(snapshots), "properties": dict(exact)}
+        _change(store, info, Command.SET, "snapshot.label", params, partial(_label, names=snapshots, changes=exact))
+
+
+def _label(engine: Engine, *, names: list[str], changes: Mapping[str, str | None]) -> None:
+    engine.marks.label(names, changes)
+
+
+def rename(store: Store, old: Name, new: Name) -> None:
+    """Gives a snapshot another name in its filesystem; `new` may be `@SNAPSHOT` alone.  `NotFound`, `Exists`."""
+    before = _parsed(old)
+    if isinstance(new, str):
+        new = SnapshotName(before.filesystem, check_snapshot_component(new[1:])) if new[:1] == "@" else _parsed(new)
+    if new.filesystem != before.filesystem:
+        raise InvalidArgument(
+            f"cannot rename {before} to {new}: a snapshot stays in its filesystem",
+            hint=f"tzfs rename {before} @{new.snapshot}",
+        )
+    rename_all(store, [before], new.snapshot)
+
+
+def rename_all(store: Store, olds: Sequence[SnapshotName], new: str) -> None:
+    """Gives snapshots, one of each of several filesystems, another name, the same."""
+
+    def check(name: SnapshotName, record: Snapshot) -> None:
+        if new in _snapshots(store.get(name.filesystem)):
+            raise Exists(f"cannot rename {name}: snapshot {name.filesystem}@{new} exists")
+
+    for info, (old, *_) in _grouped(store, olds, Command.RENAME, check):
+        _change(
+            store, info, Command.RENAME, "snapshot.rename", {"old": old, "new": new}, partial(_rename, old=old, new=new)
+        )
+
+
+def _rename(engine: Engine, *, old: str, new: str) -> None:
+    engine.marks.rename(old, new)
+
+
+# -- bookmarks -------------------------------------------------------------------------------------------------------
+
+
+def bookmark(store: Store, snapshot: Name, name: str | BookmarkName) -> BookmarkInfo:
+    """What is left of a snapshot, to send later ones from it after it is gone; `name` may be `#BOOKMARK` alone.
+
+    `NotFound`, `Exists`, `InvalidArgument`.
+    """
+    of = _parsed(snapshot)
+    if isinstance(name, str):
+        name = parse_bookmark(f"{of.filesystem}{name}" if name[:1] == "#" else name)
+    if name.filesystem != of.filesystem:
+        raise InvalidArgument(
+            f"cannot bookmark {of} as {name}: a bookmark is in its snapshot's filesystem",
+            hint=f"tzfs bookmark {of} #{name.bookmark}",
+        )
+    ((info, _),) = _grouped(store, [of], Command.BOOKMARK, lambda name, record: None)
+    made, text = name.bookmark, of.snapshot
+    if made in _bookmarks(info):
+        raise Exists(f"bookmark {name} exists")
+    params: dict[str, Json] = {"snapshot": text, "name": made}
+    _change(store, info, Command.BOOKMARK, "bookmark.create", params, lambda e: e.bookmarks.create(text, made))
+    return _bookmark_info(name, _bookmarks(info)[made])
+
+
+def bookmarks(store: Store, name: str | FilesystemName | FilesystemInfo) -> list[BookmarkInfo]:
+    """The bookmarks of a filesystem, that of the oldest snapshot first."""
+    info = name if isinstance(name, FilesystemInfo) else store.get(name)
+    if info.state in (State.CREATING, State.DELETING):
+        return []
+    found = _bookmarks(info)
+    return [_bookmark_info(BookmarkName(info.name, key), record) for key, record in found.items()]
+
+
+def drop_bookmark(store: Store, name: str | BookmarkName, *, dry_run: bool = False) -> None:
+    """Destroys a bookmark, or with `dry_run` only looks whether it is there; `NotFound`."""
+    parsed = parse_bookmark(name) if isinstance(name, str) else name
+    info = store.get(parsed.filesystem, Command.BOOKMARK)
+    if parsed.bookmark not in _bookmarks(info):
+        raise NotFound(f"no bookmark {parsed}", hint=f"tzfs list -t bookmark {parsed.filesystem}")
+    if dry_run:
+        return
+    params: dict[str, Json] = {"names": [parsed.bookmark]}
+    _change(store, info, Command.BOOKMARK, "bookmark.destroy", params, lambda e: e.bookmarks.destroy([parsed.bookmark]))
+
+
+def _bookmark_info(name: BookmarkName, record: Bookmark) -> BookmarkInfo:
+    facts = {
+        "type": "bookmark",
+        "creation": str(record.created_ns // 1_000_000_000),
+        "guid": record.guid.hex(),
+    }
+    return BookmarkInfo(name, record, props.resolve([], facts, snapshot=True))
