@@ -76,6 +76,7 @@ class _Library(Protocol):
     def tzfs_answers_drop(self, a: State, node: int, /) -> None: ...
     def tzfs_answers_name(self, a: State, directory: int, name: bytes, length: int, node: int, /) -> None: ...
     def tzfs_answers_unname(self, a: State, directory: int, name: bytes, length: int, /) -> None: ...
+    def tzfs_answers_removed(self, a: State, directory: int, name: bytes, length: int, node: int, /) -> None: ...
     def tzfs_answers_complete(self, a: State, directory: int, /) -> None: ...
     def tzfs_answers_clear(self, a: State, /) -> None: ...
     def tzfs_answers_try(self, a: State, fd: int, request: bytes, length: int, /) -> int: ...
@@ -85,6 +86,8 @@ _lib: Final = cast(_Library, _native_lib)
 _put: Final = _lib.tzfs_answers_put
 _name: Final = _lib.tzfs_answers_name
 _drop: Final = _lib.tzfs_answers_drop
+_knows: Final = _lib.tzfs_answers_knows
+_removed: Final = _lib.tzfs_answers_removed
 _told: Final = _lib.tzfs_answers_told
 
 
@@ -102,7 +105,7 @@ class Answers:
         self.state = cast(State, _ffi.gc(state, _native_lib.tzfs_answers_free))
         self.state.live_max, self.state.writing, self.state.valid_s = live_max, writing, valid_s
         self.state.writable = writable
-        self.forgotten: Callable[[int], None] = lambda node: None  # what has no name, and the kernel does not know
+        self.forgotten: Callable[[list[int]], None] = lambda nodes: None  # no name, and not known
         self._taken = cast("list[int]", _ffi.new("uint64_t[]", FORGOTTEN_BATCH))
 
     def start(self, *, unchecked: bool) -> None:
@@ -138,9 +141,8 @@ class Answers:
         Not what the kernel has been told of again since: it still had a name then, and is told of when it goes.
         """
         while count := _lib.tzfs_answers_take(self.state, self._taken, FORGOTTEN_BATCH):
-            for i in range(count):
-                if not self.knows(self._taken[i]):
-                    self.forgotten(self._taken[i])
+            state = self.state
+            self.forgotten([node for node in _ffi.unpack(self._taken, count) if not _knows(state, node)])
 
     def opened(self, node: int) -> None:
         """A handle that may write the node has been given out."""
@@ -196,6 +198,10 @@ class Answers:
         """A name of the node has gone, the last perhaps: `forgotten` is told when the kernel forgets it."""
         _drop(self.state, node)
         _lib.tzfs_answers_tell(self.state, node)
+
+    def removed(self, directory: int, name: bytes, node: int) -> None:
+        """`unname`, and `unlinked` of what the entry named."""
+        _removed(self.state, directory, name, len(name), node)
 
     def complete(self, directory: int) -> None:
         """Every entry of the directory has been told, and none dropped since: see `evictions`."""

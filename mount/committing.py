@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import trio
 
 from tzfs import limits
 from tzfs.engine.engine import Engine
-from tzfs.errors import TzfsError
+from tzfs.errors import StoreError, TzfsError
 from tzfs.format.records import Snapshot
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,16 @@ class Committer:
         if not self._timed:
             self._timed = True
             self._kick.set()
-        elif (engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES or engine.commit_due) and not self._kick.is_set():
+        elif (engine.absorb_due or engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES) and not self._kick.is_set():
             self._kick.set()
 
     async def commit(self) -> None:
         """Everything answered so far is durable when it returns, and in the tables, for readers elsewhere."""
         async with self._lock:
             await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
+            if self._engine.absorbed:
+                with suppress(StoreError):  # of which the commit will hear
+                    await trio.to_thread.run_sync(self._engine.payload.sync)
             self._finish(self._engine.commit)
 
     async def harden(self) -> None:
@@ -186,6 +190,12 @@ class Committer:
                 elif engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
                     async with self._lock:
                         await self._flush(limits.FLUSH_AHEAD_BYTES)
+                elif engine.absorb_due:
+                    async with self._lock:
+                        try:
+                            engine.absorb()
+                        finally:
+                            self._report_failure()
                 if self._background_due:
                     await self._background_of_run()
             except (TzfsError, OSError) as error:
@@ -208,7 +218,7 @@ class Committer:
     def _wait_s(self) -> float | None:
         """How long there is nothing to do; None for until something changes."""
         engine = self._engine
-        if engine.commit_due or self._background_due or engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
+        if engine.absorb_due or self._background_due or engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
             return 0.0
         due = engine.commit_due_at_ns()
         return None if due is None else max(0.0, (due - time.time_ns()) / 1e9)

@@ -183,21 +183,20 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Any) -> None:
         self.requests["forget"].count += 1
-        for node, count in inode_list:
-            if self.answers.forget(node, count):
-                self._forgotten(node)
+        self._forgotten([node for node, count in inode_list if self.answers.forget(node, count)])
 
-    def _forgotten(self, node: int) -> None:
-        """The kernel does not know the node any more."""
+    def _forgotten(self, nodes: list[int]) -> None:
+        """The kernel does not know these nodes any more."""
         engine = self._engine
-        if engine is not None and node <= INO_MASK:
-            orphans = engine.orphans
-            try:
-                engine.forget(node)
-            except Exception as error:  # nobody waits for an answer
-                refusal(self, "forget", (node,), error)
-            if engine.orphans != orphans:
-                self._changed(node)
+        if engine is None:
+            return
+        for node in nodes:
+            if node <= INO_MASK:
+                try:
+                    if engine.forget(node):
+                        self._changed(node)
+                except Exception as error:  # nobody waits for an answer
+                    refusal(self, "forget", (node,), error)
 
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
@@ -354,8 +353,7 @@ class Operations(pyfuse3.Operations):
         self._removed(parent_inode, name, self._writable(parent_inode).rmdir(parent_inode, name))
 
     def _removed(self, parent: int, name: bytes, ino: int) -> None:
-        self.answers.unname(parent, name)
-        self.answers.unlinked(ino)
+        self.answers.removed(parent, name, ino)
         self._changed()
 
     @answered

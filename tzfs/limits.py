@@ -37,12 +37,13 @@ EXTENT_BYTES_MAX: Final = 1 * MIB  # one chunk of the largest size
 
 TXG_INTERVAL_S_DEFAULT: Final = 1.0  # what a crash may cost at most, unless fsynced
 DIRTY_BYTES_MAX_DEFAULT: Final = 64 * MIB  # written payload waiting in memory; 60 ms of a 1 GiB/s disk
-DIRTY_ROWS_MAX: Final = 3000  # waiting for a commit; 3 us each, 6 of chunks, 5 ms for all: the loop stops for 20 ms
+ABSORB_ROWS: Final = 3000  # changed in memory, to become rows of the transaction; 2 us each: the loop stops for 6 ms
+DIRTY_ROWS_MAX: Final = 9000  # waiting for a commit, which writes up to a page for each: the loop stops for 10 ms
 FLUSH_AHEAD_BYTES: Final = 8 * MIB  # dirty payload that is written in a thread without waiting for a commit: 8 ms
 FLUSH_REMAINDER_BYTES_MAX: Final = 256 * KIB  # small enough to be written and synced without yielding: 1 ms
 REDO_PAYLOAD_BYTES_MAX: Final = 64 * KIB  # payload that an fsync puts into the redo log; more goes to its extents
 REDO_OPERATIONS_MAX: Final = 500  # that an fsync puts there, 1 us each; more are worth a commit of the tables
-META_RESERVE_BYTES: Final = 32 * MIB  # the largest txg: 2 * DIRTY_ROWS_MAX rows, each on a page of its own
+META_RESERVE_BYTES: Final = 48 * MIB  # the largest txg: 4/3 * DIRTY_ROWS_MAX rows, each on a page of its own
 FULL_DIRTY_ROWS_MAX: Final = 32  # on a full disk: a few removals; their pages fit into the 64 that stay reserved
 RECLAIM_AT_ONCE_CHUNKS: Final = 64  # removed within the operation; more become a background reclaim
 RECLAIM_BATCH_CHUNKS: Final = 128  # four rows each, 60 us: it stops the mount for 8 ms, in which a ping waits

@@ -420,6 +420,14 @@ void tzfs_answers_unname(struct tzfs_answers *a, uint64_t directory, const char 
     a->name_count--;
 }
 
+void tzfs_answers_removed(struct tzfs_answers *a, uint64_t directory, const char *name, size_t bytes, uint64_t node)
+{
+    tzfs_answers_unname(a, directory, name, bytes);
+    tzfs_answers_drop(a, directory);
+    tzfs_answers_drop(a, node);
+    tzfs_answers_tell(a, node);
+}
+
 void tzfs_answers_complete(struct tzfs_answers *a, uint64_t directory)
 {
     if (!a->enabled)

@@ -79,6 +79,8 @@ void tzfs_answers_wrote(struct tzfs_answers *a, uint64_t node, uint64_t size, in
 void tzfs_answers_drop(struct tzfs_answers *a, uint64_t node);
 void tzfs_answers_name(struct tzfs_answers *a, uint64_t directory, const char *name, size_t bytes, uint64_t node);
 void tzfs_answers_unname(struct tzfs_answers *a, uint64_t directory, const char *name, size_t bytes);
+/* The entry is gone: what `unname` and `drop` of both nodes do, and `tell` of what it named. */
+void tzfs_answers_removed(struct tzfs_answers *a, uint64_t directory, const char *name, size_t bytes, uint64_t node);
 void tzfs_answers_complete(struct tzfs_answers *a, uint64_t directory);
 /* Everything that is cached goes; counts stay. */
 void tzfs_answers_clear(struct tzfs_answers *a);

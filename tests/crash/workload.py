@@ -36,6 +36,7 @@ MORE: Final = {
     "restart": 2,
     "crash": 2,
     "flush": 6,
+    "absorb": 8,
     "compact": 6,
 }
 MARKS: Final = "#"

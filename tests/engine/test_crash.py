@@ -79,6 +79,8 @@ def workload(engine: Engine) -> Iterator[State]:
             engine.unlink(1, big)
         if step == 6 and b"file-7" not in names:
             yield from there_and_back(engine)
+        if step % 2 == 0:
+            engine.absorb()
         if step % 4 == 3 and f"s{step}" not in engine.snapshots():
             engine.snapshot(f"s{step}")
         if step % 4 == 3:

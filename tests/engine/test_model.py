@@ -296,6 +296,9 @@ class World(Marking):
             if a % 3:
                 self.engine.end_flush()
 
+    def do_absorb(self, a: int, b: int, c: int, d: int) -> None:
+        self.engine.absorb()
+
     def do_background(self, a: int, b: int, c: int, d: int) -> None:
         for _ in range(1 + a % 3):
             self.engine.background_step()
@@ -380,7 +383,7 @@ def _listing(source: Engine | View, ino: int, page: int) -> Iterator[tuple[bytes
 WEIGHTS = {
     "create": 12, "mkdir": 4, "symlink": 3, "link": 4, "unlink": 8, "rmdir": 3, "rename": 8, "write": 20,
     "truncate": 8, "chmod": 2, "chown": 2, "setxattr": 4, "removexattr": 2, "open": 4, "forget": 5, "snapshot": 5,
-    "commit": 6, "flush": 8, "background": 6, "restart": 1, "crash": 2,
+    "commit": 6, "absorb": 5, "flush": 8, "background": 6, "restart": 1, "crash": 2,
     **MARKING_WEIGHTS,
 }  # fmt: skip
 

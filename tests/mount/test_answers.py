@@ -190,7 +190,7 @@ def test_what_is_read_only_is_not_opened_for_writing_here(kernel: Kernel, flags:
 def test_what_has_no_name_is_told_of_when_the_kernel_has_forgotten_it(kernel: Kernel, form: str) -> None:
     buried: list[int] = []
     answers = kernel.answers
-    answers.forgotten = buried.append
+    answers.forgotten = buried.extend
     for node in (FILE, 10, SNAPSHOT_FILE):
         answers.told(node)
         answers.told(node)
@@ -219,7 +219,7 @@ def test_what_the_kernel_has_been_told_of_again_since_it_forgot_is_not_buried(ke
     """It had two names and lost one: forgotten, looked up by the other, opened, and that name goes as well."""
     buried: list[int] = []
     answers = kernel.answers
-    answers.forgotten = buried.append
+    answers.forgotten = buried.extend
     answers.told(FILE)
     answers.unlinked(FILE)
     assert kernel.forget(FILE, 1)
@@ -236,7 +236,7 @@ def test_what_the_kernel_has_been_told_of_again_since_it_forgot_is_not_buried(ke
 
 def test_many_forgotten_at_once_are_all_buried(kernel: Kernel) -> None:
     buried: list[int] = []
-    kernel.answers.forgotten = buried.append
+    kernel.answers.forgotten = buried.extend
     nodes = [*range(100, 1100), *(7 << limits.INO_BITS | n for n in range(1000))]
     for node in nodes:
         kernel.answers.told(node)
@@ -284,7 +284,7 @@ def test_before_start_nothing_is_answered() -> None:
 def test_a_reply_that_nobody_takes_counts_for_nothing(answers: Answers) -> None:
     """The kernel has withdrawn the request: the write fails, and it has not been told of the node."""
     buried: list[int] = []
-    answers.forgotten = buried.append
+    answers.forgotten = buried.extend
     closed = os.open(os.devnull, os.O_RDONLY)
     try:
         assert answers.try_answer(closed, wire.request(wire.LOOKUP, DIRECTORY, b"there\0"))
@@ -413,7 +413,7 @@ def test_counts_are_those_of_a_plain_model(steps: list[tuple[str, int, int]]) ->
     expected: list[int] = []
     answers = made()
     answers.start(unchecked=True)
-    answers.forgotten = buried.append
+    answers.forgotten = buried.extend
     with Kernel(answers) as kernel:
         for what, node, count in steps:
             match what:

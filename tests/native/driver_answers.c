@@ -186,7 +186,7 @@ static void answers_histories(void)
         case 2: tzfs_answers_drop(a, node); break;
         case 3: tzfs_answers_wrote(a, node, drawn(&state), -(int64_t)drawn(&state)); break;
         case 4: case 5: tzfs_answers_name(a, directory, name, bytes, node); break;
-        case 6: tzfs_answers_unname(a, directory, name, bytes); break;
+        case 6: if (drawn(&state) % 2) tzfs_answers_unname(a, directory, name, bytes); else tzfs_answers_removed(a, directory, name, bytes, node); break;
         case 7: tzfs_answers_complete(a, directory); break;
         case 8: tzfs_answers_told(a, node); break;
         case 9: tzfs_answers_tell(a, node); break;

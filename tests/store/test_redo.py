@@ -251,6 +251,15 @@ def test_a_log_of_the_future_is_refused(path: Path, monkeypatch: pytest.MonkeyPa
         logged(path, 7)
 
 
+def test_after_clearing_the_same_base_begins_anew(path: Path) -> None:
+    log = RedoLog(path, GUID)
+    assert log.append(7, UNLINK)
+    log.clear()  # the tables were replaced by a copy, whose commits have come to the same number
+    assert log.append(7, pack_operations([WRITE]))
+    log.close()
+    assert logged(path, 7) == [WRITE]
+
+
 def test_a_link_is_not_followed(path: Path) -> None:
     path.symlink_to("/dev/null")
     with pytest.raises(StoreError):

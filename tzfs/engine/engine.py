@@ -238,6 +238,20 @@ class Engine:
         """Whether enough is dirty that a commit should not wait for its interval."""
         return self._txg.due
 
+    @property
+    def absorb_due(self) -> bool:
+        """Whether so much has changed in memory that it should be `absorb`ed, or committed."""
+        return self._txg.absorb_due
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether `absorb` has written payload that the next commit will have to sync first."""
+        return self._txg.absorbed
+
+    def absorb(self) -> None:
+        """A step ahead of the next commit, which then takes less long; nothing is durable by it."""
+        self._txg.absorb()
+
     def commit_due_at_ns(self) -> int | None:
         """When the interval is over, on the engine's clock; None while nothing is dirty."""
         return self._txg.due_at_ns()

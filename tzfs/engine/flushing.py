@@ -65,8 +65,10 @@ class FlushJob:
         with self._running:
             pass
 
-    def run(self) -> None:
-        """Sums, writes and syncs, unless that has begun; an error is kept for `end`, which fails the head with it."""
+    def run(self, *, sync: bool = True) -> None:
+        """Sums, writes and syncs, unless that has begun; an error is kept for `end`, which fails the head with it.
+
+        Without `sync`, that is left to the commit."""
         if not self._begun.acquire(blocking=False):
             return
         try:
@@ -77,9 +79,10 @@ class FlushJob:
                 parts.append((e.extent, view))
             failpoints.hit("flush.write")
             self.payload.write(parts)
-            failpoints.hit("flush.sync")
-            self.payload.sync()
-            failpoints.hit("flush.synced")
+            if sync:
+                failpoints.hit("flush.sync")
+                self.payload.sync()
+                failpoints.hit("flush.synced")
         except BaseException as error:  # whatever it is, the engine's thread must hear of it
             self.error = error
         finally:

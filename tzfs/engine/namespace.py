@@ -297,21 +297,22 @@ class Namespace:
         elif inode.flags & FLAG_XATTR:
             head.buried[ino] = (at, inode)  # for its attributes' extents
 
-    def forget(self, ino: int) -> None:
-        """The kernel does not refer to the inode any more: an orphan ends."""
+    def forget(self, ino: int) -> bool:
+        """The kernel does not refer to the inode any more: an orphan ends.  Whether it was one."""
         head = self._head
         if ino not in head.orphans:
-            return
+            return False
         head.check()
         if head.staging is not None:
             head.forgotten.append(ino)
-            return
+            return False
         inode = head.inode(ino)
         head.begin_change()
         at = head.orphans.pop(ino)
         head.orphans_changed.add(ino)
         self._bury(inode, at)
         head.end_invisible_change()
+        return True
 
     # -- renaming --------------------------------------------------------------------------------------------------
 

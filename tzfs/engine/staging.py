@@ -79,7 +79,7 @@ def with_slices(table: Table, new: tuple[Slice, ...]) -> bytes:
 class Staging:
     """The staging of one head; `epoch` is F from `begin` until it has flipped or been withdrawn."""
 
-    def __init__(self, head: Head, committer: TxgCommitter, forget: Callable[[int], None]) -> None:
+    def __init__(self, head: Head, committer: TxgCommitter, forget: Callable[[int], object]) -> None:
         self._head, self._committer, self._forget = head, committer, forget
         self._marked = False  # the superblock says so
         found = first_staged(head.txn, head.epoch) if committer.superblock.has(STAGING) else None

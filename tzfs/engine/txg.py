@@ -3,6 +3,8 @@
     dirty --begin_flush--> payload written and synced (any thread) --end_flush-->
     publish (rows in key order) -> LMDB commit -> next transaction group
 
+Where much changes within one group, it is published in steps (`absorb`), and the commit has less to do.
+
 A caller with an event loop flushes ahead (`begin_flush`, `job.run` in a thread, `end_flush`) until little is left, then
 calls `commit`, which does the rest without yielding.  `commit` alone does all of it.
 
@@ -34,6 +36,7 @@ from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock
 from tzfs.store.interface import Compaction, RedoStore
 
 failpoints.declare("commit.log", "an fsync is about to put operations into the redo log")
+failpoints.declare("commit.absorb", "changes are about to become rows of a transaction that is not committed yet")
 failpoints.declare("commit.begin", "a commit is about to flush what is left")
 failpoints.declare("commit.publish", "payload is durable; rows are about to be written")
 failpoints.declare("commit.rows", "rows are written; the tables are about to be committed")
@@ -65,6 +68,7 @@ class TxgCommitter:
         self._reserved_txg = self._asked_txg = -1
         self.tight = False  # no room for a commit of the largest size
         self._payload_reserved = 0
+        self._absorbed = 0  # of `head.dirty_rows`
         self.commits = 0
         head.admit, head.pace, head.reserve = self.admit, self.pace, self.reserve
 
@@ -78,6 +82,16 @@ class TxgCommitter:
         """Whether a commit should not wait for its interval: too many rows or too much payload is dirty."""
         head = self._head
         return head.dirty_rows >= head.settings.dirty_rows_max or head.dirty_bytes >= head.settings.dirty_bytes_max
+
+    @property
+    def absorb_due(self) -> bool:
+        """Whether what is in memory should become rows of the transaction, or be committed."""
+        return self._head.dirty_rows - self._absorbed >= limits.ABSORB_ROWS or self.due
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether payload may have been written that is not synced."""
+        return self._absorbed > 0
 
     def due_at_ns(self) -> int | None:
         """When what the tables have not has waited for the interval, on the head's clock; None when they have all."""
@@ -110,7 +124,7 @@ class TxgCommitter:
             self._reserve(nbytes)
 
     def pace(self, nbytes: int = 0) -> None:
-        """Commits where twice the limits are reached: the brake of a caller who does not watch `due`.
+        """Commits or absorbs beyond the limits: the brake of a caller who does not watch `due` and `absorb_due`.
 
         On a full disk the limit is what the reserve that is kept there can take.  `Busy` while the head must not
         change.
@@ -129,9 +143,11 @@ class TxgCommitter:
                 self.tight = False
             except NoSpace:
                 self.tight = True
-        rows_max = limits.FULL_DIRTY_ROWS_MAX if self.tight else 2 * settings.dirty_rows_max
+        rows_max = limits.FULL_DIRTY_ROWS_MAX if self.tight else settings.dirty_rows_max * 4 // 3
         if head.dirty_rows > rows_max or head.dirty_bytes + nbytes > 2 * settings.dirty_bytes_max:
             self.commit()
+        elif head.dirty_rows - self._absorbed > 2 * limits.ABSORB_ROWS:
+            self.absorb()
 
     def _reserve(self, nbytes: int) -> None:
         head = self._head
@@ -181,6 +197,26 @@ class TxgCommitter:
         except BaseException as error:
             head.fail(f"commit of transaction group {head.counters.txg} failed: {error}")
             raise
+
+    def absorb(self) -> None:
+        """Turns what has changed in memory into rows of the open transaction: a few steps of one commit, so that none
+        takes long.  Nothing is durable by it, and nobody else sees it."""
+        head = self._head
+        head.check()
+        if not head.dirty or self._flusher.running is not None:  # what that writes becomes rows when it has ended
+            return
+        try:
+            failpoints.hit("commit.absorb")
+            job = self._flusher.begin()
+            if job is not None:
+                job.run(sync=False)
+                self._flusher.end()
+            self._publish(None)
+            self._published()
+        except BaseException as error:
+            head.fail(f"changes could not be made rows of transaction group {head.counters.txg}: {error}")
+            raise
+        self._absorbed = head.dirty_rows
 
     def harden(self) -> None:
         """As `commit`, and cheaper where little has changed: the operations go into the redo log, the tables follow
@@ -285,15 +321,21 @@ class TxgCommitter:
         self._base = head.meta.commit_number
         head.logged = 0
         head.unlogged, head.unlogged_bytes = [], 0
+        head.dirty = False
+        head.dirty_rows = head.dirty_bytes = self._absorbed = 0
+        head.counters.txg = Txg(head.counters.txg + 1)
+        self._published()
+        self.commits += 1
+
+    def _published(self) -> None:
+        """All that was in memory is in rows of the transaction."""
+        head = self._head
         head.buried.clear()
         head.dirty_inodes.clear()
         head.orphans_changed.clear()
-        head.dirty = False
-        head.dirty_rows = head.dirty_bytes = head.flushed_bytes = 0
+        head.flushed_bytes = 0
         head.first_ino, head.first_data = head.counters.next_ino, head.counters.next_data
-        head.counters.txg = Txg(head.counters.txg + 1)
         if len(head.inodes) > limits.CACHED_INODES_MAX:
             for ino in list(head.inodes)[: limits.CACHED_INODES_MAX // 2]:
                 del head.inodes[ino]
-        self.commits += 1
         head.versions.begin(head.txn)
