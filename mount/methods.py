@@ -13,19 +13,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final, NotRequired, TypedDict
 
 import trio
 
 from tzfs import limits
 from tzfs import properties as props
+from tzfs.collecting import Collection, to_json
 from tzfs.engine.engine import Engine
 from tzfs.errors import ReadOnly
 from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, check
-from tzfs.management import Collected, Store, open_store
+from tzfs.management import Store, open_store
 from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
 from tzfs.mount.marking import marking_methods
@@ -33,7 +33,7 @@ from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporti
 from tzfs.mount.statistics import statistics
 from tzfs.names import check_snapshot_component
 from tzfs.properties import USER_NAME_BYTES_MAX, USER_VALUE_BYTES_MAX
-from tzfs.tasks import GC
+from tzfs.tasks import COLLECTING
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import Mount
@@ -173,20 +173,14 @@ class _Methods:
 
     async def gc(self, params: Nothing, report: Report) -> Json:
         """What was collected; and how much so far, while it goes on."""
-        engine, _ = self.writing("collect garbage in")
-        reclaimer, began_ns = engine.reclaimer, time.time_ns()
-        before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
-        orphans = engine.orphans
+        self.writing("collect garbage in")
+        tasks, began_ns = self._mount.tasks, time.time_ns()
+        assert tasks is not None
+        collection = Collection(tasks.tasks)
         done = trio.Event()
 
         def so_far() -> dict[str, Json]:
-            collected = Collected(
-                reclaimer.punched_bytes - before[0],
-                max(0, orphans - engine.orphans),  # others may have been removed while they are open
-                reclaimer.reclaimed_chunks - before[1],
-                reclaimer.unlinked_segments - before[2],
-            )
-            return asdict(collected)
+            return to_json(collection.so_far())
 
         async def tell() -> None:
             while not done.is_set():
@@ -195,12 +189,14 @@ class _Methods:
                     await done.wait()
 
         failure: Exception | None = None
-        tasks = self._mount.tasks
-        assert tasks is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
             try:
-                failure = (await tasks.run_task(GC, demanded=True)).error
+                for task in COLLECTING:
+                    run = await tasks.run_task(task, demanded=True, begun=collection.begun)
+                    if run.error is not None:
+                        failure = run.error
+                        break
             except Exception as error:  # raised below, outside of the nursery, as itself
                 failure = error
             done.set()

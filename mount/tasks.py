@@ -46,10 +46,16 @@ class TaskRunner:
             with trio.move_on_after(min(LOOK_S, wait_s)) if (wait_s := self.tasks.wait_s()) is not None else _forever():
                 await self._changed.wait()
 
-    async def run_task(self, task: Task, *, demanded: bool = False) -> Run:
-        """Runs a task now, within its budget unless it is `demanded`; its error is in the answer."""
+    async def run_task(
+        self, task: Task, *, demanded: bool = False, begun: Callable[[Run], None] = lambda run: None
+    ) -> Run:
+        """Runs a task now, within its budget unless it is `demanded`; its error is in the answer.
+
+        `begun` is told of the run before its first step.
+        """
         async with self._one:
             run = self.tasks.begin(task, demanded=demanded)
+            begun(run)
             while not run.over:
                 try:
                     if isinstance(run.wanted, Alone):

@@ -36,6 +36,7 @@ _API: Final = (
     "tzfs.opening",
     "tzfs.checking",
     "tzfs.tasks",
+    "tzfs.collecting",
     "tzfs.space",
 )
 
@@ -83,6 +84,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.settings": (*_CATALOG, "tzfs.engine", "tzfs.catalog"),
     # who has what open
     "tzfs.status": (*_STORE, *_CONTROL, "tzfs.catalog"),
+    "tzfs.collecting": ("tzfs.errors", "tzfs.jsonrpc", "tzfs.tasks"),
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.status"),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),

@@ -18,10 +18,11 @@ No mount and no FUSE are needed.  Every error is a `TzfsError`.
 from tzfs import errors
 from tzfs.catalog import FilesystemInfo
 from tzfs.checking import Checked
+from tzfs.collecting import Collected
 from tzfs.engine.check.problems import Problem, Progress
 from tzfs.errors import TzfsError
 from tzfs.filesystem import FileSystem
-from tzfs.management import Collected, MountStatus, SnapshotInfo, Store, open_store
+from tzfs.management import MountStatus, SnapshotInfo, Store, open_store
 from tzfs.tree import SnapshotView, Stat
 
 __all__ = [

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from tzfs import collecting
 from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
+from tzfs.collecting import Collected
 from tzfs.control import TIMEOUT_S, ControlClient, connect
-from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, ReadOnly, TzfsError
+from tzfs.errors import Busy, CorruptionError, InvalidArgument, NotFound, ReadOnly, TzfsError, from_os_error
 from tzfs.filesystem import FileSystem
 from tzfs.format.records import Snapshot
-from tzfs.jsonrpc import Json
 from tzfs.layout import translating
-from tzfs.lifecycle import Command, State
+from tzfs.lifecycle import Command, State, allowed
 from tzfs.names import (
     STORE_SCOPE,
     FilesystemName,
@@ -42,7 +43,7 @@ from tzfs.runtime import default_store
 from tzfs.settings import settings_of
 from tzfs.space import available, check_quota, filesystem_facts, snapshot_facts
 from tzfs.status import MountStatus, statuses
-from tzfs.tasks import GC, Tasks
+from tzfs.tasks import COLLECTING, Tasks
 from tzfs.tree import SnapshotView, Tree
 
 Name = str | FilesystemName
@@ -57,16 +58,6 @@ class SnapshotInfo:
     name: SnapshotName
     record: Snapshot
     properties: Mapping[str, props.Value]
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What `collect` gave back."""
-
-    bytes: int
-    orphans: int
-    chunks: int
-    segments: int
 
 
 def open_store(path: str | os.PathLike[str] | None = None, *, create: bool = True) -> Store:
@@ -247,7 +238,8 @@ class Store:
                 mount.call("sync")
 
     def collect(self, name: Name, *, progress: Callable[[Collected], None] | None = None) -> Collected:
-        """Does all background work now: removed files, orphans of a crash, space to be given back.
+        """Does all background work now: removed files, orphans of a crash, space to be given back, sparse segments,
+        tables with free pages.
 
         `progress` hears from time to time what has been collected so far.
         """
@@ -255,29 +247,36 @@ class Store:
         mount = self.mounted(info)
         if mount is not None:
             with mount:
-                told = None if progress is None else lambda value: progress(_collected(value))
+                told = None if progress is None else lambda value: progress(collecting.from_json(value))
                 answer = mount.ask("gc", {}, progress=told, timeout_s=None)  # for as long as there is something
-            return _collected(answer)
+            return collecting.from_json(answer)
         with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
-            return self._collect(info.name, writer, progress)
+            tasks = self._tasks(info.name, writer)
+            collection = collecting.Collection(tasks)
+            for task in COLLECTING:
+                run = tasks.begin(task, demanded=True)
+                collection.begun(run)
+                tasks.finish(run, None if progress is None else lambda: progress(collection.so_far()))
+            return collection.so_far()
 
-    def _collect(self, name: Name, writer: Writer, progress: Callable[[Collected], None] | None) -> Collected:
-        engine = writer.engine
-        reclaimer = engine.reclaimer
-        before = (reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments)
-        orphans = engine.orphans
+    def collect_unused(self) -> Iterator[tuple[FilesystemName, Collected | TzfsError]]:
+        """`collect` of every filesystem that nobody has open, one after the other; their other tasks that are due, too.
 
-        def so_far() -> Collected:
-            return Collected(
-                reclaimer.punched_bytes - before[0],
-                orphans - engine.orphans,
-                reclaimer.reclaimed_chunks - before[1],
-                reclaimer.unlinked_segments - before[2],
-            )
-
-        told = None if progress is None else lambda: progress(so_far())
-        self._tasks(name, writer).run(GC, demanded=True, progress=told)
-        return so_far()
+        Yields what came of each; one that fails keeps none from its turn.
+        """
+        for info in self.catalog.list(on_damage=lambda error: None):
+            if not allowed(Command.GC, info.state) or self.catalog.holder(info) is not None:
+                continue
+            try:
+                yield info.name, self.collect(info.name)
+                with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
+                    self._tasks(info.name, writer).run_due()
+            except Busy:
+                continue  # somebody has just opened it, and does it
+            except TzfsError as error:
+                yield info.name, error
+            except OSError as error:
+                yield info.name, from_os_error(error, f"filesystem {info.name}")
 
     def check(self, name: Name, *, payload: bool = False, progress: Hear | None = None) -> Checked:
         """Tests everything that must hold in a filesystem; nothing is repaired.  `progress` hears how far it is.
@@ -429,12 +428,6 @@ class Store:
 def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope:
     """A target as `set` takes it, parsed."""
     return parse_property_target(target) if isinstance(target, str) else target
-
-
-def _collected(answer: Json) -> Collected:
-    if not isinstance(answer, dict):
-        raise MountFailed("the mount did not say what it collected")
-    return Collected(**{key: int(str(answer[key])) for key in ("bytes", "orphans", "chunks", "segments")})
 
 
 def _snapshot_info(name: SnapshotName, state: CommittedState, also: Sequence[str] = ()) -> SnapshotInfo:

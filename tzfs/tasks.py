@@ -93,6 +93,9 @@ GC: Final = Task(
 
 def _compact(context: Context) -> Steps:
     compactor = context.engine.compactor
+    if context.demanded:
+        yield Ask.SETTLE
+        context.engine.release_log()
     whole, used = compactor.slack()
     least = WORTH_BYTES if context.demanded else max(int(context.prop("compact_free")), used)
     if whole - used < least:
@@ -122,6 +125,7 @@ COMPACT: Final = Task(
     work=_compact,
 )
 ALL: Final = (GC, COMPACT)
+COLLECTING: Final = (GC, COMPACT)  # what `tzfs gc` runs, in this order
 
 
 class Tasks:
@@ -162,6 +166,11 @@ class Tasks:
     def run(self, task: Task, *, demanded: bool = False, progress: Callable[[], None] | None = None) -> Run:
         """Runs the task here and now, within its budget unless it is `demanded`; its error is raised."""
         run = self.begin(task, demanded=demanded)
+        self.finish(run, progress)
+        return run
+
+    def finish(self, run: Run, progress: Callable[[], None] | None = None) -> None:
+        """Steps a run to its end, here and now; its error is raised."""
         while not run.over:
             try:
                 self._do(run.wanted, progress)
@@ -173,7 +182,6 @@ class Tasks:
                 progress()
         if run.error is not None:
             raise run.error
-        return run
 
     def _do(self, wanted: Step, progress: Callable[[], None] | None) -> None:
         if isinstance(wanted, Alone):

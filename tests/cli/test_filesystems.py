@@ -97,7 +97,9 @@ def test_sync_and_gc(tzfs: CommandLine) -> None:
     tzfs.ok("create", "ws")
     assert tzfs.ok("sync", "ws") == ""
     assert tzfs.ok("gc", "ws") == "ws: 0B given back, 0 chunks and 0 orphans removed, 0 segments unlinked\n"
-    assert tzfs.json("gc", "--json", "ws") == {"bytes": 0, "orphans": 0, "chunks": 0, "segments": 0}
+    assert tzfs.json("gc", "--json", "ws") == {
+        "bytes": 0, "orphans": 0, "chunks": 0, "segments": 0, "moved": 0, "tables": 0, "in_use": False,
+    }  # fmt: skip
     for command in ("sync", "gc"):
         assert "no such filesystem" in tzfs.refused(command, "none", code=1)
 

@@ -64,6 +64,7 @@ class Busy(World):
     def do_compact(self, a: int, b: int, c: int, d: int) -> None:
         self._let_jobs_end()
         self.engine.commit()
+        self.engine.release_log()
         copy = self.engine.compactor.begin()
         assert copy is not None
         copy.run()

@@ -25,6 +25,7 @@ from tzfs.store import redo
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
+from tzfs.tasks import collect
 
 GUID = bytes(range(16))
 ELSEWHERE = {"meta.create.folder", "meta.create.sync", "segment.folder"}  # of making a filesystem: tests/test_crash.py
@@ -92,7 +93,8 @@ def workload(engine: Engine) -> Iterator[State]:
         while engine.background_step():
             pass
         if step in (4, 6):
-            engine.commit()
+            collect(engine)
+            engine.release_log()
             copy = engine.compactor.begin()
             assert copy is not None
             copy.run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import trio
 import trio.testing
 
@@ -155,3 +157,50 @@ def test_background_work_that_fails_is_in_the_status_until_it_succeeds(workspace
     assert "gc failed: " in workspace.tzfs("status"), "it is remembered"
     workspace.tzfs("gc", "ws")
     assert "gc failed" not in workspace.tzfs("status")
+
+
+def tables_bytes(workspace: Workspace) -> int:
+    with workspace.store() as store:
+        return (store.get("ws").folder / "meta" / "data.mdb").stat().st_size
+
+
+def test_a_mount_makes_its_tables_smaller_under_those_who_use_them(workspace: Workspace) -> None:
+    pid = workspace.mount()
+    folder = workspace.mnt / "folder"
+    folder.mkdir()
+    for number in range(3000):
+        (folder / str(number)).write_bytes(b"x" * 3000)
+    workspace.call("sync")
+    large = tables_bytes(workspace)
+    with open(workspace.mnt / "held", "w") as held:
+        held.write("before ")
+        held.flush()
+        for number in range(100, 3000):
+            (folder / str(number)).unlink()
+        told = workspace.tzfs("gc", "ws")
+        held.write("after")
+        held.flush()
+        os.fsync(held.fileno())
+        assert tables_bytes(workspace) < large / 8, told
+    assert (workspace.mnt / "held").read_text() == "before after"
+    assert sorted(int(path.name) for path in folder.iterdir()) == list(range(100))
+    workspace.kill(pid)
+    assert workspace.problems() == []
+    with workspace.mounted():
+        assert (workspace.mnt / "held").read_text() == "before after"
+        assert (folder / "99").read_bytes() == b"x" * 3000
+
+
+def test_tables_that_another_process_reads_stay_as_they_are(workspace: Workspace) -> None:
+    workspace.mount()
+    for number in range(500):
+        (workspace.mnt / str(number)).write_bytes(b"x" * 3000)
+    workspace.call("snapshot.create", name="s")
+    reader = workspace.mount(name="ws@s", where=workspace.base / "past")
+    for number in range(500):
+        (workspace.mnt / str(number)).unlink()
+    large = tables_bytes(workspace)
+    assert "in use" in workspace.tzfs("gc", "ws")
+    assert tables_bytes(workspace) >= large
+    assert (workspace.base / "past" / "7").read_bytes() == b"x" * 3000
+    workspace.unmount(reader)

@@ -36,7 +36,7 @@ COMMANDS = {
     "release": "marking",
     "bookmark": "marking",
     "sync": "snapshots",
-    "gc": "snapshots",
+    "gc": "collecting",
     "check": "checking",
     "status": "mounting",
     "run": "running",

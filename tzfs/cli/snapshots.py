@@ -1,14 +1,13 @@
-"""snapshot, sync, gc: points in time, durability, space."""
+"""snapshot, sync: points in time, durability."""
 
 from __future__ import annotations
 
 import click
 
 from tzfs import marking
-from tzfs.cli.output import document, say, working
+from tzfs.cli.output import say
 from tzfs.cli.parameters import ASSIGNMENT, FILESYSTEM, SNAPSHOT, assignments, store_of
 from tzfs.names import parse_snapshot
-from tzfs.units import human_size
 
 
 @click.command()
@@ -65,27 +64,3 @@ def sync_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     store = store_of(ctx)
     for name in names:
         store.sync(name)
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.argument("name", metavar="FILESYSTEM", type=FILESYSTEM)
-@click.pass_context
-def gc_command(ctx: click.Context, as_json: bool, name: str) -> None:
-    """Do all background work now: removed files, orphans of a crash, space to be given back.
-
-    \b
-    tzfs gc ws
-    """
-    store = store_of(ctx)
-    with working(f"collecting {name}") as tell:
-        done = store.collect(
-            name, progress=lambda c: tell(f"collecting {name}: {human_size(c.bytes)}, {c.chunks} chunks")
-        )
-    if as_json:
-        document({"bytes": done.bytes, "orphans": done.orphans, "chunks": done.chunks, "segments": done.segments})
-        return
-    click.echo(
-        f"{name}: {human_size(done.bytes)} given back, {done.chunks} chunks and {done.orphans} orphans removed, "
-        f"{done.segments} segments unlinked"
-    )

@@ -106,6 +106,7 @@ class Engine:
         self.compactor = Compactor(head, self._txg)
         self._quotas = quotas = Quotas(head, self._commit, self._free_some)
         snapshots.admit = quotas.check_snapshot
+        self.release_log = self._txg.release_log
 
         self.lookup = namespace.lookup
         self.find = namespace.find

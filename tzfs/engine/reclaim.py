@@ -212,7 +212,7 @@ class Reclaimer:
             body = records.unseal(Table.SEGMENT, key, value)
             if body is not None and records.unpack_plain(Table.SEGMENT, key, body)[:2] == (0, 0):
                 number = int.from_bytes(key, "big")
-                if number < head.payload.next_segment - 1:  # not the one being written
+                if number != head.payload.filling:
                     dead.append((key, number))
         if not dead or head.dirty or next(iter(head.txn.range(Table.PUNCH, b"")), None) is not None:
             return

@@ -246,6 +246,12 @@ class TxgCommitter:
         if self._head.txn.get(Table.SYS, SUPERBLOCK_KEY) != self._superblock:
             raise Fenced("another process has taken the lease of this filesystem")
 
+    def release_log(self) -> None:
+        """Gives back the space of a redo log whose every group is in the tables; else does nothing."""
+        self._head.check()
+        if self._redo is not None and not self._head.logged:
+            self._redo.release()
+
     def replace_tables(self, copy: Compaction) -> None:
         """Has a compacted copy take the place of the tables; the open transaction has nothing in it.
 

@@ -205,6 +205,11 @@ class PayloadStore(PayloadReader, Protocol):
         ...
 
     @property
+    def filling(self) -> int:
+        """The number of the segment being filled; 0 before the first extent."""
+        ...
+
+    @property
     def failed(self) -> str | None:
         """Why nothing may be written any more, or None."""
         ...
@@ -263,4 +268,8 @@ class RedoStore(Protocol):
 
     def clear(self) -> None:
         """Nothing in it counts any more, durably."""
+        ...
+
+    def release(self) -> None:
+        """Gives back the log's space; every group of it has become void by a commit."""
         ...

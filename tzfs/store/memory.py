@@ -256,6 +256,10 @@ class MemoryPayload:
         return self._next_segment
 
     @property
+    def filling(self) -> int:
+        return self._number
+
+    @property
     def failed(self) -> str | None:
         return self._failed
 
@@ -410,6 +414,9 @@ class MemoryRedo:
 
     def clear(self) -> None:
         self._groups.clear()
+
+    def release(self) -> None:
+        self.clear()
 
 
 def _write_at(segment: bytearray, offset: int, stored: bytes) -> None:

@@ -58,6 +58,7 @@ LOG_BYTES_FIRST: Final = 256 * 1024
 _MAKE: Final = declare("redo.make", "before the redo log is made or grows")
 _APPEND: Final = declare("redo.append", "before a group is written to the redo log")
 _APPENDED: Final = declare("redo.appended", "a group is in the redo log, nobody has been told")
+_RELEASE: Final = declare("redo.release", "the redo log is void, and about to give its space back")
 _CLEAR: Final = declare("redo.clear", "the redo log is done again or void, and about to be cleared")
 
 
@@ -163,6 +164,15 @@ class RedoLog:
                 self._write(bytes(PAGE_BYTES), 0)
         except OSError as error:
             raise from_os_error(error, f"{self._path}: clear") from error
+
+    def release(self) -> None:
+        self._base, self._bytes = -1, 0
+        try:
+            if self._fd >= 0:
+                hit(_RELEASE)
+                os.ftruncate(self._fd, 0)
+        except OSError as error:
+            raise from_os_error(error, f"{self._path}: shorten") from error
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -104,6 +104,10 @@ class Segments:
         return self._next_segment
 
     @property
+    def filling(self) -> int:
+        return self._number
+
+    @property
     def failed(self) -> str | None:
         return self._failed
 
