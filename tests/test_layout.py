@@ -80,13 +80,15 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.tasks": (*_BYTES, "tzfs.lifecycle", "tzfs.jsonrpc", "tzfs.engine", "tzfs.schedule"),
     # what properties say of space
     "tzfs.space": (*_STORE, "tzfs.engine", *_NAMES),
+    # how writers share the quota of the store
+    "tzfs.ledger": ("tzfs.limits", "tzfs.errors", "tzfs.layout", "tzfs.store", "tzfs.opening"),
     # what properties decide for an engine
     "tzfs.settings": (*_CATALOG, "tzfs.engine", "tzfs.catalog"),
     # who has what open
     "tzfs.status": (*_STORE, *_CONTROL, "tzfs.catalog"),
     "tzfs.collecting": ("tzfs.errors", "tzfs.jsonrpc", "tzfs.tasks"),
     # the verbs, mounted or not; and what `import tzfs` gives
-    "tzfs.management": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.status"),
+    "tzfs.management": (*_API, "tzfs.catalog", "tzfs.ledger", "tzfs.settings", "tzfs.status"),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking"),
     "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management", "tzfs.marking", "tzfs"),

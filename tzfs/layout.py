@@ -49,7 +49,8 @@ SEGMENTS: Final = "segments"
 TRANSITIONS: Final = "transitions"
 
 # What the catalog's folder may hold before its first commit; anything else there is somebody else's.
-_CATALOG_FILES: Final = frozenset(("data.mdb", "lock.mdb", "place", TRANSITIONS))
+USAGE: Final = "usage"  # what filesystems count for in the store's quota: `tzfs.ledger`
+_CATALOG_FILES: Final = frozenset(("data.mdb", "lock.mdb", "place", TRANSITIONS, USAGE, f"{USAGE}.new"))
 _ROOT_PAGES_BYTES: Final = 2 * os.sysconf("SC_PAGE_SIZE")  # an LMDB file of at most this has no commit in it
 _IGNORED: Final = frozenset(("lost+found",))  # in the root of a disk of its own
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid

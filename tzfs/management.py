@@ -24,10 +24,12 @@ from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
 from tzfs.collecting import Collected
 from tzfs.control import TIMEOUT_S, ControlClient, connect
+from tzfs.engine.accounting import Accounts
 from tzfs.errors import Busy, CorruptionError, InvalidArgument, NotFound, ReadOnly, TzfsError, from_os_error
 from tzfs.filesystem import FileSystem
 from tzfs.format.records import Snapshot
-from tzfs.layout import translating
+from tzfs.layout import Layout, translating
+from tzfs.ledger import Ledger
 from tzfs.lifecycle import Command, State, allowed
 from tzfs.names import (
     STORE_SCOPE,
@@ -144,7 +146,21 @@ class Store:
         if command is Command.OPEN and info.property("readonly").exact == "on":
             lease.release()
             raise ReadOnly(f"filesystem {name} is read-only", hint=f"tzfs set readonly=off {name}")
-        return Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings_of(info))
+        writer = Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings_of(info))
+        ledger, partition = self.ledger(), info.partition
+        try:
+            writer.share(
+                lambda used, need, quota: ledger.claim(partition, used=used, need=need, quota=quota),
+                lambda: ledger.release(partition),
+            )
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def ledger(self) -> Ledger:
+        """Who has how much of the store's quota."""
+        return Ledger(Layout(self.path))
 
     def head_reader(self, name: Name, told: Mapping[str, str]) -> HeadReader:
         """A filesystem that nobody writes, archived or not, for reading; nobody can write it meanwhile."""
@@ -325,15 +341,39 @@ class Store:
         mountpoint = holder.get("mountpoint") if holder else None
         disk = os.statvfs(info.folder)
         facts = filesystem_facts(state.accounts, also) | {
-            "available": str(
-                available(disk.f_bavail * disk.f_frsize, state.accounts, lambda name: info.property(name).parsable)
-            ),
+            "available": str(self._available(info, disk.f_bavail * disk.f_frsize, state.accounts)),
             "mounted": "yes" if mountpoint else "no",
             "snapshot_count": str(len(state.snapshots)),
         }
         if isinstance(mountpoint, str):
             facts["mountpoint"] = mountpoint
         return facts
+
+    def _available(self, info: FilesystemInfo, disk: int, accounts: Accounts) -> int:
+        left = available(disk, accounts, lambda name: info.property(name).parsable)
+        quota = settings_of(info).store_quota_bytes
+        if quota:
+            left = min(left, max(0, quota - self.ledger().others(info.partition) - accounts.charged.used))
+        return left
+
+    def used(self) -> int:
+        """What all filesystems are charged together."""
+        total = 0
+        for info in self.filesystems():
+            if info.state not in (State.CREATING, State.DELETING):
+                self._settle(info)
+                total += committed_state(info.folder).accounts.charged.used
+        return total
+
+    def scope_properties(self, scope: Scope) -> dict[str, props.Value]:
+        """What is set on a namespace or on the store, or has its default there; and what the whole store uses."""
+        found = {k: v for k, v in props.resolve(self.catalog.scope_layers(scope), {}).items() if v.source != "-"}
+        if scope != STORE_SCOPE:
+            return found
+        used, disk = self.used(), os.statvfs(self.path)
+        left, quota = disk.f_bavail * disk.f_frsize, int(found["quota"].parsable)
+        facts = {"used": used, "available": min(left, max(0, quota - used)) if quota else left}
+        return {name: props.Value(name, str(value), props.COMPUTED) for name, value in facts.items()} | found
 
     def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> props.Value:
         """Sets a property, and tells the mounts that it concerns.  A scope is `/` or `NAMESPACE/`."""
@@ -381,13 +421,16 @@ class Store:
 
     def _check_quota(self, where: FilesystemName | Scope, name: str, exact: str, *, settle: bool = True) -> None:
         if isinstance(where, Scope):
-            if name == "quota":
-                raise InvalidArgument(f"quota of {where}: a namespace has none", hint="set it on filesystems")
+            if name == "quota" and where != STORE_SCOPE:
+                raise InvalidArgument(f"quota of {where}: a namespace has none", hint="set it on filesystems, or on /")
+            if name == "quota" and exact != "0":
+                check_quota("the store", name, exact, self.used())
             return  # a default for those that have none of their own, whatever they use
         info = self.catalog.get(where, Command.SET)
         if settle:
             self._settle(info)
-        check_quota(where, name, exact, committed_state(info.folder).accounts)
+        sums = committed_state(info.folder).accounts.charged
+        check_quota(where, name, exact, sums.used if name == "quota" else sums.referenced)
 
     def _check_unused(self, where: FilesystemName | Scope, exact: str | None) -> None:
         for info in self.catalog.list(where) if isinstance(where, Scope) else [self.catalog.get(where)]:

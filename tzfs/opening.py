@@ -20,6 +20,7 @@ from tzfs.engine.accounting import Accounts
 from tzfs.engine.bookmarks import read_bookmarks
 from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
+from tzfs.engine.quotas import Claim
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
 from tzfs.errors import ForeignStore, NotFound
@@ -101,6 +102,8 @@ class Writer:
         with ExitStack() as stack:
             self.lease = lease
             stack.callback(lease.release)
+            self._ended: Callable[[], None] = lambda: None
+            stack.callback(self._tell_ended)
             failpoints.hit("writer.lease")
             discard(directory / META)
             meta = LmdbMeta(directory / META)
@@ -117,6 +120,15 @@ class Writer:
             self._stack = stack.pop_all()
         self.directory = directory
         self.meta, self.payload = meta, payload
+
+    def share(self, claim: Claim, ended: Callable[[], None]) -> None:
+        """The engine shares the store's quota by `claim`; `ended` is called when it has ended, before the lease is
+        released."""
+        self._ended = ended
+        self.engine.share(claim)
+
+    def _tell_ended(self) -> None:
+        self._ended()
 
     def close(self) -> None:
         """Commits, unless the engine has failed, and gives everything back; the lease last."""

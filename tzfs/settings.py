@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Settings
+from tzfs.names import STORE_SCOPE
+from tzfs.properties import inherited_from
 
 
 def settings_of(info: FilesystemInfo) -> Settings:
@@ -21,4 +23,5 @@ def settings_of(info: FilesystemInfo) -> Settings:
         refquota_bytes=int(exact("refquota")),
         inodes_max=int(exact("inode_quota")),
         snapshots_max=int(exact("snapshot_limit")),
+        store_quota_bytes=int(dict(info.layers).get(inherited_from(STORE_SCOPE), {}).get("quota", "0")),
     )

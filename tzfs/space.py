@@ -45,9 +45,8 @@ def available(disk: int, accounts: Accounts, exact: Callable[[str], str]) -> int
     return disk
 
 
-def check_quota(what: object, name: str, exact: str, accounts: Accounts) -> None:
-    """Whether the quota `name` may become `exact`: not less than what is used already, as in ZFS."""
-    used = accounts.charged.used if name == "quota" else accounts.charged.referenced
+def check_quota(what: object, name: str, exact: str, used: int) -> None:
+    """Whether the quota `name` may become `exact`: not less than the `used` bytes that it counts, as in ZFS."""
     if exact != "0" and int(exact) < used:
         raise QuotaExceeded(
             f"cannot set {name} of {what} to {human_size(int(exact))}: {human_size(used)} are used",

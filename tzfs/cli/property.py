@@ -12,7 +12,7 @@ from tzfs.cli.parameters import CHANGE, PROPERTIES, PROPERTY, TARGET, assignment
 from tzfs.errors import NotFound
 from tzfs.management import Store
 from tzfs.names import Scope, SnapshotName, parse, parse_bookmark, parse_property_target
-from tzfs.properties import NATIVE, SHORT, WRITTEN_SINCE, Value, check_name, resolve
+from tzfs.properties import NATIVE, SHORT, WRITTEN_SINCE, Value, check_name
 
 COLUMNS = ("name", "property", "value", "source")
 SOURCES = ("local", "inherited", "default", "-")
@@ -88,8 +88,7 @@ def _of(store: Store, name: str, also: Sequence[str]) -> dict[str, Value]:
     if name.endswith("/"):
         where = parse_property_target(name)
         assert isinstance(where, Scope)
-        layers = store.catalog.scope_layers(where)
-        return {key: value for key, value in resolve(layers, {}).items() if value.source != "-"}
+        return store.scope_properties(where)
     if "#" in name:
         bookmark = parse_bookmark(name)
         for info in marking.bookmarks(store, bookmark.filesystem):

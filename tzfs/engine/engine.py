@@ -27,7 +27,7 @@ from tzfs.engine.head import Settings
 from tzfs.engine.listing import Listings
 from tzfs.engine.marks import Marks
 from tzfs.engine.namespace import Namespace
-from tzfs.engine.quotas import Quotas, Usage
+from tzfs.engine.quotas import Claim, Quotas, Usage
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.replay import redo_operations
 from tzfs.engine.rollback import Rollback
@@ -156,6 +156,10 @@ class Engine:
         """Goes on with other settings, quotas among them."""
         self._head.settings = settings
         self._quotas.apply()
+
+    def share(self, claim: Claim) -> None:
+        """The store's quota, if there is one, is shared with others: see `tzfs.ledger`."""
+        self._quotas.share(claim)
 
     def usages(self) -> list[Usage]:
         """How far each quota that is set is used."""

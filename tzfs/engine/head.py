@@ -53,6 +53,7 @@ class Settings:
     refquota_bytes: int = 0
     inodes_max: int = 0
     snapshots_max: int = 0
+    store_quota_bytes: int = 0  # what all filesystems of the store may be charged together; 0 means none
     collect: bool = True  # whether commits are followed by background work that nobody asked for
 
 

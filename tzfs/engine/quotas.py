@@ -59,6 +59,10 @@ def crossed(usages: Sequence[Usage], percents: Sequence[int]) -> dict[str, tuple
     return {name: (max(percents_), usage) for name, (percents_, usage) in reached.items() if percents_}
 
 
+# (used, needed, the store's quota) -> up to how much the filesystem may use; how much it could if nobody else wrote
+Claim = Callable[[int, int, int], tuple[int, int]]
+
+
 class Quotas:
     """The quotas of a head, as its settings have them.  `apply` after each change of those."""
 
@@ -66,6 +70,13 @@ class Quotas:
         """`commit` commits; `free_some` does a bounded part of freeing what is gone, False where there is none."""
         self._head, self._commit, self._free_some = head, commit, free_some
         self._active = False
+        self._claim: Claim | None = None
+        self._granted = self._room = UNLIMITED
+        self.apply()
+
+    def share(self, claim: Claim) -> None:
+        """The store's quota is shared with other writers: more of it is had from `claim`."""
+        self._claim = claim
         self.apply()
 
     # -- limits ------------------------------------------------------------------------------------------------------
@@ -73,13 +84,24 @@ class Quotas:
     def apply(self) -> None:
         """The settings have changed."""
         settings = self._head.settings
-        if (settings.quota_bytes or settings.refquota_bytes) and not self._active:
+        shared = bool(settings.store_quota_bytes) and self._claim is not None
+        if (settings.quota_bytes or settings.refquota_bytes or shared) and not self._active:
             self._sum()
             self._active = True
+        self._granted = self._room = UNLIMITED
+        if shared:
+            self._ask(self._used)
         self._head.inodes_max = settings.inodes_max
         self._used_max = settings.quota_bytes or UNLIMITED
         self._referenced_max = settings.refquota_bytes or UNLIMITED
-        self._head.room = self._check if self._used_max < UNLIMITED or self._referenced_max < UNLIMITED else None
+        limited = shared or self._used_max < UNLIMITED or self._referenced_max < UNLIMITED
+        self._head.room = self._check if limited else None
+
+    def _ask(self, need: int) -> None:
+        """For so much of the store's quota."""
+        quota = self._head.settings.store_quota_bytes
+        if quota and self._claim is not None:
+            self._granted, self._room = self._claim(self._used, need, quota)
 
     def _sum(self) -> None:
         """What is charged now, in cells and beside them; from here on it is added up."""
@@ -114,11 +136,18 @@ class Quotas:
         return self._head.counters.bytes + self._head.versions.live_bytes_delta
 
     def _fits(self, more: int) -> bool:
-        return self._used + more <= self._used_max and self._referenced + more <= self._referenced_max
+        if self._used + more > self._granted:
+            self._ask(self._used + more)
+        used_max = min(self._used_max, self._granted)
+        return self._used + more <= used_max and self._referenced + more <= self._referenced_max
 
     def _check(self, nbytes: int) -> None:
-        head = self._head
-        if self._fits(head.uncommitted_bytes + ROW_BYTES * head.dirty_rows + nbytes):
+        head, versions = self._head, self._head.versions
+        more = head.dirty_bytes + head.flushed_bytes + ROW_BYTES * head.dirty_rows + nbytes
+        if (  # what `_fits` says, without asking for more of the store's quota and without its calls
+            versions.charged_bytes + versions.shared.hidden_bytes + more <= min(self._used_max, self._granted)
+            and head.counters.bytes + versions.live_bytes_delta + more <= self._referenced_max
+        ) or self._fits(more):
             return
         if head.dirty:
             self._commit()
@@ -128,6 +157,11 @@ class Quotas:
             self._commit()
         if self._fits(nbytes):
             return
+        if self._used + nbytes > self._granted:
+            raise QuotaExceeded(
+                f"the quota of the store, {self._head.settings.store_quota_bytes} bytes, is used up",
+                hint="destroy snapshots or filesystems, remove files, or raise it: tzfs set quota=... /",
+            )
         if self._used - self._freeing() + nbytes > self._used_max:
             raise QuotaExceeded(
                 f"the quota of {self._used_max} bytes is used up: {self._used} are charged, snapshots included",
@@ -144,9 +178,10 @@ class Quotas:
         if self._head.room is None:
             return None
         used, referenced = self._used, self._referenced
-        left = min(self._used_max - used, self._referenced_max - referenced)
+        left = min(self._used_max - used, self._referenced_max - referenced, self._room - used)
         if left < self._referenced_max - referenced and left < self._head.uncommitted_bytes + (1 << 20):
-            left = min(self._used_max - used + self._freeing(), self._referenced_max - referenced)
+            more = self._used_max - used + self._freeing()
+            left = min(more, self._referenced_max - referenced, self._room - used)
         return max(0, left - self._head.uncommitted_bytes)
 
     # -- numbers -----------------------------------------------------------------------------------------------------
