@@ -10,8 +10,8 @@ A view must be protected from the destruction of its snapshot by whoever opens i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from tzfs import limits
 from tzfs.engine import reads
@@ -32,15 +32,21 @@ from tzfs.errors import (
 from tzfs.format import keys
 from tzfs.format.keys import ROOT, Epoch, Ino, Table
 from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, Snapshot, unpack_dirent
-from tzfs.store.interface import MetaStore, PayloadReader, ReadTransaction
+from tzfs.store.interface import PayloadReader, ReadTransaction
 
 T = TypeVar("T")
+
+
+class Tables(Protocol):
+    """What a view asks of a `MetaStore`."""
+
+    def begin_read(self) -> ReadTransaction: ...
 
 
 class View:
     """One snapshot's tree.  `snapshot` is its record, `name` what it is called."""
 
-    def __init__(self, meta: MetaStore, payload: PayloadReader, name: str, snapshot: Snapshot) -> None:
+    def __init__(self, meta: Tables, payload: PayloadReader, name: str, snapshot: Snapshot) -> None:
         self.name, self.snapshot = name, snapshot
         self._meta, self._payload = meta, payload
         self._epoch: Epoch = snapshot.epoch
@@ -185,3 +191,27 @@ class View:
             return xattr_names_at(txn, ino, self._epoch) if inode.flags & FLAG_XATTR else []
 
         return self._in(look)
+
+    # -- what a comparison asks ------------------------------------------------------------------------------------
+
+    def inodes(self, inos: Sequence[int]) -> list[Inode | None]:
+        """One inode, or None, for each of `inos`, which must ascend; one without a name is there too."""
+        return self._in(lambda txn: reads.inodes_at(txn, inos, self._epoch))
+
+    def names_of(self, inode: Inode) -> set[tuple[Ino, bytes]]:
+        """(directory, name) of each name of an inode of this view; none for the root, nor for an orphan."""
+        if inode.nlink == 0 or inode.ino == ROOT:
+            return set()
+        if inode.name:
+            return {(inode.parent, inode.name)}
+        prefix = keys.u64(inode.ino)
+        most = limits.LINKS_MAX + 1
+        rows = self._in(lambda txn: reads.named_rows(txn, Table.LINK, prefix, b"", self._epoch, most))
+        return {keys.link_name(key) for key, _ in rows}
+
+    def chunks(self, inode: Inode, lo: int, limit: int) -> list[int]:
+        """At most `limit` indexes, from `lo` on, of chunks in which there may be something but zeros, ascending."""
+        if inode.flags & FLAG_INLINE:
+            return [0] if lo == 0 else []
+        count = (inode.size - 1 >> inode.chunk_shift) + 1
+        return self._in(lambda txn: reads.chunk_indexes(txn, inode.data, lo, count, limit))

@@ -1,0 +1,324 @@
+"""Diffs between any two moments of any history, against full copies; and what each kind of change is told as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from tests.engine import test_model as histories
+from tests.engine import test_rollback as rollbacks
+from tests.engine.conftest import Workspace
+from tests.engine.plain import ROOT, Node
+from tests.engine.test_model import DiskStores, MemoryStores
+from tzfs import limits
+from tzfs.engine.diff import Changes, Diff, Difference
+from tzfs.engine.engine import Engine
+from tzfs.engine.moments import Moments
+from tzfs.engine.view import Tables
+from tzfs.errors import InvalidArgument, NotFound
+from tzfs.format.keys import Epoch, Table
+from tzfs.store.interface import ReadTransaction, Row
+
+Nodes = dict[int, Node]
+Name = tuple[int, bytes]
+
+
+def diff(engine: Engine, older: str, newer: str | None = None, *, tables: Tables | None = None) -> list[Difference]:
+    with Moments(tables or engine.meta, engine.payload) as moments:
+        a, b = moments.ordered(older, newer)
+        changes = Changes(moments.tables, after=a.snapshot.epoch, upto=b.snapshot.epoch)
+        return [found for found in Diff(a, b, changes).run() if found is not None]
+
+
+def told(engine: Engine, older: str, newer: str | None = None) -> list[str]:
+    """As lines: the kind, the path, the new path or what is changed."""
+    engine.commit()
+    return [line(found) for found in diff(engine, older, newer)]
+
+
+def line(found: Difference) -> str:
+    more = [] if found.new_path is None else [found.new_path.decode()]
+    more += [",".join(found.changed)] if found.changed else []
+    more += [f"{found.links:+}"] if found.links else []
+    return " ".join([found.kind, found.path.decode(), *more])
+
+
+# -- against full copies ---------------------------------------------------------------------------------------------
+
+
+def names(nodes: Nodes) -> dict[int, set[Name]]:
+    found: dict[int, set[Name]] = {}
+    for directory, node in nodes.items():
+        for name, ino in node.entries.items():
+            found.setdefault(ino, set()).add((directory, name))
+    return found
+
+
+def path(nodes: Nodes, name: Name, of: dict[int, set[Name]]) -> bytes:
+    directory, last = name
+    if directory == ROOT:
+        return b"/" + last
+    (above,) = of[directory]
+    return path(nodes, above, of) + b"/" + last
+
+
+def expected(old: Nodes, new: Nodes) -> set[tuple[str, int, bytes, bytes | None, int]]:
+    """(kind, inode, path, new path, links) of every line that there must be."""
+    lines: set[tuple[str, int, bytes, bytes | None, int]] = set()
+    names_then, names_now = names(old), names(new)
+    for ino in old.keys() | new.keys():
+        then, now = names_then.get(ino, set()), names_now.get(ino, set())
+        gone = sorted(path(old, name, names_then) for name in then - now)
+        came = sorted(path(new, name, names_now) for name in now - then)
+        both = min(len(gone), len(came))
+        lines |= {("R", ino, a, b, 0) for a, b in zip(gone, came, strict=False)}
+        lines |= {("-", ino, a, None, 0) for a in gone[both:]}
+        lines |= {("+", ino, b, None, 0) for b in came[both:]}
+        if ino in old and ino in new and ((then and now) or ino == ROOT):
+            x, y = old[ino], new[ino]
+            links = 0 if x.is_dir else len(now) - len(then)
+            if facts(x) != facts(y) or links:
+                here = min((path(new, name, names_now) for name in then & now or now), default=b"/")
+                lines.add(("M", ino, here, None, links))
+    return lines
+
+
+def facts(node: Node) -> tuple[object, ...]:
+    return node.mode, node.uid, node.gid, node.rdev, bytes(node.data), node.xattrs, len(node.entries)
+
+
+def agrees(world: histories.World) -> int:
+    """Whether the diffs between all moments are those of the model; how many there were.
+
+    The model keeps no times: what differs in its mtime, perhaps because the same bytes were written again, may be told.
+    """
+    engine, model = world.engine, world.model
+    world._let_jobs_end()
+    engine.commit()
+    world.commits, world.committed = engine.commits, model.copy()
+    head = {ino: node for ino, node in model.nodes.items() if ino not in model.orphans}
+    moments: dict[str | None, Nodes] = {None: head}
+    moments.update(model.snapshots)
+    order = sorted(engine.snapshots(), key=lambda name: engine.snapshots()[name].epoch)
+    lines = 0
+    for older, newer in combinations([*order, None], 2):
+        assert older is not None
+        found = diff(engine, older, newer)
+        lines += len(found)
+        real = {(d.kind.value, d.ino, d.path, d.new_path, d.links): set(d.changed) for d in found}
+        assert len(real) == len(found)
+        must = expected(moments[older], moments[newer])
+        assert must <= real.keys(), f"{older} to {newer}"
+        for more in real.keys() - must:
+            assert {"mtime"} <= real[more] <= {"mtime", "contents"}, f"{older} to {newer}: {more}, {real[more]}"
+    return lines
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
+    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
+    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
+    monkeypatch.setattr("tzfs.engine.diff.BATCH", 3)
+    monkeypatch.setattr("tzfs.engine.diff.ROWS_BETWEEN", 2)
+    monkeypatch.setattr("tzfs.engine.diff.DIRECTORIES_REMEMBERED_MAX", 4)
+
+
+def run(seed: int, stores: MemoryStores | DiskStores) -> int:
+    world = rollbacks.TimeWorld(stores)
+    lines = 0
+    try:
+        for number, step in enumerate(rollbacks.generate(seed)):
+            world.apply(step)
+            if number % 20 == 19:
+                lines += agrees(world)
+        return lines + agrees(world)
+    finally:
+        world.engine.abandon()
+        stores.close()
+
+
+@pytest.mark.parametrize("first", range(0, 120, 20))
+def test_the_diff_of_any_two_moments_is_that_of_their_copies(first: int) -> None:
+    assert sum(run(seed, MemoryStores()) for seed in range(first, first + 20)) > 500
+
+
+def test_so_it_is_on_disk(tmp_path: Path) -> None:
+    assert run(500, DiskStores(tmp_path)) > 0
+
+
+# -- one kind after another ------------------------------------------------------------------------------------------
+
+
+def test_what_is_made_removed_written_and_renamed(ws: Workspace) -> None:
+    engine = ws.engine
+    folder = engine.mkdir(1, b"folder", 0o755, uid=0, gid=0).ino
+    ws.file(b"inside", b"i" * 9000, folder)
+    gone, written, moved = ws.file(b"gone", b"g"), ws.file(b"written", b"w" * 9000), ws.file(b"moved", b"m" * 9000)
+    engine.snapshot("a")
+    engine.unlink(1, b"gone")
+    engine.write(written, 4096, b"W")
+    engine.rename(1, b"moved", folder, b"elsewhere")
+    engine.rename(1, b"folder", 1, b"renamed")
+    made = ws.file(b"made", b"n")
+    between = ws.file(b"between")
+    engine.snapshot("b")
+    engine.unlink(1, b"between")
+    assert told(engine, "a") == [
+        "M / size,mtime",
+        "R /folder /renamed",
+        "M /renamed size,mtime",
+        "- /gone",
+        "M /written contents,mtime",
+        "R /moved /renamed/elsewhere",
+        "+ /made",
+    ]
+    assert [d.ino for d in diff(engine, "a")] == [1, folder, folder, gone, written, moved, made]
+    assert f"+ /between {between}" in [f"{d.kind} {d.path.decode()} {d.ino}" for d in diff(engine, "a", "b")]
+    assert told(engine, "b") == ["M / size,mtime", "- /between"]
+
+
+def test_links_are_lines_of_their_own_and_counted(ws: Workspace) -> None:
+    engine = ws.engine
+    ino, two = ws.file(b"f", b"1"), ws.file(b"two", b"2")
+    engine.link(two, 1, b"two again")
+    engine.snapshot("a")
+    engine.link(ino, 1, b"g")
+    engine.link(ino, 1, b"h")
+    engine.unlink(1, b"two")
+    assert told(engine, "a") == ["M / size,mtime", "+ /g", "+ /h", "M /f links +2", "- /two", "M /two again links -1"]
+    engine.snapshot("b")
+    engine.rename(1, b"f", 1, b"e")
+    assert told(engine, "b") == ["M / mtime", "R /f /e"]
+    engine.unlink(1, b"h")
+    engine.unlink(1, b"g")
+    engine.unlink(1, b"e")
+    assert told(engine, "b") == ["M / size,mtime", "- /f", "- /g", "- /h"]
+
+
+def test_a_file_in_the_place_of_another_and_of_another_type(ws: Workspace) -> None:
+    engine = ws.engine
+    ws.file(b"f", b"1")
+    ws.file(b"t", b"1")
+    engine.snapshot("a")
+    ws.file(b"new", b"2")
+    engine.rename(1, b"new", 1, b"f")
+    engine.unlink(1, b"t")
+    engine.mkdir(1, b"t", 0o755, uid=0, gid=0)
+    assert told(engine, "a") == ["M / mtime", "- /f", "- /t", "+ /f", "+ /t"]
+
+
+def test_what_came_back_to_what_it_was_is_not_told(ws: Workspace) -> None:
+    engine = ws.engine
+    large, small = ws.file(b"large", b"l" * 3_000_000), ws.file(b"small", b"s")
+    grown = ws.file(b"grown", b"g" * 100)
+    engine.setxattr(small, b"user.a", b"1")
+    engine.snapshot("a")
+    times = {ino: engine.inode(ino).mtime_ns for ino in (large, small, grown)}
+    engine.write(large, 2_500_000, b"L")
+    engine.write(large, 2_500_000, b"l")
+    engine.setattr(small, size=0)
+    engine.write(small, 0, b"s")
+    engine.setxattr(small, b"user.a", b"2")
+    engine.setxattr(small, b"user.a", b"1")
+    engine.setattr(small, mode=0o600)
+    engine.setattr(small, mode=0o644)
+    engine.write(grown, 100, b"G" * 9000)
+    engine.setattr(grown, size=100)
+    for ino, mtime_ns in times.items():
+        engine.setattr(ino, mtime_ns=mtime_ns)
+    assert told(engine, "a") == []
+    engine.write(large, 2_500_000, b"L")
+    engine.setxattr(small, b"user.b", b"2")
+    engine.write(grown, 99, b"G")
+    for ino, mtime_ns in times.items():
+        engine.setattr(ino, mtime_ns=mtime_ns)
+    assert told(engine, "a") == ["M /large contents", "M /small xattr", "M /grown contents"]
+
+
+def test_orphans_have_no_name_to_be_told_by(ws: Workspace) -> None:
+    engine = ws.engine
+    ino = ws.file(b"f", b"1")
+    engine.referenced = lambda number: number in (ino, ino + 1)
+    engine.snapshot("a")
+    engine.unlink(1, b"f")
+    ws.file(b"short")
+    engine.unlink(1, b"short")
+    engine.write(ino, 0, b"2")
+    assert told(engine, "a") == ["M / size,mtime", "- /f"]
+    engine.snapshot("b")
+    engine.write(ino, 0, b"3")
+    engine.forget(ino)
+    assert told(engine, "b") == []
+
+
+def test_a_rollback_leaves_nothing_to_tell_from_what_it_went_back_to(ws: Workspace) -> None:
+    engine = ws.engine
+    ino = ws.file(b"f", b"1" * 9000)
+    engine.snapshot("a")
+    engine.write(ino, 5, b"2")
+    ws.file(b"g")
+    engine.snapshot("b")
+    rollbacks.rolled(engine.rollback("a"))
+    assert told(engine, "a") == []
+    assert told(engine, "b") == ["M / size,mtime", "M /f contents,mtime", "- /g"]
+
+
+def test_the_order_is_as_zfs_wants_it(ws: Workspace) -> None:
+    ws.engine.snapshot("a")
+    ws.engine.snapshot("b")
+    for older, newer in (("b", "a"), ("a", "a")):
+        with pytest.raises(InvalidArgument):
+            diff(ws.engine, older, newer)
+    with pytest.raises(NotFound):
+        diff(ws.engine, "a", "c")
+
+
+class Counted:
+    """Tables that count the rows looked at."""
+
+    def __init__(self, meta: Tables) -> None:
+        self._meta = meta
+        self.rows = 0
+
+    def begin_read(self) -> ReadTransaction:
+        return CountedTransaction(self, self._meta.begin_read())
+
+
+class CountedTransaction:
+    def __init__(self, counted: Counted, txn: ReadTransaction) -> None:
+        self._counted, self._txn = counted, txn
+        self.get, self.get_many, self.close = txn.get, txn.get_many, txn.close
+
+    def seek(self, table: Table, prefix: bytes, epoch: int) -> tuple[Epoch, bytes] | None:
+        self._counted.rows += 1
+        return self._txn.seek(table, prefix, epoch)
+
+    def seek_many(self, table: Table, prefixes: Sequence[bytes], epoch: int) -> list[tuple[Epoch, bytes] | None]:
+        self._counted.rows += len(prefixes)
+        return self._txn.seek_many(table, prefixes, epoch)
+
+    def range(self, table: Table, start: bytes, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
+        for row in self._txn.range(table, start, stop, reverse=reverse):
+            self._counted.rows += 1
+            yield row
+
+
+def test_only_what_has_changed_is_looked_at(ws: Workspace) -> None:
+    """Counted, not timed: with ten times the files, and of a large file ten times as much written, it is as much."""
+    engine = ws.engine
+
+    def looked(files: int, chunks: int) -> int:
+        inos = [ws.file(b"%d-%d" % (files, i)) for i in range(files)]
+        engine.snapshot(f"{files}")
+        engine.write(inos[5], 0, b"x" * (chunks << limits.CHUNK_SHIFT_DEFAULT))
+        engine.unlink(1, b"%d-7" % files)
+        engine.commit()
+        tables = Counted(engine.meta)
+        assert len(diff(engine, f"{files}", tables=tables)) == 3
+        return tables.rows
+
+    assert looked(100, 80) == looked(1000, 800) - 1  # there is one snapshot more

@@ -1,0 +1,333 @@
+"""What differs between two moments of one filesystem, in time proportional to what has changed.
+
+`Changes` reads from `change`, by seeks, what was touched between two epochs: inode numbers, and the data ids and inodes
+whose contents and attributes were.  `Diff` looks each of those inodes up at both ends, compares, and names what differs
+by the parent in the inode record, or by the rows of `link`; what only came and went between is at neither end.  The
+tree is never walked: it costs a few look-ups for each inode touched, those of the directories above what is named, and
+8 bytes of memory for each inode and data id touched.
+
+Two ends are the same where mode, owner, size, mtime, device, contents, extended attributes and names are: what was
+changed and changed back is not told of.  Contents are compared byte by byte only where size and mtime leave room for
+doubt.  A directory's names count by themselves, so that all below a renamed directory has stayed where it is.
+
+The ends are two `View`s of which the first is older, and need not be of one transaction as long as nothing in either
+changes; for the head, which does change, take both from one `Moments`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import stat
+from array import array
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from tzfs import limits
+from tzfs.engine.view import Tables, View
+from tzfs.errors import CorruptionError
+from tzfs.format import keys
+from tzfs.format.keys import ROOT, Ino, Table
+from tzfs.format.records import FLAG_INLINE, Inode
+
+BATCH: Final = 128  # inodes looked up at once
+ROWS_BETWEEN: Final = 512  # rows of `change` between two moments at which a reader may be interrupted
+DIRECTORIES_REMEMBERED_MAX: Final = 4096  # paths, of each end
+PIECE_SHIFT: Final = limits.CHUNK_SHIFT_MAX  # contents are compared in pieces of this size
+
+Name = tuple[Ino, bytes]  # a directory, and a name in it
+
+
+class Kind(StrEnum):
+    """What a line of a diff says, by the letter that `zfs diff` has for it."""
+
+    ADDED = "+"
+    REMOVED = "-"
+    MODIFIED = "M"
+    RENAMED = "R"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One line of a diff: what became of one name, or of one inode.
+
+    `path` begins with a slash and is raw bytes; it is that of the newer end but for what was removed or renamed, whose
+    `new_path` then is.  `mode`, `size` and the times are those of the newer end where there is one.  `links`: how many
+    names more (or fewer) a file has that has some at both ends.  `changed`, of what is modified: of `contents`
+    (written to), `size`, `mode`, `owner`, `mtime`, `device`, `xattr`, `links` those that apply.
+    """
+
+    kind: Kind
+    path: bytes
+    ino: int
+    mode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    new_path: bytes | None = None
+    links: int = 0
+    changed: tuple[str, ...] = ()
+
+
+class Changes:
+    """What was touched after the epoch `after`, up to `upto`.  `read` must have come to its end first."""
+
+    def __init__(self, meta: Tables, *, after: int, upto: int) -> None:
+        self._meta, self._after, self._upto = meta, after, upto
+        self._epochs: list[int] = []
+        self._touched: dict[Table, list[array[int]]] = {
+            Table.INODE: [],
+            Table.INLINE: [],
+            Table.CHUNK: [],
+            Table.XATTR: [],
+        }
+        self._data: array[int] = array("Q")
+        self._xattrs: array[int] = array("Q")
+
+    def read(self) -> Iterator[None]:
+        """Reads `change`; yields now and then."""
+        start = keys.change(self._after + 1, Table.INODE, b"")
+        while (found := self._first(start)) is not None:
+            epoch = found[0]
+            self._epochs.append(epoch)
+            for table, ids in self._touched.items():
+                ids.append(array("Q"))
+                yield from self._ids(epoch, table, ids[-1])
+            start = keys.change(epoch + 1, Table.INODE, b"")
+        for whole, tables in ((self._data, (Table.INLINE, Table.CHUNK)), (self._xattrs, (Table.XATTR,))):
+            for count, each in enumerate(_merged(ids for table in tables for ids in self._touched.pop(table))):
+                whole.append(each)
+                if count % ROWS_BETWEEN == 0:
+                    yield
+
+    def _first(self, start: bytes) -> tuple[int, Table, bytes] | None:
+        txn = self._meta.begin_read()
+        try:
+            row = next(txn.range(Table.CHANGE, start, keys.u64(self._upto + 1)), None)
+            return None if row is None else keys.change_parts(row[0])
+        finally:
+            txn.close()
+
+    def _ids(self, epoch: int, table: Table, into: array[int]) -> Iterator[None]:
+        """The first 8 bytes of each prefix of a table's rows at an epoch, once each; what follows them is skipped."""
+        low, stop = 0, keys.change(epoch, Table(table + 1), b"")
+        while True:
+            count = 0
+            txn = self._meta.begin_read()
+            try:
+                while count < ROWS_BETWEEN:
+                    skipped = count
+                    for key, _ in txn.range(Table.CHANGE, keys.change(epoch, table, keys.u64(low)), stop):
+                        number = int.from_bytes(key[9:17], "big")
+                        if number < low:
+                            break  # more of the one before: seek
+                        into.append(number)
+                        low, count = number + 1, count + 1
+                        if count == ROWS_BETWEEN:
+                            break
+                    if count == skipped:
+                        return
+            finally:
+                txn.close()
+            yield
+
+    @property
+    def inodes(self) -> Iterator[int]:
+        """The inodes touched, ascending."""
+        return _merged(self._touched[Table.INODE])
+
+    @property
+    def total(self) -> int:
+        """About how many those are: one is counted for each epoch in which it was touched."""
+        return sum(map(len, self._touched[Table.INODE]))
+
+    def touched_data(self, data: int) -> bool:
+        """Whether contents were written, moved or removed."""
+        return _in(self._data, data)
+
+    def touched_xattrs(self, ino: int) -> bool:
+        return _in(self._xattrs, ino)
+
+    def chunks(self, data: int) -> Iterator[int]:
+        """The indexes of the chunks of a data id that were touched, some of them more than once."""
+        for epoch in self._epochs:
+            txn = self._meta.begin_read()
+            try:
+                start = keys.change(epoch, Table.CHUNK, keys.u64(data))
+                found = [keys.chunk_index(k[9:]) for k, _ in txn.range(Table.CHANGE, start, keys.after(start))]
+            finally:
+                txn.close()
+            yield from found
+
+
+def _merged(ids: Iterable[array[int]]) -> Iterator[int]:
+    last = -1
+    for each in heapq.merge(*ids):
+        if each != last:
+            yield each
+        last = each
+
+
+def _in(ids: array[int], number: int) -> bool:
+    at = bisect_left(ids, number)
+    return at < len(ids) and ids[at] == number
+
+
+class Diff:
+    """What differs from `older` to `newer`; `changes` is what was touched between them."""
+
+    def __init__(self, older: View, newer: View, changes: Changes) -> None:
+        self.older, self.newer, self.changes = older, newer, changes
+        self._paths: dict[View, dict[int, bytes]] = {older: {ROOT: b""}, newer: {ROOT: b""}}
+        self.done = 0
+
+    def run(self) -> Iterator[Difference | None]:
+        """The differences, by inode number; None now and then, so that whoever asks can do something else."""
+        yield from self.changes.read()
+        batch: list[int] = []
+        for ino in self.changes.inodes:
+            batch.append(ino)
+            if len(batch) == BATCH:
+                yield from self._batch(batch)
+                batch.clear()
+        yield from self._batch(batch)
+
+    def _batch(self, inos: list[int]) -> Iterator[Difference | None]:
+        for old, new in zip(self.older.inodes(inos), self.newer.inodes(inos), strict=True):
+            if old is not None or new is not None:
+                yield from self._one(old, new)
+        self.done += len(inos)
+        yield None
+
+    def _one(self, old: Inode | None, new: Inode | None) -> Iterator[Difference | None]:
+        before, now = self._names(self.older, old), self._names(self.newer, new)
+        root = old is not None and old.ino == ROOT
+        if not before and not now and not root:
+            return
+        gone = sorted((self.path(self.older, name), name) for name in before - now)
+        came = sorted((self.path(self.newer, name), name) for name in now - before)
+        moved = list(zip(gone, came, strict=False))
+        shown = new if now else old
+        assert shown is not None
+        for path, _ in gone[len(moved) :]:
+            yield self._line(Kind.REMOVED, path, shown)
+        for (path, _), (new_path, _) in moved:
+            yield self._line(Kind.RENAMED, path, shown, new_path=new_path)
+        for path, _ in came[len(moved) :]:
+            yield self._line(Kind.ADDED, path, shown)
+        if old is None or new is None or not (root or (before and now)):
+            return
+        changed = yield from self.compare(old, new)
+        links = 0 if stat.S_ISDIR(new.mode) else len(now) - len(before)
+        if links:
+            changed.append("links")
+        if changed:
+            kept = before & now
+            path = min(self.path(self.newer, name) for name in kept or now) if now else b"/"
+            yield self._line(Kind.MODIFIED, path, new, links=links, changed=tuple(changed))
+
+    @staticmethod
+    def _names(view: View, inode: Inode | None) -> set[Name]:
+        return set() if inode is None else view.names_of(inode)
+
+    @staticmethod
+    def _line(
+        kind: Kind,
+        path: bytes,
+        inode: Inode,
+        *,
+        new_path: bytes | None = None,
+        links: int = 0,
+        changed: tuple[str, ...] = (),
+    ) -> Difference:
+        return Difference(
+            kind, path, inode.ino, inode.mode, inode.size, inode.mtime_ns, inode.ctime_ns, new_path, links, changed
+        )
+
+    def path(self, view: View, name: Name) -> bytes:
+        """The path of a name, at one end."""
+        known = self._paths[view]
+        directory, above = name[0], []
+        while (path := known.get(directory)) is None:
+            inode = view.inode(directory)
+            if not inode.name:
+                raise CorruptionError(f"directory {directory} has entries and no name")
+            above.append(inode)
+            directory = inode.parent
+        if len(known) + len(above) > DIRECTORIES_REMEMBERED_MAX:
+            known.clear()
+            known[ROOT] = b""
+        for inode in reversed(above):
+            path = path + b"/" + inode.name
+            known[inode.ino] = path
+        return path + b"/" + name[1]
+
+    # -- comparing one inode -----------------------------------------------------------------------------------------
+
+    def compare(self, old: Inode, new: Inode) -> Generator[None, None, list[str]]:
+        """In what an inode differs that is at both ends, names aside; yields None now and then."""
+        changed = []
+        if stat.S_ISREG(new.mode):
+            written = old.data != new.data or self.changes.touched_data(new.data)
+            if written and old.size == new.size and old.mtime_ns == new.mtime_ns:
+                written = not (yield from self._same_contents(old, new))
+            if written or old.size != new.size:
+                changed.append("contents")
+        if old.size != new.size:
+            changed.append("size")
+        if old.mode != new.mode:
+            changed.append("mode")
+        if (old.uid, old.gid) != (new.uid, new.gid):
+            changed.append("owner")
+        if old.mtime_ns != new.mtime_ns:
+            changed.append("mtime")
+        if old.rdev != new.rdev:
+            changed.append("device")
+        if self.changes.touched_xattrs(new.ino) and not (yield from self._same_xattrs(new.ino)):
+            changed.append("xattr")
+        return changed
+
+    def _same_contents(self, old: Inode, new: Inode) -> Generator[None, None, bool]:
+        """Whether two ends of one size have the same bytes; only where they may differ is anything read."""
+        for piece in self._pieces(old, new):
+            yield
+            offset, size = piece << PIECE_SHIFT, 1 << PIECE_SHIFT
+            if self.older.read(old.ino, offset, size) != self.newer.read(new.ino, offset, size):
+                return False
+        return True
+
+    def _pieces(self, old: Inode, new: Inode) -> Iterator[int]:
+        by_chunk = (
+            [self.changes.chunks(new.data)]
+            if old.data == new.data and not (old.flags ^ new.flags) & FLAG_INLINE
+            else [_stored(self.older, old), _stored(self.newer, new)]
+        )
+        shifts = (new.chunk_shift,) if len(by_chunk) == 1 else (old.chunk_shift, new.chunk_shift)
+        done = {0}
+        yield 0
+        for indexes, shift in zip(by_chunk, shifts, strict=True):
+            for index in indexes:
+                piece = index << shift >> PIECE_SHIFT
+                if piece not in done:
+                    done.add(piece)
+                    yield piece
+
+    def _same_xattrs(self, ino: int) -> Generator[None, None, bool]:
+        names = self.older.listxattr(ino)
+        if names != self.newer.listxattr(ino):
+            return False
+        for name in names:
+            yield
+            if self.older.getxattr(ino, name) != self.newer.getxattr(ino, name):
+                return False
+        return True
+
+
+def _stored(view: View, inode: Inode) -> Iterator[int]:
+    """The indexes of a file's chunks that are there, ascending."""
+    low = 0
+    while found := view.chunks(inode, low, BATCH):
+        yield from found
+        low = found[-1] + 1
