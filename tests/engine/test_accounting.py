@@ -15,9 +15,11 @@ from tzfs.engine import slices
 from tzfs.engine.accounting import Accounts, Cell, Sums
 from tzfs.engine.versions import extent_charge
 from tzfs.format import keys, records
-from tzfs.format.keys import LIVE, Epoch, Table
-from tzfs.format.records import FLAG_INLINE, Shared
+from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
+from tzfs.format.records import FLAG_INLINE, Shared, Snapshot
+from tzfs.space import filesystem_facts, ratio
 from tzfs.store.interface import ReadTransaction
+from tzfs.store.memory import MemoryMeta
 
 VERSIONED = (Table.INODE, Table.DIRENT, Table.LINK, Table.INLINE, Table.CHUNK, Table.XATTR)
 HEAD = "head"
@@ -169,6 +171,32 @@ def test_after_any_history_every_figure_is_what_a_recount_of_the_rows_gives(firs
         check(world)
         seen += len(world.model.snapshots)
     assert seen > 40  # the histories have snapshots
+
+
+def test_logical_figures_have_what_compression_saved() -> None:
+    meta = MemoryMeta()
+    txn = meta.begin_write()
+    rows = {(LIVE, 1): (1, 100, 300), (LIVE, 3): (1, 50, 0), (3, 1): (2, 70, 30), (5, 3): (1, 0, 0)}
+    for (death, birth), (number, charge, saved) in rows.items():
+        key = keys.cell(death, birth)
+        body = records.pack_charged(Table.CELL, number, charge, saved=saved)
+        txn.put(Table.CELL, key, records.seal(Table.CELL, key, body))
+    shared = Shared(4096, {Epoch(2): Epoch(3), Epoch(3): Epoch(5)}, 8192)
+    key = keys.shared(ExtentId(1 << 32 | 1))
+    txn.put(Table.SHARED, key, records.seal(Table.SHARED, key, records.pack_shared(shared)))
+    snapshots = {
+        name: Snapshot(Epoch(epoch), bytes(16), 0, 0, 0, 0) for name, epoch in (("one", 1), ("two", 2), ("four", 4))
+    }
+    accounts = Accounts(txn, snapshots, 5)
+    txn.close()
+    assert (accounts.charged.used, accounts.logical.used) == (100 + 50 + 70 + 4096, 550 + 4096 + 8192)
+    assert (accounts.charged.referenced, accounts.logical.referenced) == (150, 450)
+    two = accounts.of("two"), accounts.of("two", logical=True)
+    assert [s.referenced for s in two] == [100 + 70 + 4096, 400 + 100 + 4096 + 8192]
+    facts = filesystem_facts(accounts)
+    assert (facts["refcompressratio"], facts["logicalused"]) == ("3.00", str(550 + 4096 + 8192))
+    assert facts["compressratio"] == ratio(550 + 4096 + 8192, 220 + 4096) == "2.97"
+    assert ratio(0, 0) == "1.00"
 
 
 def test_an_inline_file_is_charged_its_row_and_a_large_one_its_pages() -> None:

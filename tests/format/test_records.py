@@ -85,6 +85,20 @@ FIELDS = {
 }
 
 
+@given(u64s, u64s, u64s)
+def test_what_is_saved_stands_behind_a_charge_where_there_is_any(number: int, charge: int, saved: int) -> None:
+    for table, fields in ((Table.CELL, (number, charge)), (Table.DEAD, (charge,))):
+        body = records.pack_charged(table, *fields, saved=saved)
+        assert records.unpack_charged(table, b"k", body) == (fields, saved)
+        assert (body == records.pack_plain(table, *fields)) == (saved == 0)
+        with pytest.raises(CorruptionError):
+            records.unpack_charged(table, b"k", records.pack_plain(table, *fields) + bytes(8))
+    shared = Shared(charge, {Epoch(1): Epoch(2), Epoch(3): keys.LIVE}, saved)
+    assert records.unpack_shared(b"k", records.pack_shared(shared)) == shared
+    with pytest.raises(CorruptionError):
+        records.unpack_shared(b"k", records.pack_shared(shared._replace(saved=0)) + bytes(8))
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_record_has_exactly_these_bytes(name: str) -> None:
     at = GOLDEN.index(name)

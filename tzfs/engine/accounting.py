@@ -13,6 +13,8 @@ alone sees, are sums of cells.  One pass over the cells answers for all snapshot
 An extent with several lifetimes is charged once.  Its cells have the charge of its live lifetime only; of the others
 `shared` knows it, so those extents are counted by the union of what their lifetimes cover.
 
+Each sum is there twice: of charges, and *logical*, of what they would be were nothing compressed.
+
 What is in the tables is summed; what a head has changed since its last commit is not there yet.
 """
 
@@ -138,18 +140,24 @@ class Accounts:
 
     def __init__(self, txn: ReadTransaction, snapshots: Mapping[str, Snapshot], epoch: int) -> None:
         self._epochs = {name: snapshot.epoch for name, snapshot in snapshots.items()}
-        cells = []
+        cells, logical, saving = [], [], False
         for key, value in txn.range(Table.CELL, b""):
             body = records.unseal(Table.CELL, key, value)
             if body is not None:
-                _, charge = records.unpack_plain(Table.CELL, key, body)
+                (_, charge), saved = records.unpack_charged(Table.CELL, key, body)
                 cells.append(Cell(*keys.cell_parts(key), charge))
+                logical.append(cells[-1]._replace(charge=charge + saved))
+                saving |= saved > 0
         shared = []
         for key, value in txn.range(Table.SHARED, b""):
             body = records.unseal(Table.SHARED, key, value)
             if body is not None:
                 shared.append(records.unpack_shared(key, body))
+                saving |= shared[-1].saved > 0
         self.charged = self.logical = Sums(cells, shared, self._epochs.values(), epoch)
+        if saving:
+            raw = [extent._replace(charge=extent.charge + extent.saved) for extent in shared]
+            self.logical = Sums(logical, raw, self._epochs.values(), epoch)
         self._oldest_first = sorted(self._epochs, key=self._epochs.__getitem__)
 
     def of(self, snapshot: str, *, logical: bool = False) -> SnapshotSums:

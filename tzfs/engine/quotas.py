@@ -110,7 +110,7 @@ class Quotas:
         for key, value in txn.range(Table.CELL, b""):
             body = records.unseal(Table.CELL, key, value)
             if body is not None:
-                total += records.unpack_plain(Table.CELL, key, body)[1]
+                total += records.unpack_charged(Table.CELL, key, body)[0][1]
         versions.charged_bytes = total + versions.unsettled_bytes
         versions.shared.hidden_bytes = 0
         for key, value in txn.range(Table.SHARED, b""):

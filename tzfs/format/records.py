@@ -340,14 +340,37 @@ def unpack_plain(table: Table, key: bytes, body: bytes) -> tuple[int, ...]:
     return _PLAIN[table].unpack(body)
 
 
+_SAVED: Final = struct.Struct(">Q")
+
+
+def pack_charged(table: Table, *fields: int, saved: int) -> bytes:
+    """The body of a cell or dead row, with what compression has saved of its charge behind it, if anything."""
+    body = pack_plain(table, *fields)
+    return body + _SAVED.pack(saved) if saved else body
+
+
+def unpack_charged(table: Table, key: bytes, body: bytes) -> tuple[tuple[int, ...], int]:
+    """The fields of a cell or dead row, and what compression has saved of its charge."""
+    plain = _PLAIN[table].size
+    saved = 0
+    if len(body) == plain + _SAVED.size:
+        (saved,) = _SAVED.unpack_from(body, plain)
+        if not saved:
+            raise damaged(table, key, "it says that nothing is saved, which goes without saying")
+        body = body[:plain]
+    return unpack_plain(table, key, body), saved
+
+
 class Shared(NamedTuple):
-    """An extent that has had a second lifetime: what it is charged, and its lifetimes, birth -> death.
+    """An extent that has had a second lifetime: what it is charged, its lifetimes, birth -> death, and what compression
+    has saved of the charge.
 
     The charge is here because the `dead` rows of a shared extent are charged 0: the last lifetime gets it back.
     """
 
     charge: int
     lifetimes: dict[Epoch, Epoch]
+    saved: int = 0
 
 
 _SHARED_CHARGE: Final = struct.Struct(">Q")
@@ -355,17 +378,24 @@ _LIFETIME: Final = struct.Struct(">QQ")
 
 
 def pack_shared(shared: Shared) -> bytes:
-    """The charge, then (birth, death) of each lifetime, ascending."""
+    """The charge, then (birth, death) of each lifetime, ascending; then what is saved, if anything."""
     lifetimes = shared.lifetimes
-    return _SHARED_CHARGE.pack(shared.charge) + b"".join(_LIFETIME.pack(b, lifetimes[b]) for b in sorted(lifetimes))
+    rows = b"".join(_LIFETIME.pack(b, lifetimes[b]) for b in sorted(lifetimes))
+    return _SHARED_CHARGE.pack(shared.charge) + rows + (_SAVED.pack(shared.saved) if shared.saved else b"")
 
 
 def unpack_shared(key: bytes, body: bytes) -> Shared:
-    if len(body) < _SHARED_CHARGE.size or (len(body) - _SHARED_CHARGE.size) % _LIFETIME.size:
+    if len(body) < _SHARED_CHARGE.size:
         raise damaged(Table.SHARED, key, "wrong length")
-    (charge,) = _SHARED_CHARGE.unpack_from(body)
-    rows = _LIFETIME.iter_unpack(body[_SHARED_CHARGE.size :])
-    return Shared(charge, {Epoch(b): Epoch(d) for b, d in rows})
+    (charge,), rows, saved = _SHARED_CHARGE.unpack_from(body), body[_SHARED_CHARGE.size :], 0
+    if len(rows) % _LIFETIME.size == _SAVED.size:
+        (saved,) = _SAVED.unpack(rows[-_SAVED.size :])
+        rows = rows[: -_SAVED.size]
+        if not saved:
+            raise damaged(Table.SHARED, key, "it says that nothing is saved, which goes without saying")
+    if len(rows) % _LIFETIME.size:
+        raise damaged(Table.SHARED, key, "wrong length")
+    return Shared(charge, {Epoch(b): Epoch(d) for b, d in _LIFETIME.iter_unpack(rows)}, saved)
 
 
 @dataclass(frozen=True, slots=True)
