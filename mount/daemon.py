@@ -46,6 +46,7 @@ from tzfs.names import SnapshotName, parse
 from tzfs.opening import HeadReader, Writer
 from tzfs.runtime import socket_path
 from tzfs.settings import settings_of
+from tzfs.space import warnings as quota_warnings
 from tzfs.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,10 @@ class Mount:
 
     def warnings(self) -> list[str]:
         """What somebody who asks for the status should know, a line each."""
-        return [] if self.tasks is None else self.tasks.tasks.warnings()
+        found = [] if self.tasks is None else self.tasks.tasks.warnings()
+        if self.writer is not None and self.failed is None:
+            found += quota_warnings(self.writer.engine.usages())
+        return found
 
     def fail(self, reason: str) -> None:
         """The engine has failed: the mount stays and answers EIO."""

@@ -5,12 +5,16 @@ Everything is exact for the tables that the accounts were read from.  Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from tzfs.engine.accounting import Accounts
+from tzfs.engine.quotas import Usage, crossed
 from tzfs.errors import QuotaExceeded
-from tzfs.properties import WRITTEN_SINCE
+from tzfs.properties import NATIVE, WRITTEN_SINCE, Kind
 from tzfs.units import human_size
+
+WARN_PERCENTS: Final = (80, 90, 95, 100)  # of a quota: the first in time, the last where nothing more goes in
 
 
 def ratio(logical: int, charged: int) -> str:
@@ -52,6 +56,15 @@ def check_quota(what: object, name: str, exact: str, used: int) -> None:
             f"cannot set {name} of {what} to {human_size(int(exact))}: {human_size(used)} are used",
             hint=f"at least {used}, or none",
         )
+
+
+def warnings(usages: Sequence[Usage]) -> list[str]:
+    """A line for each quota that has reached one of `WARN_PERCENTS`."""
+    found = []
+    for name, (percent, usage) in crossed(usages, WARN_PERCENTS).items():
+        show = human_size if NATIVE[name].kind is Kind.SIZE else str
+        found.append(f"{name} has reached {percent}%: {show(usage.used)} of {show(usage.limit)}")
+    return found
 
 
 def snapshot_facts(accounts: Accounts, name: str, also: Iterable[str] = ()) -> dict[str, str]:

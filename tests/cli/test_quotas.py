@@ -86,7 +86,12 @@ def test_a_mount_feels_a_quota_at_once_and_df_shows_it(workspace: Workspace) -> 
         (mnt / "g").unlink()
         done = workspace.run("set", "quota=1M", "ws")
         assert (done.returncode, "cannot set quota of ws to 1M" in done.stderr) == (1, True)
-        workspace.tzfs("set", "quota=none", "inode_quota=2", "ws")
+        workspace.tzfs("set", "refquota=1150K", "quota=1200K", "ws")
+        warned = workspace.tzfs("status").splitlines()
+        assert any("quota has reached 80%: 1.00M of 1.17M" in line for line in warned), warned
+        assert any("refquota has reached 80%: 1.00M of 1.12M" in line for line in warned), warned
+        workspace.tzfs("set", "refquota=none", "quota=none", "inode_quota=2", "ws")
+        assert "inode_quota has reached 100%: 2 of 2" in workspace.tzfs("status")
         with pytest.raises(OSError, match="quota"):
             (mnt / "d").mkdir()
         (mnt / "f").unlink()

@@ -205,7 +205,7 @@ def status_command(ctx: click.Context, scripted: bool, as_json: bool, statistics
 
     KIND is mount, snapshot, or what else has a filesystem open: a program, a command.  STATE is ok, or what is wrong:
     what has failed, background tasks that failed and will be tried again (tzfs status --statistics has more of them),
-    and, for a mount whose process has died, what to do.
+    quotas that are 80% used and more, and, for a mount whose process has died, what to do.
 
     \b
     tzfs status
