@@ -77,7 +77,8 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.checking": (*_STORE, "tzfs.engine", "tzfs.opening", "tzfs.jsonrpc"),
     # background tasks: when they are due, and what each does with an engine
     "tzfs.schedule": (),
-    "tzfs.tasks": (*_BYTES, "tzfs.lifecycle", "tzfs.jsonrpc", "tzfs.engine", "tzfs.schedule"),
+    "tzfs.pruning": (*_BYTES, "tzfs.names", "tzfs.retention"),
+    "tzfs.tasks": (*_BYTES, "tzfs.lifecycle", "tzfs.jsonrpc", "tzfs.engine", "tzfs.schedule", "tzfs.pruning"),
     # what properties say of space
     "tzfs.space": (*_STORE, "tzfs.engine", *_NAMES),
     # how writers share the quota of the store
@@ -90,9 +91,10 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog", "tzfs.ledger", "tzfs.settings", "tzfs.status"),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
+    "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking"),
     "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management", "tzfs.marking", "tzfs"),
-    "tzfs.cli": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking", "tzfs", "tzfs.mount"),
+    "tzfs.cli": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking", "tzfs.policies", "tzfs", "tzfs.mount"),
 }
 
 # Who may use what does not come with Python; whatever is not here, nobody.

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Final
 
-from tzfs import units
+from tzfs import retention, units
 from tzfs.errors import InvalidArgument, LimitReached, NotFound, ReadOnly
 from tzfs.limits import (
     CHUNK_SHIFT_DEFAULT,
@@ -226,6 +226,23 @@ _ALL: Final = (
     _limit("refquota", Kind.SIZE, "what it may be charged without its snapshots"),
     _limit("inode_quota", Kind.INTEGER, "how many files, directories and other inodes it may have"),
     _limit("snapshot_limit", Kind.INTEGER, "how many snapshots it may have"),
+    _setting(
+        "snapshot_interval",
+        Kind.SECONDS,
+        "0",
+        Effect.AT_ONCE,
+        "how often a snapshot auto-TIME is taken while it is open for writing, if something has changed; 0: never",
+        low=0,
+        high=WEEK_S,
+    ),
+    _setting("retention", Kind.TEXT, retention.NONE, Effect.AT_ONCE, "which snapshots are kept: tzfs policy --help"),
+    _setting(
+        "retention_names",
+        Kind.TEXT,
+        retention.AUTOMATIC,
+        Effect.AT_ONCE,
+        "the snapshots that retention is about; all others are kept",
+    ),
     _setting("readonly", Kind.CHOICE, "off", Effect.NEXT_MOUNT, "refuse every change", choices=("off", "on")),
     _setting(
         "gc_interval",
@@ -340,6 +357,8 @@ def parse(name: str, text: str) -> str:
         return text
     if native.limit and text in ("none", "0"):
         return "0"
+    if native.kind is Kind.TEXT:
+        return _TEXTS[native.name](text)
     number = _PARSERS[native.kind](text)
     if number is None:
         raise _refused(native, text)
@@ -352,6 +371,10 @@ def parse(name: str, text: str) -> str:
     return units.exact(number)
 
 
+_TEXTS: Final[Mapping[str, Callable[[str], str]]] = {
+    "retention": lambda text: str(retention.parse_grid(text) or retention.NONE),
+    "retention_names": lambda text: ",".join(retention.parse_names(text)),
+}
 _PARSERS: Final = {
     Kind.SIZE: units.parse_size,
     Kind.SECONDS: units.parse_seconds,

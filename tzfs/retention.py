@@ -30,19 +30,19 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from tzfs.errors import InvalidArgument
-from tzfs.names import show
+from tzfs.names import check_snapshot_component, show
 
 SECOND_NS: Final = 1_000_000_000
 UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 NONE: Final = "none"  # in the place of a grid: no policy, everything is kept
 AUTOMATIC: Final = "auto-*"  # the names of the snapshots that are taken on an interval
 TEXT_BYTES_MAX: Final = 1000  # of a grid, and of the names it is about: a line that people can read
+STARS_MAX: Final = 3  # in one pattern: each multiplies how long a name of 255 characters may be tried
 NUMBER_MAX: Final = 1_000_000  # a count, a keep, a duration in its unit: beyond any use, within any arithmetic
 
 _INTERVAL: Final = re.compile(
     r"\s*(?:(\d{1,7})\s*x\s*)?(\d{1,7})\s*([smhdw])\s*(?:\(\s*keep\s*=\s*(all|\d{1,7})\s*\))?\s*\Z", re.ASCII
 )
-_PATTERN: Final = re.compile(r"[^\s,/@#\[\]]+\Z")
 SYNTAX: Final = "give '1h(keep=all) | 24x1h | 14x1d', for example: [COUNTx]DURATION[(keep=all|NUMBER)], s m h d w"
 
 
@@ -107,16 +107,17 @@ def _interval(text: str) -> Interval:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Patterns of snapshots' names with commas between: `auto-*,step-?`.  `InvalidArgument`."""
+    """Patterns of snapshots' names with commas between: names, with `*` for anything and `?` for one character.
+
+    `InvalidArgument`.
+    """
     if len(text.encode("utf-8", "replace")) > TEXT_BYTES_MAX:
         raise InvalidArgument(f"patterns of names have at most {TEXT_BYTES_MAX} bytes together")
     patterns = tuple(part.strip() for part in text.split(","))
     for pattern in patterns:
-        if not _PATTERN.match(pattern) or pattern.count("*") > 3:
-            raise InvalidArgument(
-                f"{show(pattern)} is no pattern of snapshots' names",
-                hint="give names, * standing for anything (up to three times) and ? for one character: auto-*,step-?",
-            )
+        check_snapshot_component(re.sub(r"[*?]", "x", pattern))
+        if pattern.count("*") > STARS_MAX:
+            raise InvalidArgument(f"{show(pattern)}: a pattern has at most {STARS_MAX} of `*`")
     return patterns
 
 

@@ -31,6 +31,7 @@ from tzfs.engine.engine import Engine
 from tzfs.errors import Busy, TzfsError
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State, allowed
+from tzfs.pruning import automatic_name
 from tzfs.schedule import SECOND_NS, Past, Schedule
 
 
@@ -61,6 +62,7 @@ class Context:
 
     engine: Engine
     prop: Callable[[str], str]
+    clock: Callable[[], int] = time.time_ns
     demanded: bool = False  # somebody asked for it now, and waits: no budget, no threshold below which it does not pay
     figures: dict[str, int] = field(default_factory=dict)  # what was done, for whoever asked
 
@@ -124,7 +126,28 @@ COMPACT: Final = Task(
     budget="compact_budget",
     work=_compact,
 )
-ALL: Final = (GC, COMPACT)
+
+
+def _snapshot(context: Context) -> Steps:
+    yield Ask.SETTLE
+    engine = context.engine
+    last = engine.unchanged()
+    if last is not None:
+        return f"nothing has changed since {last}"
+    name = automatic_name(context.clock(), engine.snapshots())
+    engine.snapshot(name)
+    return f"took {name}"
+
+
+SNAPSHOT: Final = Task(
+    "snapshot",
+    "takes snapshots",
+    Command.SNAPSHOT,
+    interval="snapshot_interval",
+    budget="gc_budget",
+    work=_snapshot,
+)
+ALL: Final = (GC, COMPACT, SNAPSHOT)
 COLLECTING: Final = (GC, COMPACT)  # what `tzfs gc` runs, in this order
 
 
@@ -161,7 +184,7 @@ class Tasks:
 
     def begin(self, task: Task, *, demanded: bool = False) -> Run:
         """A run of the task, to be stepped by the caller."""
-        return Run(self, task, Context(self.engine, self.prop, demanded))
+        return Run(self, task, Context(self.engine, self.prop, self.clock, demanded))
 
     def run(self, task: Task, *, demanded: bool = False, progress: Callable[[], None] | None = None) -> Run:
         """Runs the task here and now, within its budget unless it is `demanded`; its error is raised."""
@@ -326,4 +349,18 @@ def _past(fields: dict[str, object]) -> Past:
     )  # fmt: skip
 
 
-__all__ = ["ALL", "COMPACT", "GC", "Alone", "Ask", "Context", "Run", "Step", "Steps", "Task", "Tasks", "collect"]
+__all__ = [
+    "ALL",
+    "COMPACT",
+    "GC",
+    "SNAPSHOT",
+    "Alone",
+    "Ask",
+    "Context",
+    "Run",
+    "Step",
+    "Steps",
+    "Task",
+    "Tasks",
+    "collect",
+]

@@ -11,8 +11,14 @@ from typing import Final
 
 _UNITS: Final = "KMGTPE"
 _SIZE: Final = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)([KMGTPE]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
-_SECONDS: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m)?\Z", re.ASCII)
-_PER_SECOND: Final = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60)}
+_SECONDS: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)?\Z", re.ASCII)
+_PER_SECOND: Final = {
+    "ms": Decimal("0.001"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3600),
+    "d": Decimal(86400),
+}
 
 
 def parse_size(text: str) -> Decimal | None:
@@ -28,7 +34,7 @@ def parse_size(text: str) -> Decimal | None:
 
 
 def parse_seconds(text: str) -> Decimal | None:
-    """Seconds from `1`, `0.5`, `500ms`, `1s`, `2m`, no finer than a microsecond; None if it is no time."""
+    """Seconds from `1`, `0.5`, `500ms`, `1s`, `2m`, `3h`, `1d`, no finer than a microsecond; None if it is no time."""
     match = _SECONDS.match(text)
     if match is None:
         return None

@@ -37,7 +37,7 @@ CASES = {
     "tzfs get used,record": "tzfs get used,recordsize ",
     "tzfs get agent:m": "tzfs get agent:model ",
     "tzfs list -o name,agent:m": "tzfs list -o name,agent:model ",
-    "tzfs list -s snapshot_": "tzfs list -s snapshot_count ",
+    "tzfs list -s snapshot_c": "tzfs list -s snapshot_count ",
     "tzfs list --where snapdir=v": "tzfs list --where snapdir=visible ",
     "tzfs set snapd": "tzfs set snapdir=",
     "tzfs set snapdir=h": "tzfs set snapdir=hidden ",

@@ -35,6 +35,7 @@ COMMANDS = {
     "holds": "marking",
     "release": "marking",
     "bookmark": "marking",
+    "policy": "policy",
     "sync": "snapshots",
     "gc": "collecting",
     "check": "checking",

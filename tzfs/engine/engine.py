@@ -133,6 +133,7 @@ class Engine:
         self.snapshots = snapshots.all
         self.snapshot = snapshots.create
         self.view = snapshots.view
+        self.unchanged = snapshots.unchanged
 
     format = staticmethod(format_filesystem)
 

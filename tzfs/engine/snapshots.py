@@ -13,7 +13,7 @@ from tzfs import failpoints, limits
 from tzfs.engine.head import Head
 from tzfs.engine.view import View
 from tzfs.errors import Exists, InvalidArgument, NotFound
-from tzfs.format import records
+from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Table
 from tzfs.format.records import Snapshot
 from tzfs.store.interface import ReadTransaction
@@ -89,6 +89,17 @@ class Snapshots:
         self._by_name[name] = made[0]
         head.versions.snapshots.append(made[0].epoch)
         return made[0]
+
+    def unchanged(self) -> str | None:
+        """The newest snapshot, if nothing has been committed that it does not see; None if something has.
+
+        What was made and removed since then counts for nothing.
+        """
+        newest = max(self._by_name.items(), key=lambda pair: pair[1].epoch, default=None)
+        if newest is None:
+            return None
+        after = self._head.txn.range(Table.CHANGE, keys.u64(newest[1].epoch + 1), keys.u64(self._head.epoch + 1))
+        return newest[0] if next(iter(after), None) is None else None
 
     def rewrite(self, changes: Mapping[str, tuple[str, Snapshot]]) -> None:
         """Gives snapshots another record, another name or both, in one commit; epoch and guid stay.
