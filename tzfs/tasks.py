@@ -80,12 +80,19 @@ class Task:
 
 
 def _collect(context: Context) -> Steps:
-    reclaimer = context.engine.reclaimer
+    reclaimer, mover = context.engine.reclaimer, context.engine.mover
     before = reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments
     yield Ask.COLLECT
+    if segments := mover.sparse():
+        moved = mover.moved_bytes
+        for step in mover.steps(segments):
+            context.figures["moved"] = mover.moved_bytes - moved
+            yield None if step is None else Alone(step)
+        context.figures["moved"] = mover.moved_bytes - moved
+        yield Ask.COLLECT
     after = reclaimer.punched_bytes, reclaimer.reclaimed_chunks, reclaimer.unlinked_segments
-    nbytes, chunks, segments = (b - a for a, b in zip(before, after, strict=True))
-    return f"{nbytes} bytes given back, {chunks} chunks removed, {segments} segments unlinked"
+    nbytes, chunks, removed = (b - a for a, b in zip(before, after, strict=True))
+    return f"{nbytes} bytes given back, {chunks} chunks removed, {removed} segments unlinked"
 
 
 GC: Final = Task(

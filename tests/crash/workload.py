@@ -38,6 +38,7 @@ MORE: Final = {
     "flush": 6,
     "absorb": 8,
     "compact": 6,
+    "move": 6,
 }
 MARKS: Final = "#"
 State = dict[str, str]  # a digest of each: "" is the head, MARKS what is said of snapshots, the others are snapshots
@@ -53,6 +54,11 @@ class Formatted(DiskStores):
         self.redo = RedoLog(folder / "redo", GUID)
 
 
+def everything_but(engine: Engine) -> frozenset[int]:
+    """All segments but the one being filled."""
+    return frozenset(engine.payload.segments()) - {engine.payload.filling}
+
+
 class Busy(World):
     """A world with large writes too."""
 
@@ -60,6 +66,16 @@ class Busy(World):
         ino = self._pick(a, lambda n: n.mode & S_IFMT == S_IFREG)
         payload = random.Random(b * 64 + c).randbytes(20_000 + d * 2000)
         self._both(lambda: self.engine.write(ino, c * 1000, payload), lambda: self.model.write(ino, c * 1000, payload))
+
+    def do_move(self, a: int, b: int, c: int, d: int) -> None:
+        """Empties every segment but the one being filled, or breaks off half-way."""
+        mover = self.engine.mover
+        for number, job in enumerate(mover.steps(everything_but(self.engine))):
+            if job is not None:
+                self.engine.commit()
+                job()()
+            if a % 3 == 0 and number == b:
+                break
 
     def do_compact(self, a: int, b: int, c: int, d: int) -> None:
         self._let_jobs_end()

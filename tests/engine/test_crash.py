@@ -46,6 +46,7 @@ POINTS = sorted(
         "redo",
         "staging",
         "compact",
+        "move",
     )
     and name not in ELSEWHERE
 )
@@ -72,6 +73,8 @@ def workload(engine: Engine) -> Iterator[State]:
         if name not in names:
             ino = engine.mknod(1, name, 0o100644, uid=0, gid=0).ino
             engine.write(ino, 0, b"%d" % step * 3000)
+        if step == 0 and b"moves" not in names:
+            engine.write(engine.mknod(1, b"moves", 0o100644, uid=0, gid=0).ino, 0, b"M" * 9000)
         if step % 3 == 1 and (big := b"big-%d" % step) not in names:
             ino = engine.mknod(1, big, 0o100644, uid=0, gid=0).ino
             for chunk in range(5):
@@ -92,8 +95,14 @@ def workload(engine: Engine) -> Iterator[State]:
             engine.harden()
         while engine.background_step():
             pass
-        if step in (4, 6):
+        if step == 7:
+            for job in engine.mover.steps(frozenset(engine.payload.segments()) - {engine.payload.filling}):
+                if job is not None:
+                    engine.commit()
+                    job()()
+        if step in (4, 6, 7):
             collect(engine)
+        if step in (4, 6):
             engine.release_log()
             copy = engine.compactor.begin()
             assert copy is not None

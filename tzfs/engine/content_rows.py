@@ -103,6 +103,8 @@ class ContentRows:
         versions.extents_born(born)
         for at, lifetimes in died.items():
             versions.extents_died(lifetimes, at, txg)
+        head.unused_extents += head.copies.items()
+        head.copies.clear()
         for extent, stored in head.unused_extents:
             versions.punch(ExtentId(extent), stored, txg)
         for number in head.reclaims_changed:

@@ -26,6 +26,7 @@ from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import Settings
 from tzfs.engine.listing import Listings
 from tzfs.engine.marks import Marks
+from tzfs.engine.moving import Mover
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.quotas import Claim, Quotas, Usage
 from tzfs.engine.reclaim import Reclaimer
@@ -104,6 +105,7 @@ class Engine:
         self._reclaimer.more.append(self.bookmarks)
         self.task_rows = TaskRows(head)
         self.compactor = Compactor(head, self._txg)
+        self.mover = Mover(head, self._reclaimer)
         self._quotas = quotas = Quotas(head, self._commit, self._free_some)
         snapshots.admit = quotas.check_snapshot
         self.release_log = self._txg.release_log

@@ -26,7 +26,7 @@ from tzfs.engine import reads
 from tzfs.engine.versions import Versions
 from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, QuotaExceeded, Stale
 from tzfs.format.counters import Counters
-from tzfs.format.keys import DataId, Epoch, Ino
+from tzfs.format.keys import DataId, Epoch, ExtentId, Ino
 from tzfs.format.operations import Operation
 from tzfs.format.records import Inode, Reclaim, Slice
 from tzfs.store.interface import MetaStore, PayloadStore, WriteTransaction
@@ -120,6 +120,7 @@ class Head:
         self.drops: list[Drop] = []
         self.reclaims: dict[int, Reclaim] = {}
         self.reclaims_changed: set[int] = set()
+        self.copies: dict[ExtentId, int] = {}  # extents that are being copied to, with their stored bytes
         self.unused_extents: list[
             tuple[int, int]
         ] = []  # allocated and written, then not needed: (extent, stored bytes)

@@ -301,7 +301,7 @@ class Versions:
         """The lifetime is in no cell any more: with the last one goes the extent, which costs `charge`."""
         shared = self.shared.get(extent)
         if shared is None:
-            self._use(extent, charge, -1, -charge)
+            self.use(extent, charge, -1, -charge)
             self.punch(extent, charge, txg)
             return
         left = {b: d for b, d in shared.lifetimes.items() if b != birth}
@@ -392,7 +392,7 @@ class Versions:
             else:
                 runs.append([txg, extent, size])
         for txg, extent, size in runs:
-            self._use(extent, size, 0, 0)
+            self.use(extent, size, 0, 0)
             key = keys.punch(txg, ExtentId(extent))
             self._row(Table.PUNCH, key, records.pack_plain(Table.PUNCH, size))
         self._holes.clear()
@@ -426,7 +426,7 @@ class Versions:
             cell[0] += count
             cell[1] += size
 
-    def _use(self, extent: int, extent_bytes: int, count: int, size: int) -> None:
+    def use(self, extent: int, extent_bytes: int, count: int, size: int) -> None:
         use = self._segments.setdefault(extent >> 32, [0, 0, 0])
         use[0] += count
         use[1] += size

@@ -166,7 +166,8 @@ class RedoLog:
             raise from_os_error(error, f"{self._path}: clear") from error
 
     def release(self) -> None:
-        self._base, self._bytes = -1, 0
+        self.clear()  # the shorter length is not synced: after a power cut the file may be as long as it was
+        self._bytes = 0
         try:
             if self._fd >= 0:
                 hit(_RELEASE)
