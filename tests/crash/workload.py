@@ -19,7 +19,8 @@ from typing import Final
 import pytest
 
 from tests.engine.plain import ROOT, Node, Plain
-from tests.engine.test_model import GUID, WEIGHTS, DiskStores, Step, World
+from tests.engine.test_model import GUID, WEIGHTS, DiskStores, Step
+from tests.engine.test_restore import RestoringWorld
 from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.head import S_IFLNK, S_IFMT, S_IFREG
@@ -39,6 +40,10 @@ MORE: Final = {
     "absorb": 8,
     "compact": 6,
     "move": 6,
+    "rollback": 3,
+    "broken_off": 2,
+    "restore": 4,
+    "restore_broken_off": 1,
 }
 MARKS: Final = "#"
 State = dict[str, str]  # a digest of each: "" is the head, MARKS what is said of snapshots, the others are snapshots
@@ -59,7 +64,7 @@ def everything_but(engine: Engine) -> frozenset[int]:
     return frozenset(engine.payload.segments()) - {engine.payload.filling}
 
 
-class Busy(World):
+class Busy(RestoringWorld):
     """A world with large writes too."""
 
     def do_pour(self, a: int, b: int, c: int, d: int) -> None:
@@ -99,6 +104,7 @@ def small_batches(patch: pytest.MonkeyPatch) -> None:
     """So that a file of a few chunks is large enough for background work."""
     patch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
     patch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
+    patch.setattr(limits, "STAGING_BATCH_KEYS", 5)
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

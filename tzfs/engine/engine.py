@@ -31,13 +31,15 @@ from tzfs.engine.namespace import Namespace
 from tzfs.engine.quotas import Claim, Quotas, Usage
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.replay import redo_operations
+from tzfs.engine.restore import Restore, Wanted
 from tzfs.engine.rollback import Rollback
 from tzfs.engine.snapshots import Snapshots
 from tzfs.engine.staging import Staging
 from tzfs.engine.task_rows import TaskRows
 from tzfs.engine.txg import TxgCommitter
+from tzfs.format import keys
 from tzfs.format.counters import Counters
-from tzfs.format.keys import Ino
+from tzfs.format.keys import Ino, Table
 from tzfs.format.superblock import BOOKMARKS, Feature, Superblock
 from tzfs.store.interface import MetaStore, PayloadStore, RedoStore
 
@@ -114,6 +116,8 @@ class Engine:
         self.find = namespace.find
         self.inode = namespace.inode
         self.parent_of = namespace.parent_of
+        self.names_of = namespace.names_of
+        self.path_of = namespace.path_of
         self.readlink = namespace.readlink
         self.readdir = listings.readdir
         self.readdir_plus = listings.readdir_plus
@@ -317,6 +321,17 @@ class Engine:
         """A rollback to a snapshot, to be done by its steps; until then nothing else may change.  `NotFound`."""
         self._head.check()
         return Rollback(self._head, self._staging, self._txg, self._snapshots, self._namespace, self._reclaimer, name)
+
+    def restore(self, name: str, wanted: list[Wanted], *, force: bool = False) -> Restore:
+        """Bringing back files and trees of a snapshot, by its steps; until then nothing else may change."""
+        self._head.check()
+        return Restore(
+            self._head, self._staging, self._txg, self._snapshots, self._reclaimer, name, wanted, force=force
+        )
+
+    def changed_since(self, epoch: int) -> bool:
+        """Whether a version was born after `epoch`, as committed."""
+        return next(iter(self._head.txn.range(Table.CHANGE, keys.u64(epoch + 1))), None) is not None
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

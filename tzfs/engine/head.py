@@ -224,10 +224,10 @@ class Head:
         """What of payload the next commit will charge, at most."""
         return self.dirty_bytes + self.flushed_bytes
 
-    def check_inos(self) -> None:
-        """`LimitReached` where no inode number is left, or none may be used; before the first change."""
+    def check_inos(self, more: int = 0) -> None:
+        """`LimitReached` where no inode number is left, or none may be used after `more`; before the first change."""
         most = self.inodes_max
-        if most and self.counters.inodes >= most:
+        if most and self.counters.inodes + more >= most:
             raise QuotaExceeded(
                 f"the filesystem has {self.counters.inodes} inodes, and inode_quota is {most}",
                 hint="remove files, or raise it: tzfs set inode_quota=",

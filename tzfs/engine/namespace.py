@@ -109,6 +109,26 @@ class Namespace:
         self._head.check()
         return self._head.inode(ino)
 
+    def names_of(self, ino: int) -> list[tuple[Ino, bytes]]:
+        """Every (directory, name) of the inode as committed; `Stale` if it is gone."""
+        head = self._head
+        inode = head.inode(ino)
+        if inode.name:
+            return [(inode.parent, inode.name)]
+        rows = reads.linked_rows(head.txn, ino, head.epoch_of(ino))
+        return [keys.link_name(key) for key in rows]
+
+    def path_of(self, ino: int) -> bytes | None:
+        """A path from the root to the inode, as committed; None for one without a name."""
+        parts: list[bytes] = []
+        while ino != ROOT:
+            names = self.names_of(ino)
+            if not names:
+                return None
+            ino, name = names[0]
+            parts.append(name)
+        return b"/".join(reversed(parts))
+
     def readlink(self, ino: int) -> bytes:
         """A symlink's target; `InvalidArgument` for anything else."""
         self._head.check()

@@ -96,6 +96,19 @@ def named_rows(
     return out
 
 
+def linked_rows(txn: ReadTransaction, ino: int, epoch: int) -> list[bytes]:
+    """The whole keys of an inode's rows of `link` as visible at `epoch`."""
+    found: list[bytes] = []
+    seen = b""
+    prefix = keys.inode(ino)
+    for key, value in txn.range(Table.LINK, prefix, keys.after(prefix)):
+        if keys.birth_of(key) <= epoch and key[:-8] != seen:
+            seen = key[:-8]
+            if records.unseal(Table.LINK, key, value) is not None:
+                found.append(key)
+    return found
+
+
 def slices_at(
     txn: ReadTransaction, data: int, index: int, epoch: int, reclaims: Iterable[Reclaim]
 ) -> tuple[Slice, ...]:

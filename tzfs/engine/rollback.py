@@ -30,28 +30,25 @@ from tzfs.engine.versions import Version
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Ino, Table
 from tzfs.format.records import Inode
+from tzfs.store.interface import ReadTransaction
 
-CHANGES_TOLD_MAX = 200_000  # 100 bytes each; beyond that it is cheaper to forget all that is cached
 _COUNTERS = {S_IFREG: "files", S_IFDIR: "directories", S_IFLNK: "symlinks"}  # and "others"
 
 
 @dataclass(slots=True)
 class Changes:
-    """What a flip has changed, for whoever caches names and attributes.
+    """What a flip has changed, for whoever caches names and attributes; 150 bytes an entry, 40 an inode.
 
     `entries` are (directory, name, inode it names now or 0); `inodes` those whose attributes or contents are not what
-    they were, the ones that are gone included.  `complete` is false where there were too many to keep.
+    they were, the ones that are gone included.
     """
 
     entries: list[tuple[int, bytes, int]] = field(default_factory=list)
     inodes: list[int] = field(default_factory=list)
-    complete: bool = True
 
     def note(self, table: Table, prefix: bytes, body: bytes | None) -> None:
         """A key is now `body`."""
-        if len(self.entries) + len(self.inodes) >= CHANGES_TOLD_MAX:
-            self.complete = False
-        elif table is Table.DIRENT:
+        if table is Table.DIRENT:
             ino = 0 if body is None else records.unpack_dirent(prefix, body)[0]
             self.entries.append((int.from_bytes(prefix[:8], "big"), prefix[8:-1], ino))
         elif table is Table.INODE:
@@ -68,6 +65,11 @@ class Kinds:
         if inode is not None and inode.nlink:
             self._more["inodes"] += by
             self._more[_COUNTERS.get(inode.mode & S_IFMT, "others")] += by
+
+    @property
+    def inodes(self) -> int:
+        """How many inodes more, or fewer."""
+        return self._more["inodes"]
 
     def apply(self, head: Head) -> None:
         """Brings the counters up to date."""
@@ -166,14 +168,15 @@ class Rollback:
         by_table: dict[Table, set[bytes]] = defaultdict(set)
         for table, prefix in rows:
             by_table[table].add(prefix)
-        txn, staged = self._head.txn, 0
-        for table, found in by_table.items():
-            prefixes = sorted(found)
-            heads = seek_all(txn, table, prefixes, self._staging.epoch)
-            for prefix, then in zip(prefixes, txn.seek_many(table, prefixes, self._at), strict=True):
-                staged += self._key(table, prefix, heads[prefix], then)
-        self.staged += staged
-        self._staging.close_batch(6 * staged)
+        txn, before = self._head.txn, self.staged
+        try:
+            for table, found in by_table.items():
+                prefixes = sorted(found)
+                heads = seek_all(txn, table, prefixes, self._staging.epoch)
+                for prefix, then in zip(prefixes, txn.seek_many(table, prefixes, self._at), strict=True):
+                    self.staged += self._key(table, prefix, heads[prefix], then)
+        finally:  # each key whole or not at all: what is damaged can be passed by, by taking the others back
+            self._staging.close_batch(6 * (self.staged - before))
 
     def _key(self, table: Table, prefix: bytes, newest: Version | None, then: Version | None) -> bool:
         """Stages what a key was at the snapshot; False where nothing is needed, or it is staged already."""
@@ -190,6 +193,24 @@ class Rollback:
         self._staging.stage(table, prefix, body, newest)
         self.changes.note(table, prefix, body)
         return True
+
+
+def inodes_changed(txn: ReadTransaction, snapshot: int, epoch: int) -> int:
+    """How many inodes a rollback to `snapshot` would change, of a head at `epoch`; it costs a look at each change."""
+    prefixes = sorted({
+        prefix
+        for key, _ in txn.range(Table.CHANGE, keys.u64(snapshot + 1), keys.u64(epoch + 1))
+        for _, table, prefix in (keys.change_parts(key),)
+        if table is Table.INODE
+    })  # fmt: skip
+    then = txn.seek_many(Table.INODE, prefixes, snapshot)
+    now = txn.seek_many(Table.INODE, prefixes, epoch)
+    return sum(
+        new is not None
+        and new[0] > snapshot
+        and not (records.is_tombstone(new[1]) and (old is None or records.is_tombstone(old[1])))
+        for old, new in zip(then, now, strict=True)
+    )
 
 
 def changes_after(head: Head, epoch: int) -> int:

@@ -125,7 +125,7 @@ class Staging:
         head = self._head
         head.versions.settle()
         head.dirty_rows += rows
-        head.end_change()
+        head.end_invisible_change()
 
     def stage(self, table: Table, prefix: bytes, body: bytes | None, old: Version | None) -> None:
         """`prefix` becomes `body` (None: nothing).  `old` is its newest version, which `body` may name the extents of.
@@ -137,12 +137,13 @@ class Staging:
             raise InternalError("a key is staged twice")
         if body is None and old is None:
             return
+        named = {} if old is None else self._named(table, prefix, old)  # which may fail
         versions.insert(table, prefix, body, at)
         if old is None:
             return
         versions.bury(table, prefix, old, at)
         kept = slices.extents(slices_of(table, prefix, body)) if table in (Table.CHUNK, Table.XATTR) else {}
-        for (extent, birth), stored in self._named(table, prefix, old).items():
+        for (extent, birth), stored in named.items():
             if (extent, birth) not in kept:
                 versions.extent_buried(extent, birth, stored, at)
 
@@ -164,20 +165,24 @@ class Staging:
         births: dict[ExtentId, tuple[ExtentId, Epoch]] = {}
         if old is not None:
             births = {x: (x, b) for x, b in self._named(source.table, source.prefix, old)}
+        revived: list[tuple[Slice, Epoch]] = []  # what can fail comes first
+        copied: list[Slice] = []
+        for s in found:
+            if s.extent in births:
+                continue
+            shared = versions.shared.get(s.extent)
+            if shared is not None and (at in shared.lifetimes or len(shared.lifetimes) >= LIFETIMES_MAX):
+                births[s.extent] = (self._copy(s), at)
+                copied.append(s)
+            else:
+                revived.append((s, LIVE if shared is not None else self._death(source, s)))
+                births[s.extent] = (s.extent, at)
+        for s, death in revived:
+            versions.extent_revived(s.extent, at, s.stored_bytes, birth=s.birth, death=death)
+            self._mark_shared()
+        versions.extents_born([(births[s.extent], s.stored_bytes) for s in copied])
         out = []
         for s in found:
-            if s.extent not in births:
-                shared = versions.shared.get(s.extent)
-                if shared is None:
-                    death = self._death(source, s)
-                    versions.extent_revived(s.extent, at, s.stored_bytes, birth=s.birth, death=death)
-                    births[s.extent] = (s.extent, at)
-                    self._mark_shared()
-                elif at in shared.lifetimes or len(shared.lifetimes) >= LIFETIMES_MAX:
-                    births[s.extent] = (self._copied(s), at)
-                else:
-                    versions.extent_revived(s.extent, at, s.stored_bytes, birth=s.birth, death=LIVE)
-                    births[s.extent] = (s.extent, at)
             extent, birth = births[s.extent]
             out.append(s._replace(extent=extent, birth=birth))
         return tuple(out)
@@ -187,13 +192,16 @@ class Staging:
         if not superblock.has(SHARED_EXTENTS):
             self._committer.put_superblock(superblock.with_features([SHARED_EXTENTS]))
 
-    def _copied(self, s: Slice) -> ExtentId:
+    def _copy(self, s: Slice) -> ExtentId:
         """The extent's stored bytes as an extent of its own; what does not match its sums will not match them there."""
         head = self._head
         payload = head.payload.read(s.extent, 0, s.stored_bytes)
         extent = head.payload.allocate(s.stored_bytes)
-        head.payload.write([(extent, payload)])
-        head.versions.extents_born([((extent, self.epoch), s.stored_bytes)])
+        try:
+            head.payload.write([(extent, payload)])
+        except BaseException:
+            head.unused_extents.append((extent, s.stored_bytes))
+            raise
         return extent
 
     def _death(self, source: Source, s: Slice) -> Epoch:

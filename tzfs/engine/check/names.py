@@ -128,6 +128,8 @@ class Names:
         return tuple(spans)
 
     def _orphan(self, version: Version, ino: int) -> None:
+        if version.birth > self._facts.epoch:
+            return  # staged: its row comes with the flip
         since = self._orphans.pop(ino, None) if version.newest else None
         if since != version.birth:
             words = f"inode {ino} has no name, and `orphan` says {since}, not {version.birth}"
