@@ -37,6 +37,7 @@ class Committer:
         self.request_waits: Callable[[], bool] = lambda: True  # whether one may be served that shares a commit
         self._failed = failed
         self._lock = trio.Lock()
+        self.exclusive = trio.Lock()  # held by what must have the head, or its snapshots, to itself: before all others
         self._batch = trio.Lock()  # of background work: `run` and `collect` must not give the same extents back
         self._asked = 0  # commits asked for, and up to which of them they are durable
         self._done = 0
@@ -91,6 +92,11 @@ class Committer:
 
     async def snapshot(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
         """A snapshot of everything answered so far."""
+        async with self.exclusive:
+            return await self.snapshot_exclusive(name, properties)
+
+    async def snapshot_exclusive(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
+        """`snapshot`, for who has `exclusive`."""
         async with self._lock:
             await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
             return self._finish(lambda: self._engine.snapshot(name, properties))
@@ -102,6 +108,14 @@ class Committer:
             answer = self._finish(act)
         self.changed()
         return answer
+
+    async def between_commits(self, work: Callable[[], T]) -> T:
+        """Does a piece of work on the engine that may commit by itself, while no other commit is under way."""
+        async with self._lock:
+            try:
+                return work()
+            finally:
+                self._report_failure()
 
     def _finish(self, commit: Callable[[], T]) -> T:
         upto = self._asked

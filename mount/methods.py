@@ -4,7 +4,8 @@ The methods are faces of the engine, of the committer and of `tzfs.management`; 
 that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
 
     every mount             ping, info, stats, unmount
-    of a filesystem         snapshot.create, snapshot.list, sync, settle, gc, check, archive, those of `marking`,
+    of a filesystem         snapshot.create, snapshot.list, rollback, restore, sync, settle, gc, check, archive,
+                            those of `marking`,
                             property.get, .set, .inherit, .changed
 """
 
@@ -30,6 +31,7 @@ from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
 from tzfs.mount.marking import marking_methods
 from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
+from tzfs.mount.rolling_back import RestoreInto, RollBack, restore_mounted, roll_back_mounted
 from tzfs.mount.statistics import statistics
 from tzfs.names import check_snapshot_component
 from tzfs.properties import USER_NAME_BYTES_MAX, USER_VALUE_BYTES_MAX
@@ -77,6 +79,8 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "snapshot.create": method(Create, m.snapshot_create),
         "snapshot.list": method(Nothing, m.snapshot_list),
         **marking_methods(mount.operations, m.writing),
+        "restore": reporting(RestoreInto, lambda params, report: restore_mounted(mount, params, report)),
+        "rollback": reporting(RollBack, lambda params, report: roll_back_mounted(mount, params, report)),
         "sync": method(Nothing, m.sync),
         "settle": method(Nothing, m.settle),
         "gc": reporting(Nothing, m.gc),

@@ -92,6 +92,8 @@ class Operations(pyfuse3.Operations):
         self._next_listing = 1
         self.answers = Answers(live_max=INO_MASK, writing=WRITING, valid_s=FOREVER_S, writable=self._engine is not None)
         self.requests = {kind: RequestStatistics() for kind in KINDS}
+        self.held: trio.Event | None = None
+        self.dropping: frozenset[int] = frozenset()  # inodes that the kernel may still write to as they were
         if self._engine is not None:
             self._engine.referenced = self.answers.knows
             self.answers.forgotten = self._forgotten
@@ -384,7 +386,10 @@ class Operations(pyfuse3.Operations):
     def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        changed = self._writable(inode).setattr(
+        engine = self._writable(inode)
+        if inode in self.dropping and not (fields.update_mode or fields.update_uid or fields.update_gid):
+            return attributes_of(engine.inode(inode))
+        changed = engine.setattr(
             inode,
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -501,6 +506,8 @@ class Operations(pyfuse3.Operations):
     @answered_later
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         node = fh & ~WRITING
+        if node in self.dropping:
+            return len(buf)
         engine, committer = self._writable(node), self._committer
         written = engine.write(node, off, buf)
         inode = engine.inode(node)

@@ -2,16 +2,20 @@
 
 pyfuse3 ends the whole mount where a handler raises anything but `FUSEError`, so every handler goes through `answered`
 (it never waits) or `answered_later` (it may): both count, time, and turn each error into an errno.
+
+While `held` is set, what would change the filesystem waits, uncounted, and all else is answered.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
+import trio
 from pyfuse3 import FUSEError
 
 from tzfs import limits
@@ -20,6 +24,11 @@ from tzfs.errors import MountFailed, TzfsError, errno_of
 log = logging.getLogger(__name__)
 
 OF_A_LISTING: Final = frozenset({"readdir", "releasedir"})  # requests that begin with a listing's handle, not a node
+
+CHANGING: Final = frozenset({
+    "setattr", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "create", "write", "setxattr",
+    "removexattr",
+})  # fmt: skip
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +47,7 @@ class Answering(Protocol):
     """What has handlers: figures by kind of request, and an engine that may have failed of an error."""
 
     requests: dict[str, RequestStatistics]
+    held: trio.Event | None  # changes wait for it
 
     def stop_if_failed(self) -> None: ...
 
@@ -61,6 +71,17 @@ def refusal(operations: Answering, kind: str, args: tuple[object, ...], error: B
     return FUSEError(number)
 
 
+def _waits(kind: str, args: tuple[object, ...]) -> bool:
+    """Whether the request changes something: opening may truncate."""
+    return kind in CHANGING or (kind == "open" and isinstance(args[1], int) and bool(args[1] & os.O_TRUNC))
+
+
+async def _turn(operations: Answering) -> None:
+    """Until changes are let in."""
+    while (held := operations.held) is not None:
+        await held.wait()
+
+
 def answered(
     handler: Callable[Concatenate[Self, P], T],
 ) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, T]]:
@@ -68,6 +89,8 @@ def answered(
     kind = handler.__name__
 
     async def request(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.held is not None and _waits(kind, args):
+            await _turn(self)
         statistics = self.requests[kind]
         began = time.perf_counter_ns()
         try:
@@ -92,6 +115,8 @@ def answered_later(
     kind = getattr(handler, "__name__", "request")
 
     async def request(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.held is not None and _waits(kind, args):
+            await _turn(self)
         statistics = self.requests[kind]
         began = time.perf_counter_ns()
         try:

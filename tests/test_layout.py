@@ -35,6 +35,8 @@ _API: Final = (
     "tzfs.filesystem",
     "tzfs.opening",
     "tzfs.checking",
+    "tzfs.rolling_back",
+    "tzfs.restoring",
     "tzfs.tasks",
     "tzfs.collecting",
     "tzfs.space",
@@ -66,7 +68,9 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.catalog": (*_CATALOG, "tzfs.catalog_rows", "tzfs.catalog_session", "tzfs.transitions"),
     # one filesystem as a program sees it: paths over an engine or a view, wherever its bytes are
     "tzfs.tree": (*_BYTES, "tzfs.names", "tzfs.engine"),
-    "tzfs.filesystem": (*_BYTES, "tzfs.names", "tzfs.engine", "tzfs.tree"),
+    "tzfs.rolling_back": (*_BYTES, "tzfs.engine"),
+    "tzfs.restoring": (*_BYTES, "tzfs.engine", "tzfs.tree", "tzfs.rolling_back"),
+    "tzfs.filesystem": (*_BYTES, "tzfs.names", "tzfs.engine", "tzfs.tree", "tzfs.rolling_back", "tzfs.restoring"),
     # an engine put onto the folders of a filesystem
     "tzfs.opening": (*_STORE, "tzfs.layout", "tzfs.engine"),
     # talking to whoever has a filesystem mounted
@@ -90,11 +94,12 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.collecting": ("tzfs.errors", "tzfs.jsonrpc", "tzfs.tasks"),
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog", "tzfs.ledger", "tzfs.settings", "tzfs.status"),
+    "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking"),
     "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management", "tzfs.marking", "tzfs"),
-    "tzfs.cli": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking", "tzfs.policies", "tzfs", "tzfs.mount"),
+    "tzfs.cli": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking", "tzfs.policies", "tzfs.time_travel", "tzfs", "tzfs.mount"),
 }
 
 # Who may use what does not come with Python; whatever is not here, nobody.

@@ -18,7 +18,7 @@ import os
 import stat as stat_bits
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from weakref import WeakSet
 
@@ -28,6 +28,8 @@ from tzfs.errors import Exists, InvalidArgument, IsADirectory, NotFound
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Bookmark, Inode, Snapshot
 from tzfs.names import check_snapshot_component
+from tzfs.restoring import Restored, restore
+from tzfs.rolling_back import RolledBack, roll_back
 from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, to_stat
 
 
@@ -113,6 +115,20 @@ class FileSystem(Tree):
     def snapshot(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
         """A snapshot of everything done so far, durable when it returns.  `Exists`, `InvalidArgument`, `NoSpace`."""
         return self._engine.snapshot(check_snapshot_component(name), properties)
+
+    def rollback(self, snapshot: str, *, safety: bool = True) -> RolledBack:
+        """Makes everything what it was at a snapshot; newer ones stay.  A snapshot of the state before is taken first.
+
+        An open file goes on with what the snapshot has of it, or is stale.  `NotFound`, `NoSpace`.
+        """
+        return roll_back(self._engine, snapshot, safety=safety)
+
+    def restore(self, snapshot: str, paths: Sequence[Path], *, to: Path | None = None, force: bool = False) -> Restored:
+        """Brings back files and trees of a snapshot, to where they were or into the directory `to`, by reference.
+
+        `force` replaces what is there.  `NotFound`, `Exists`, `InvalidArgument`, `NoSpace`.
+        """
+        return restore(self._engine, snapshot, paths, to=to, force=force)
 
     def snapshots(self) -> dict[str, Snapshot]:
         """All snapshots by name, oldest first."""

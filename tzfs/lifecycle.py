@@ -48,6 +48,8 @@ class Command(StrEnum):
     HOLD = "hold a snapshot of"
     RELEASE = "release a snapshot of"
     BOOKMARK = "bookmark a snapshot of"
+    ROLLBACK = "roll back"
+    RESTORE = "restore into"
     SYNC = "sync"
     GC = "collect garbage in"
     CHECK = "check"
@@ -90,6 +92,8 @@ RULES: Final[Mapping[Command, Rule]] = {
     Command.HOLD: Rule(_STEADY),  # what is archived keeps its snapshots, and may be told for how long
     Command.RELEASE: Rule(_STEADY),
     Command.BOOKMARK: Rule(_STEADY),
+    Command.ROLLBACK: Rule(_WRITABLE),
+    Command.RESTORE: Rule(_WRITABLE),
     Command.SYNC: Rule(_STEADY),
     Command.GC: Rule(_STEADY),  # gives space back, changes no contents
     Command.CHECK: Rule(_STEADY),

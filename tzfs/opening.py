@@ -21,6 +21,7 @@ from tzfs.engine.bookmarks import read_bookmarks
 from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.quotas import Claim
+from tzfs.engine.rollback import inodes_changed
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
 from tzfs.errors import ForeignStore, NotFound
@@ -284,6 +285,19 @@ def committed_points(directory: Path) -> tuple[dict[str, Snapshot], dict[str, Bo
         try:
             read_superblock(txn).check(for_writing=False)
             return read_snapshots(txn), read_bookmarks(txn)
+        finally:
+            txn.close()
+    finally:
+        meta.close()
+
+
+def committed_changes(directory: Path, snapshot: int) -> int:
+    """How many inodes have changed since the epoch of a snapshot, as committed; looks without a lease."""
+    meta = LmdbMeta(directory / META, readonly=True)
+    try:
+        txn = meta.begin_read()
+        try:
+            return inodes_changed(txn, snapshot, read_counters(txn).epoch)
         finally:
             txn.close()
     finally:

@@ -34,11 +34,11 @@ def run(program: str, store: Path) -> str:
 
 def test_the_programs_of_the_readme_run(tmp_path: Path) -> None:
     [program] = blocks((PROJECT / "README.md").read_text())
-    assert run(program, tmp_path / "store") == "first\n\n/ ['notes'] []\n/notes [] ['1.md']\n"
+    assert run(program, tmp_path / "store") == "first\n\n1 first\n\n/ ['notes'] []\n/notes [] ['1.md']\n"
     with tzfs.open_store(tmp_path / "store") as store:
         assert store.get("agents/researcher").state == "archived"
         with store.open_readonly("agents/researcher") as tree:
-            assert tree.read_text("notes/1.md") == "revised\n"
+            assert tree.read_text("notes/1.md") == "first\n"
 
 
 def test_the_program_in_the_packages_own_text_runs(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from tzfs.jsonrpc import Json
 
 CHUNK = 128 * 1024
 METHODS = (
-    "ping", "info", "stats", "unmount", "snapshot.create", "snapshot.list", "sync", "settle", "gc", "check",
+    "ping", "info", "stats", "unmount", "snapshot.create", "snapshot.list", "rollback", "restore",
+    "sync", "settle", "gc", "check",
     "archive", "property.get", "property.set", "property.inherit", "property.changed",
 )  # fmt: skip
 

@@ -36,6 +36,8 @@ COMMANDS = {
     "release": "marking",
     "bookmark": "marking",
     "policy": "policy",
+    "rollback": "rolling_back",
+    "restore": "restoring",
     "sync": "snapshots",
     "gc": "collecting",
     "check": "checking",

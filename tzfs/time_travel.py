@@ -1,0 +1,102 @@
+"""Verbs that bring back what was: a function each, with the same answer whether or not the filesystem is mounted.
+
+What is done is in `rolling_back` and `restoring`, which `FileSystem` has too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+from tzfs import restoring
+from tzfs.errors import MountFailed
+from tzfs.jsonrpc import Json
+from tzfs.lifecycle import Command
+from tzfs.management import Store
+from tzfs.names import SnapshotName, parse_snapshot
+from tzfs.opening import committed_changes, committed_state
+from tzfs.restoring import Restored
+from tzfs.rolling_back import Progress, RolledBack, newer_than, roll_back, safety_name
+from tzfs.tree import Path
+
+
+def rollback(
+    store: Store,
+    name: str | SnapshotName,
+    *,
+    safety: bool = True,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> RolledBack:
+    """Makes a filesystem what it was at a snapshot; newer ones stay.  With `safety` one is taken of the state before.
+
+    `NotFound`, `NoSpace`, `WrongState`, `ReadOnly`.
+    """
+    name = parse_snapshot(name) if isinstance(name, str) else name
+    info = store.get(name.filesystem, Command.ROLLBACK)
+    with store.mounted(info) or nullcontext() as mount:
+        if dry_run and mount is not None:
+            mount.call("sync")
+        found = committed_state(info.folder).snapshots
+        newer = newer_than(found, name.snapshot)
+        if dry_run:
+            inodes = committed_changes(info.folder, found[name.snapshot].epoch)
+            return RolledBack(inodes, safety_name(found) if safety and inodes else None, newer)
+        if mount is not None:
+            params: dict[str, Json] = {"snapshot": name.snapshot, "safety": safety}
+            return _rolled_back(mount.ask("rollback", params, progress=_heard(progress), timeout_s=None), newer)
+    with store.writer(info.name, {"kind": "rollback"}, Command.ROLLBACK) as writer:
+        return roll_back(writer.engine, name.snapshot, safety=safety, progress=progress)
+
+
+def restore(
+    store: Store,
+    name: str | SnapshotName,
+    paths: Sequence[Path],
+    *,
+    to: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Restored:
+    """Brings back files and trees of a snapshot, to where they were or into the directory `to`, by reference.
+
+    `force` replaces what is there.  `NotFound`, `Exists`, `InvalidArgument`, `NoSpace`, `WrongState`, `ReadOnly`.
+    """
+    name = parse_snapshot(name) if isinstance(name, str) else name
+    info = store.get(name.filesystem, Command.RESTORE)
+    mount = store.mounted(info)
+    if mount is None:
+        with store.writer(info.name, {"kind": "restore"}, Command.RESTORE) as writer:
+            return restoring.restore(writer.engine, name.snapshot, paths, to=to, force=force, progress=progress)
+    params: dict[str, Json] = {
+        "snapshot": name.snapshot, "paths": [os.fsdecode(path) for path in paths], "force": force
+    }  # fmt: skip
+    if to is not None:
+        params["to"] = os.fsdecode(to)
+    with mount:
+        answer = mount.ask("restore", params, progress=_heard(progress), timeout_s=None)
+    if not isinstance(answer, dict) or not isinstance(places := answer.get("paths"), list):
+        raise MountFailed("the mount did not say what it restored")
+    return Restored(int(str(answer.get("inodes"))), tuple(str(place) for place in places))
+
+
+def _rolled_back(answer: Json, newer: tuple[str, ...]) -> RolledBack:
+    """What a mount answers."""
+    if not isinstance(answer, dict) or not isinstance(inodes := answer.get("inodes"), int):
+        raise MountFailed("the mount did not say what it rolled back")
+    safety = answer.get("safety")
+    return RolledBack(inodes, safety if isinstance(safety, str) else None, newer)
+
+
+def _heard(progress: Progress | None) -> Callable[[Json], None] | None:
+    """What takes the reports of a mount."""
+    if progress is None:
+        return None
+
+    def hear(value: Json) -> None:
+        if isinstance(value, dict) and isinstance(done := value.get("done"), int):
+            total = value.get("total")
+            progress(done, total if isinstance(total, int) else done)
+
+    return hear
