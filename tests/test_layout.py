@@ -99,7 +99,16 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning"),
     "tzfs": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking"),
     "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management", "tzfs.marking", "tzfs"),
-    "tzfs.cli": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking", "tzfs.policies", "tzfs.time_travel", "tzfs", "tzfs.mount"),
+    "tzfs.cli": (
+        *_API,
+        "tzfs.catalog",
+        "tzfs.management",
+        "tzfs.marking",
+        "tzfs.policies",
+        "tzfs.time_travel",
+        "tzfs",
+        "tzfs.mount",
+    ),
 }
 
 # Who may use what does not come with Python; whatever is not here, nobody.

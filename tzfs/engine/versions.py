@@ -306,7 +306,7 @@ class Versions:
             return
         left = {b: d for b, d in shared.lifetimes.items() if b != birth}
         if len(left) > 1:
-            self.shared.put(extent, Shared(shared.charge, left))
+            self.shared.put(extent, shared._replace(lifetimes=left))
             return
         self.shared.put(extent, None)
         ((born, died),) = left.items()
@@ -315,7 +315,7 @@ class Versions:
 
     def _shared_with(self, extent: int, shared: Shared, birth: int, death: int) -> None:
         lifetimes = {**shared.lifetimes, Epoch(birth): Epoch(death)}
-        self.shared.put(extent, Shared(shared.charge, lifetimes))
+        self.shared.put(extent, shared._replace(lifetimes=lifetimes))
 
     def _recharge(self, extent: int, birth: int, death: int, by: int) -> None:
         """The last lifetime, dead, carries the bytes of its extent from now on, or (`by` below 0) does not any more."""
