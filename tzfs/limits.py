@@ -49,6 +49,7 @@ RECLAIM_AT_ONCE_CHUNKS: Final = 64  # removed within the operation; more become 
 RECLAIM_BATCH_CHUNKS: Final = 128  # four rows each, 60 us: it stops the mount for 8 ms, in which a ping waits
 STAGING_BATCH_KEYS: Final = 128  # staged or withdrawn at once: rows as many, and as long, as a batch of reclaim
 TOMBSTONE_BATCH: Final = 500  # rows of `change` looked at in one step, a seek or two each: 2 ms
+DESTROY_BATCH_ROWS: Final = 64  # of what a destroyed snapshot saw; 15 us each: it stops the mount for 1 ms
 CACHED_INODES_MAX: Final = 65_536  # about 600 bytes each: 40 MB of the 150 MiB a daemon may use
 CACHED_CHUNKS_MAX: Final = 16_384  # about 700 bytes each
 

@@ -31,7 +31,8 @@ from tzfs.store.segments import Segments
 
 MORE: Final = {
     "commit": 30,
-    "snapshot": 2,
+    "snapshot": 4,
+    "destroy": 3,
     "pour": 6,
     "background": 12,
     "restart": 2,
@@ -105,6 +106,7 @@ def small_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
     patch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
     patch.setattr(limits, "STAGING_BATCH_KEYS", 5)
+    patch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

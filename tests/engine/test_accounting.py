@@ -155,7 +155,8 @@ def check(world: World) -> None:
         txn.close()
     agree(accounts.charged, plain)
     assert accounts.charged.referenced == engine.counters.bytes
-    assert accounts.charged.freeing == accounts.charged.staged == 0
+    assert accounts.charged.freeing == engine.freeing()
+    assert accounts.charged.staged == 0
     for name, snapshot in snapshots.items():
         assert accounts.of(name).used == plain.used(snapshot.epoch)
         assert accounts.written_since(name) == plain.written_since(snapshot.epoch, plain.epoch)

@@ -20,8 +20,10 @@ from tzfs import errors, limits
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
 from tzfs.engine.view import View
+from tzfs.format import records
+from tzfs.format.keys import Table
 from tzfs.format.records import Inode
-from tzfs.store.interface import MetaStore, PayloadStore, RedoStore
+from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.memory import MemoryMeta, MemoryPayload, MemoryRedo
 from tzfs.store.redo import RedoLog
@@ -32,6 +34,12 @@ NAMES = [b"a", b"b", b"c", b"a\x01", b"n" * 255]
 CHUNK = 4096
 
 Step = tuple[str, int, int, int, int]
+
+
+def charged(txn: ReadTransaction) -> int:
+    """The sum of all cells."""
+    bodies = [(key, records.unseal(Table.CELL, key, value)) for key, value in txn.range(Table.CELL, b"")]
+    return sum(records.unpack_plain(Table.CELL, key, body or b"")[1] for key, body in bodies)
 
 
 class MemoryStores:
@@ -127,7 +135,7 @@ class World(Marking):
     def apply(self, step: Step) -> None:
         what, a, b, c, d = step
         self.steps[what] = self.steps.get(what, 0) + 1
-        if what in ("commit", "snapshot", "restart", "crash", *MARKING_WEIGHTS):
+        if what in ("commit", "snapshot", "destroy", "restart", "crash", *MARKING_WEIGHTS):
             self._let_jobs_end()  # a commit waits for the job, which nobody else would run here
         getattr(self, f"do_{what}")(a, b, c, d)
         if what == "commit" or (self.engine.commits != self.commits and what not in ("crash", "restart")):
@@ -278,6 +286,44 @@ class World(Marking):
             self.engine.snapshot(name, {"test:a": str(a)})
             self.model.snapshot(name)
 
+    def do_destroy(self, a: int, b: int, c: int, d: int) -> None:
+        """One, or a range; in every fourth case all that is freed is compared with what was foretold."""
+        names = list(self.engine.snapshots())
+        first = a % len(names) if names else 0
+        chosen = names[first : first + (1, 1, 2, 3)[b % 4]]
+        exact = c % 4 == 0 and self.engine.flushing is None
+        if exact:
+            before = self._charged_at_rest()
+        if any(self.model.holds.get(name) for name in chosen):
+            with pytest.raises(errors.Busy):
+                self.engine.destroy(chosen)
+            return
+        told = self.engine.destroy(chosen)
+        self.destroyed(chosen)
+        assert told.names == tuple(chosen)
+        if exact:
+            assert self.engine.freeing() == told.bytes == before - self._charged_at_rest(), f"freed by {chosen}"
+            assert self.engine.freeing() == 0
+
+    def destroyed(self, names: list[str]) -> None:
+        """These snapshots are no more."""
+        for name in names:
+            del self.model.snapshots[name]
+            self.model.holds.pop(name, None)
+            self.model.labels.pop(name, None)
+
+    def _charged_at_rest(self) -> int:
+        """What everything is charged when there is nothing left to do."""
+        self.engine.commit()
+        while self.engine.background_step():
+            pass
+        self.engine.commit()
+        txn = self.engine.meta.begin_read()
+        try:
+            return charged(txn)
+        finally:
+            txn.close()
+
     def do_commit(self, a: int, b: int, c: int, d: int) -> None:
         if a % 3:
             self.engine.harden()
@@ -383,7 +429,7 @@ def _listing(source: Engine | View, ino: int, page: int) -> Iterator[tuple[bytes
 WEIGHTS = {
     "create": 12, "mkdir": 4, "symlink": 3, "link": 4, "unlink": 8, "rmdir": 3, "rename": 8, "write": 20,
     "truncate": 8, "chmod": 2, "chown": 2, "setxattr": 4, "removexattr": 2, "open": 4, "forget": 5, "snapshot": 5,
-    "commit": 6, "absorb": 5, "flush": 8, "background": 6, "restart": 1, "crash": 2,
+    "destroy": 3, "commit": 6, "absorb": 5, "flush": 8, "background": 6, "restart": 1, "crash": 2,
     **MARKING_WEIGHTS,
 }  # fmt: skip
 
@@ -442,6 +488,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a file of a few chunks is large enough for background work."""
     monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
     monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
+    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
 
 
 def search(first: int, seconds: float, most: int) -> int:

@@ -37,6 +37,11 @@ class TimeWorld(World):
     def retitled(self, old: str, new: str) -> None:
         self.old_orphans[new] = self.old_orphans.pop(old)
 
+    def destroyed(self, names: list[str]) -> None:
+        super().destroyed(names)
+        for name in names:
+            del self.old_orphans[name]
+
     def _rolled_back(self, name: str) -> None:
         model = self.model
         kept = {ino: model.nodes[ino] for ino in model.orphans & self.old_orphans[name]}
@@ -102,6 +107,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
     monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
     monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
+    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
     monkeypatch.setattr(histories, "World", TimeWorld)
 
 

@@ -22,6 +22,7 @@ from tzfs.engine.check.run import check
 from tzfs.engine.compaction import Compactor
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.contents import ContentsTable
+from tzfs.engine.destroy import Destroyer
 from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import Settings
 from tzfs.engine.listing import Listings
@@ -92,7 +93,8 @@ class Engine:
             self._snapshots = snapshots = Snapshots(head, self._commit)
             self.marks = Marks(head, snapshots)
             self.bookmarks = Bookmarks(head, snapshots, self._commit, lambda: self._announce(BOOKMARKS))
-            self._staging = Staging(head, self._txg, namespace.forget)
+            self.destroyer = destroyer = Destroyer(head, snapshots, self._commit)
+            self._staging = Staging(head, self._txg, namespace.forget, destroyer.queue)
             if operations:
                 redo_operations(operations, head, namespace, attributes, contents)
                 self._txg.commit()
@@ -104,7 +106,7 @@ class Engine:
             head.txn.close()
             raise
         self._reclaimer = Reclaimer(head, rows, namespace)
-        self._reclaimer.more.append(self.bookmarks)
+        self._reclaimer.more += (destroyer, self.bookmarks)
         self.task_rows = TaskRows(head)
         self.compactor = Compactor(head, self._txg)
         self.mover = Mover(head, self._reclaimer)
@@ -140,6 +142,8 @@ class Engine:
         self.snapshot = snapshots.create
         self.view = snapshots.view
         self.unchanged = snapshots.unchanged
+        self.destroy = destroyer.destroy
+        self.freeing = destroyer.freeing
 
     format = staticmethod(format_filesystem)
 
@@ -306,7 +310,7 @@ class Engine:
         self._flusher.end()
 
     def background_step(self) -> bool:
-        """A bounded batch of reclaiming and punching; whether there may be more to do now."""
+        """A bounded batch of reclaiming, destroying and punching; whether there may be more to do now."""
         return self._reclaimer.step()
 
     @property

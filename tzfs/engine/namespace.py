@@ -47,7 +47,7 @@ class Namespace:
     def __init__(self, head: Head, contents: ContentsTable) -> None:
         self._head = head
         self._contents = contents
-        self._stored: dict[bytes, Version | None] = {}  # rows of entries that are about to change, by their prefix
+        self._stored = head.versions.sought
 
     # -- looking up ------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ Each step is a bounded batch and leaves the filesystem consistent; all of it sta
 
 - *Reclaim*: chunks in a range of `reclaim` are removed at the range's epoch, a batch at a time.
 - *Orphans left by a crash*: nobody refers to them any more; they are buried.
-- *More*: whatever else of the engine has such batches to do (`more`: bookmarks).
+- *More*: whatever else of the engine has such batches to do (`more`: destroyed snapshots, bookmarks).
 - *Punch*: extents freed in a group are given back to the disk once that group is durable and no planned read of this
   process may still want them; their rows go with the next commit.  A segment without live extents is unlinked.
 """

@@ -7,7 +7,8 @@ decided: whoever makes or removes a snapshot does it here, so that the two agree
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 
 from tzfs import failpoints, limits
 from tzfs.engine.head import Head
@@ -40,6 +41,7 @@ class Snapshots:
         self._head, self._commit = head, commit
         self.admit: Callable[[int], None] = lambda number: None  # whether there may be one more: the quotas' say
         self._by_name = read_snapshots(head.txn)
+        self._views: dict[int, weakref.WeakSet[View]] = {}  # by epoch: a name may change
         head.versions.snapshots = sorted(s.epoch for s in self._by_name.values())
 
     def all(self) -> dict[str, Snapshot]:
@@ -54,8 +56,10 @@ class Snapshots:
         return found
 
     def view(self, name: str) -> View:
-        """The snapshot's tree, read-only; `NotFound`."""
-        return View(self._head.meta, self._head.payload, name, self.get(name))
+        """The snapshot's tree, read-only, until the snapshot is destroyed; `NotFound`."""
+        view = View(self._head.meta, self._head.payload, name, self.get(name))
+        self._views.setdefault(view.snapshot.epoch, weakref.WeakSet()).add(view)
+        return view
 
     def create(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
         """A snapshot of everything answered so far, durable when it returns; its cost does not depend on the size.
@@ -122,3 +126,10 @@ class Snapshots:
         self._commit(finish)
         renamed = {old: (old, record) for old, record in self._by_name.items()} | dict(changes)
         self._by_name = dict(renamed.values())
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These are gone from the tables: they are not seen any more, and their views end."""
+        for name in names:
+            for view in self._views.pop(self._by_name.pop(name).epoch, ()):
+                view.end()
+        self._head.versions.snapshots = sorted(s.epoch for s in self._by_name.values())

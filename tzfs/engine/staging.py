@@ -33,7 +33,7 @@ from tzfs.engine.versions import Version
 from tzfs.errors import CorruptionError, InternalError
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
-from tzfs.format.records import Slice
+from tzfs.format.records import Destroy, Slice
 from tzfs.format.superblock import SHARED_EXTENTS, STAGING
 from tzfs.store.interface import ReadTransaction
 
@@ -79,8 +79,15 @@ def with_slices(table: Table, new: tuple[Slice, ...]) -> bytes:
 class Staging:
     """The staging of one head; `epoch` is F from `begin` until it has flipped or been withdrawn."""
 
-    def __init__(self, head: Head, committer: TxgCommitter, forget: Callable[[int], object]) -> None:
-        self._head, self._committer, self._forget = head, committer, forget
+    def __init__(
+        self,
+        head: Head,
+        committer: TxgCommitter,
+        forget: Callable[[int], object],
+        queue: Callable[[Destroy], None],
+    ) -> None:
+        """`queue` takes a rectangle that no snapshot sees any more, within a commit."""
+        self._head, self._committer, self._forget, self._queue = head, committer, forget, queue
         self._marked = False  # the superblock says so
         found = first_staged(head.txn, head.epoch) if committer.superblock.has(STAGING) else None
         if found is not None:
@@ -243,11 +250,8 @@ class Staging:
         def finish() -> None:
             change()
             counters = head.counters
-            key = keys.destroy(counters.next_id)
-            counters.next_id += 1
             newest = versions.snapshots[-1] if versions.snapshots else -1
-            body = records.pack_plain(Table.DESTROY, newest, at - 1, at)
-            head.txn.put(Table.DESTROY, key, records.seal(Table.DESTROY, key, body))
+            self._queue(Destroy(newest, at - 1, at))
             counters.epoch = at
             if self._marked:
                 self._mark(on=False)

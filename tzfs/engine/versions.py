@@ -67,9 +67,11 @@ class Versions:
     def __init__(self, drift: Callable[[str, int], None]) -> None:
         self.snapshots: list[int] = []
         self.oldest_bookmark: int | None = None
+        self.oldest_destroy: int | None = None  # the oldest snapshot whose destroy is under way
         self.txn: WriteTransaction
         self.live_bytes_delta = 0
         self.charged_bytes = 0  # added to all cells together; the quotas know from what on
+        self.sought: dict[bytes, Version | None] = {}  # rows of entries that are about to change, by their prefix
         self.shared = SharedExtents()
         self._drift = drift
         self._rows: dict[Table, list[tuple[bytes, bytes]]] = {}  # (key, body)
@@ -213,6 +215,13 @@ class Versions:
         self._delete(table, prefix + _suffix(birth))
         self._delete(Table.CHANGE, _change_key(birth, table, prefix))
 
+    def dead_version_freed(self, table: Table, prefix: bytes, birth: int, death: int, charge: int) -> None:
+        """A version on the deadlist goes for good; `charge` is what its dead row says.  `collect` comes after."""
+        self._count(death, birth, -1, -charge)
+        self._delete(Table.DEAD, keys.dead(death, birth, table, prefix))
+        self._delete(table, prefix + _suffix(birth))
+        self._delete(Table.CHANGE, _change_key(birth, table, prefix))
+
     def collect(self, table: Table, prefixes: Sequence[bytes]) -> None:
         """Frees the tombstone of each of `prefixes`, which ascend, that is alone with it and that no bookmark needs."""
         for prefix, newest in zip(prefixes, self.txn.seek_many(table, prefixes, keys.EPOCH_MAX), strict=True):
@@ -220,6 +229,8 @@ class Versions:
                 continue
             if newest[0] == 0 or self.txn.seek(table, prefix, newest[0] - 1) is None:
                 self._free(table, prefix, newest)
+                if table is Table.DIRENT:
+                    self.sought.pop(prefix, None)
 
     def seen(self, birth: int, death: int) -> bool:
         """Whether a surviving snapshot sees what was born at `birth` and died at `death`."""
@@ -228,7 +239,10 @@ class Versions:
         return i < len(snapshots) and snapshots[i] < death
 
     def _may_have_older(self, birth: int) -> bool:
-        """Whether a version older than one born at `birth` can be there: only where a snapshot saw it die."""
+        """Whether a version older than one born at `birth` can be there: only where a snapshot saw it die, be it one
+        that is being destroyed."""
+        if self.oldest_destroy is not None and self.oldest_destroy < birth:
+            return True
         return bool(self.snapshots) and self.snapshots[0] < birth
 
     def _bookmarked(self, birth: int) -> bool:

@@ -50,8 +50,15 @@ class View:
         self.name, self.snapshot = name, snapshot
         self._meta, self._payload = meta, payload
         self._epoch: Epoch = snapshot.epoch
+        self._destroyed = False
+
+    def end(self) -> None:
+        """The snapshot has been destroyed: from now on every call is `Stale`."""
+        self._destroyed = True
 
     def _in(self, look: Callable[[ReadTransaction], T]) -> T:
+        if self._destroyed:
+            raise Stale(f"snapshot {self.name} has been destroyed")
         txn = self._meta.begin_read()
         try:
             return look(txn)

@@ -1,0 +1,280 @@
+"""Destroying snapshots: their names go at once, what only they saw is freed in the background.
+
+A destroyed snapshot S leaves a row (P, S, N) of `destroy`: P is the next older surviving snapshot, N the next newer or
+else the head's epoch at that moment.  What was born in (P, S] and died in (S, N] was seen by S alone: a *rectangle* of
+cells, and through them of rows of the deadlist.  Rows that are freed leave their cells, so a rectangle only shrinks and
+needs no cursor: after a crash it begins again with what is left.  When no cell is left the row of `destroy` goes.
+
+Invariants:
+- Rectangles are disjoint, also those of snapshots destroyed together: they are destroyed one after the other.
+- Nothing comes into a rectangle once it is queued: no snapshot sees it, so what dies there is freed at once.
+- A version may lie below one that is put or removed, and wait here: `versions.oldest_destroy` says so, or a removal
+  would take it for what is newest.
+
+What is freed is known beforehand: the sum of the same cells (`freed_by`), and of extents that have had several
+lifetimes, all of which end with it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from tzfs import failpoints, limits
+from tzfs.engine.head import Head
+from tzfs.engine.snapshots import Snapshots, read_snapshots
+from tzfs.errors import Busy, NotFound
+from tzfs.format import keys, records
+from tzfs.format.keys import LIVE, ExtentId, Table
+from tzfs.format.records import Destroy, Snapshot
+from tzfs.store.interface import ReadTransaction
+
+failpoints.declare("destroy.rows", "the names of destroyed snapshots are removed, not yet committed")
+failpoints.declare("destroy.batch", "a batch of what a destroyed snapshot saw is about to be freed")
+failpoints.declare("destroy.end", "all that a destroyed snapshot saw is freed, its row still there")
+
+Readers = AbstractContextManager[list[dict[str, str | int | float | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Destroyed:
+    """What destroying snapshots frees: `names`, oldest first, and the bytes charged to them alone."""
+
+    names: tuple[str, ...]
+    bytes: int
+
+
+# -- which rows, and how many bytes ------------------------------------------------------------------------------------
+
+
+def read_destroys(txn: ReadTransaction) -> dict[int, Destroy]:
+    """The destroys under way, by their numbers."""
+    found = {}
+    for key, value in txn.range(Table.DESTROY, b""):
+        body = records.unseal(Table.DESTROY, key, value)
+        if body is not None:
+            found[int.from_bytes(key, "big")] = Destroy(*records.unpack_plain(Table.DESTROY, key, body))
+    return found
+
+
+def _cells(
+    txn: ReadTransaction, births: tuple[int, int], deaths: tuple[int, int], after: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[int, int, int]]:
+    """(death, birth, bytes) of the cells within both, bounds inclusive, that do not come before `after`.
+
+    Cells that lie between, born too early or too late, are skipped by seeking.
+    """
+    (lo, hi), (first, last) = births, deaths
+    at, stop = max((first, lo), after), keys.cell(last, hi) + b"\0"
+    while True:
+        for key, value in txn.range(Table.CELL, keys.cell(*at), stop):
+            death, birth = keys.cell_parts(key)
+            if birth < lo:
+                at = death, lo
+            elif birth > hi:
+                at = death + 1, lo
+            else:
+                body = records.unseal(Table.CELL, key, value)
+                if body is not None:
+                    yield death, birth, records.unpack_plain(Table.CELL, key, body)[1]
+                continue
+            break
+        else:
+            return
+
+
+def freeing(txn: ReadTransaction) -> int:
+    """The bytes that destroyed snapshots still hold."""
+    destroys = read_destroys(txn).values()
+    return sum(
+        size for d in destroys for _, _, size in _cells(txn, (d.older + 1, d.snapshot), (d.snapshot + 1, d.newer))
+    )
+
+
+def freed_by(txn: ReadTransaction, snapshots: Iterable[Snapshot], names: Iterable[Snapshot], epoch: int) -> int:
+    """The bytes that destroying `names` of all `snapshots` would free, to the last; `epoch` is the head's."""
+    gone = sorted(s.epoch for s in names)
+    left = sorted({s.epoch for s in snapshots} - set(gone))
+
+    def sees(epochs: Sequence[int], birth: int, death: int) -> bool:
+        at = bisect_left(epochs, birth)
+        return at < len(epochs) and epochs[at] < death
+
+    total, i = 0, 0
+    while i < len(gone):
+        at = bisect_left(left, gone[i])
+        older, newer = left[at - 1] if at else -1, left[at] if at < len(left) else epoch
+        run = gone[i : bisect_right(gone, newer)]
+        i += len(run)
+        found = _cells(txn, (older + 1, run[-1]), (run[0] + 1, newer))
+        total += sum(size for death, birth, size in found if sees(run, birth, death))
+    for key, value in txn.range(Table.SHARED, b""):
+        body = records.unseal(Table.SHARED, key, value)
+        if body is not None:
+            shared = records.unpack_shared(key, body)
+            spans = shared.lifetimes.items()
+            if any(sees(gone, b, d) for b, d in spans) and not any(d == LIVE or sees(left, b, d) for b, d in spans):
+                total += shared.charge
+    return total
+
+
+def foreseen(txn: ReadTransaction, names: Iterable[str], epoch: int) -> Destroyed:
+    """What destroying these snapshots would free, as the tables stand.  `NotFound`."""
+    snapshots = read_snapshots(txn)
+    chosen = _chosen(snapshots, names)
+    return Destroyed(tuple(chosen), freed_by(txn, snapshots.values(), chosen.values(), epoch))
+
+
+def _chosen(snapshots: dict[str, Snapshot], names: Iterable[str]) -> dict[str, Snapshot]:
+    """Those that are named, oldest first; `NotFound`."""
+    wanted = set(names)
+    for name in sorted(wanted - snapshots.keys()):
+        raise NotFound(f"no snapshot {name!r}")
+    return {name: record for name, record in snapshots.items() if name in wanted}
+
+
+def check_unused(snapshots: dict[str, Snapshot], readers: Iterable[dict[str, str | int | float | None]]) -> None:
+    """`Busy` where one of the snapshots is held, or somebody reads it; all that are in the way are named."""
+    who: list[str] = []
+    for name, record in snapshots.items():
+        who += [f"hold {tag} on @{name}" for tag in record.holds]
+    for reader in readers:
+        if reader.get("name") in snapshots or "epoch" not in reader:
+            where = f", mounted at {reader['mountpoint']}" if reader.get("mountpoint") else ""
+            who.append(f"pid {reader.get('pid', '?')}, reading @{reader.get('name', '?')}{where}")
+    if who:
+        held = any(record.holds for record in snapshots.values())
+        names = ", ".join(f"@{name}" for name in snapshots)
+        hint = "release the holds first" if held else "unmount it, or wait for that process to end"
+        raise Busy(f"cannot destroy {names}: in use by {'; '.join(who)}", holders=who, hint=hint)
+
+
+# -- destroying --------------------------------------------------------------------------------------------------------
+
+
+class Destroyer:
+    """The destroys of a head: `destroy` queues them, `step` frees a batch.
+
+    `readers` says who reads snapshots, and sees to it that nobody begins to while its context lasts.
+    """
+
+    def __init__(self, head: Head, snapshots: Snapshots, commit: Callable[[Callable[[], None]], None]) -> None:
+        self._head, self._snapshots, self._commit = head, snapshots, commit
+        self._queue = read_destroys(head.txn)
+        self._reached: dict[int, tuple[int, int]] = {}  # cells before are empty: (death, birth), by the queue's numbers
+        self.readers: Callable[[], Readers] = lambda: nullcontext([])
+        self.freed_rows = 0
+        self._tell_versions()
+
+    @property
+    def pending(self) -> bool:
+        """Whether `step` has something to free."""
+        return bool(self._queue)
+
+    def freeing(self) -> int:
+        """The bytes that are still to be freed."""
+        return freeing(self._head.txn) if self._queue else 0
+
+    def foresee(self, names: Iterable[str]) -> Destroyed:
+        """What `destroy` would free, and whatever it would raise; what was answered is committed, or is not counted."""
+        head = self._head
+        head.check()
+        chosen = _chosen(self._snapshots.all(), names)
+        with self.readers() as readers:
+            check_unused(chosen, readers)
+        return foreseen(head.txn, chosen, head.epoch)
+
+    def destroy(self, names: Iterable[str]) -> Destroyed:
+        """Destroys snapshots of the filesystem, all of them or none; durable when it returns.
+
+        `NotFound`, `Busy` naming who holds or reads one, or during a rollback.
+        """
+        head = self._head
+        head.check()
+        head.pace()
+        chosen = _chosen(self._snapshots.all(), names)
+        answer: list[Destroyed] = []
+
+        def finish() -> None:
+            snapshots = self._snapshots.all()
+            size = freed_by(head.txn, snapshots.values(), chosen.values(), head.epoch)
+            left = sorted(s.epoch for s in snapshots.values())
+            for name, record in chosen.items():
+                at = left.index(record.epoch)
+                older = left[at - 1] if at else -1
+                newer = left[at + 1] if at + 1 < len(left) else head.epoch
+                del left[at]
+                head.txn.delete(Table.SNAPSHOT, name.encode())
+                self.queue(Destroy(older, record.epoch, newer))
+            failpoints.hit("destroy.rows")
+            answer.append(Destroyed(tuple(chosen), size))
+
+        with self.readers() as readers:
+            check_unused(chosen, readers)
+            if not chosen:
+                return Destroyed((), 0)
+            self._commit(finish)
+        self._snapshots.forget(chosen)
+        self._tell_versions()
+        return answer[0]
+
+    def queue(self, destroy: Destroy) -> None:
+        """A rectangle more; within a commit, whose caller has taken the snapshot out of the way."""
+        head = self._head
+        number = head.counters.next_id
+        head.counters.next_id += 1
+        key = keys.destroy(number)
+        head.txn.put(Table.DESTROY, key, records.seal(Table.DESTROY, key, records.pack_plain(Table.DESTROY, *destroy)))
+        self._queue[number] = destroy
+        self._tell_versions()
+
+    def _tell_versions(self) -> None:
+        self._head.versions.oldest_destroy = min((d.snapshot for d in self._queue.values()), default=None)
+
+    def step(self) -> None:
+        """Frees a batch of the oldest destroy."""
+        head = self._head
+        head.pace()
+        number = min(self._queue)
+        failpoints.hit("destroy.batch")
+        found = self._batch(number)
+        head.begin_change()
+        versions, txg = head.versions, head.counters.txg
+        rows: dict[Table, list[bytes]] = {}
+        for key, value in found:
+            death, birth, table, prefix = keys.dead_parts(key)
+            body = records.unseal(Table.DEAD, key, value)
+            charge = records.unpack_plain(Table.DEAD, key, body or b"")[0]
+            if table is Table.EXTENT:
+                versions.dead_extent_freed(ExtentId(int.from_bytes(prefix, "big")), birth, death, charge, txg)
+            else:
+                versions.dead_version_freed(table, prefix, birth, death, charge)
+                rows.setdefault(table, []).append(prefix)
+        versions.settle()
+        for table, prefixes in rows.items():
+            versions.collect(table, sorted(set(prefixes)))
+        versions.settle()
+        self.freed_rows += len(found)
+        head.dirty_rows += 3 * len(found)
+        if len(found) < limits.DESTROY_BATCH_ROWS:
+            failpoints.hit("destroy.end")
+            head.txn.delete(Table.DESTROY, keys.destroy(number))
+            del self._queue[number]
+            self._reached.pop(number, None)
+            self._tell_versions()
+        head.end_invisible_change()
+
+    def _batch(self, number: int) -> list[tuple[bytes, bytes]]:
+        """Rows of the deadlist that are in the rectangle; fewer than a batch are the last."""
+        d, txn, found = self._queue[number], self._head.txn, list[tuple[bytes, bytes]]()
+        cells = _cells(txn, (d.older + 1, d.snapshot), (d.snapshot + 1, d.newer), self._reached.get(number, (0, 0)))
+        for death, birth, _ in cells:
+            self._reached[number] = death, birth
+            prefix = keys.cell(death, birth)
+            for row in txn.range(Table.DEAD, prefix, keys.after(prefix)):
+                found.append(row)
+                if len(found) == limits.DESTROY_BATCH_ROWS:
+                    return found
+        return found
