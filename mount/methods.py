@@ -5,7 +5,7 @@ that cannot write answers: what would change the filesystem is `ReadOnly` and na
 
     every mount             ping, info, stats, unmount
     of a filesystem         snapshot.create, snapshot.list, rollback, restore, sync, settle, gc, check, archive,
-                            those of `marking`,
+                            those of `marking` and `destroying`,
                             property.get, .set, .inherit, .changed
 """
 
@@ -29,6 +29,7 @@ from tzfs.lifecycle import Command, check
 from tzfs.management import Store, open_store
 from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
+from tzfs.mount.destroying import destroying_methods
 from tzfs.mount.marking import marking_methods
 from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
 from tzfs.mount.rolling_back import RestoreInto, RollBack, restore_mounted, roll_back_mounted
@@ -79,6 +80,7 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "snapshot.create": method(Create, m.snapshot_create),
         "snapshot.list": method(Nothing, m.snapshot_list),
         **marking_methods(mount.operations, m.writing),
+        **destroying_methods(mount.operations, m.writing),
         "restore": reporting(RestoreInto, lambda params, report: restore_mounted(mount, params, report)),
         "rollback": reporting(RollBack, lambda params, report: roll_back_mounted(mount, params, report)),
         "sync": method(Nothing, m.sync),

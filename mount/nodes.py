@@ -92,6 +92,10 @@ class Views:
         if number is not None:
             self._numbers[os.fsdecode(new)] = number
 
+    def destroyed(self, name: bytes) -> None:
+        """The snapshot is gone: its view answers `Stale`, and another one of its name is another tree."""
+        self._numbers.pop(os.fsdecode(name), None)
+
     def attributes(self, node: int) -> EntryAttributes:
         """The attributes of `.zfs` and `snapshot`: they change with the snapshots, of which nobody tells the kernel."""
         entry = EntryAttributes()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pyfuse3
@@ -182,6 +182,14 @@ class Operations(pyfuse3.Operations):
         self._views.renamed(old, new)
         self.answers.unname(SNAPSHOTS_NODE, old)
         self.answers.unname(SNAPSHOTS_NODE, new)
+
+    def snapshots_destroyed(self, names: Sequence[bytes]) -> None:
+        """They are gone from `.zfs/snapshot`; the kernel is yet to be told."""
+        for name in names:
+            self._views.destroyed(name)
+            self.answers.unname(SNAPSHOTS_NODE, name)
+        if names:
+            self.answers.clear()  # of what is in them, too
 
     async def forget(self, inode_list: Any) -> None:
         self.requests["forget"].count += 1

@@ -97,7 +97,8 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning"),
-    "tzfs": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking"),
+    "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.management"),
+    "tzfs": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking", "tzfs.destroying"),
     "tzfs.mount": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management", "tzfs.marking", "tzfs"),
     "tzfs.cli": (
         *_API,
@@ -106,6 +107,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "tzfs.marking",
         "tzfs.policies",
         "tzfs.time_travel",
+        "tzfs.destroying",
         "tzfs",
         "tzfs.mount",
     ),

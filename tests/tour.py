@@ -83,6 +83,9 @@ STEPS: Final = (
         "The next mount needs no repair.",
         expects="second draft",
     ),
+    Step(
+        "tzfs destroy -v demo@%", "All its snapshots; what only they had is freed in the background.", expects="reclaim"
+    ),
     Step("tzfs umount demo && tzfs destroy -v demo"),
 )
 

@@ -19,6 +19,7 @@ from tzfs import errors
 from tzfs.catalog import FilesystemInfo
 from tzfs.checking import Checked
 from tzfs.collecting import Collected
+from tzfs.destroying import Destruction, destroy
 from tzfs.engine.check.problems import Problem, Progress
 from tzfs.errors import TzfsError
 from tzfs.filesystem import FileSystem
@@ -28,6 +29,7 @@ from tzfs.tree import SnapshotView, Stat
 __all__ = [
     "Checked",
     "Collected",
+    "Destruction",
     "FileSystem",
     "FilesystemInfo",
     "MountStatus",
@@ -38,6 +40,7 @@ __all__ = [
     "Stat",
     "Store",
     "TzfsError",
+    "destroy",
     "errors",
     "open_store",
 ]

@@ -50,6 +50,7 @@ class Command(StrEnum):
     BOOKMARK = "bookmark a snapshot of"
     ROLLBACK = "roll back"
     RESTORE = "restore into"
+    DESTROY_SNAPSHOT = "destroy a snapshot of"
     SYNC = "sync"
     GC = "collect garbage in"
     CHECK = "check"
@@ -94,6 +95,7 @@ RULES: Final[Mapping[Command, Rule]] = {
     Command.BOOKMARK: Rule(_STEADY),
     Command.ROLLBACK: Rule(_WRITABLE),
     Command.RESTORE: Rule(_WRITABLE),
+    Command.DESTROY_SNAPSHOT: Rule(_WRITABLE),
     Command.SYNC: Rule(_STEADY),
     Command.GC: Rule(_STEADY),  # gives space back, changes no contents
     Command.CHECK: Rule(_STEADY),

@@ -124,7 +124,10 @@ class Store:
         return self.catalog.activate(name)
 
     def destroy(self, name: Name, *, dry_run: bool = False) -> FilesystemInfo:
-        """Removes a filesystem with all its snapshots.  `Busy` while it, or a snapshot of it, is mounted or open."""
+        """Removes a filesystem with all its snapshots.  `Busy` while it, or a snapshot of it, is mounted or open.
+
+        Snapshots alone, or whatever was cloned from them as well: `tzfs.destroy`.
+        """
         return self.catalog.destroy(name, dry_run=dry_run)
 
     def open(self, name: Name) -> FileSystem:

@@ -3,6 +3,7 @@
     filesystem   [NAMESPACE/]NAME       ws, team/ws
     snapshot     FILESYSTEM@SNAPSHOT    ws@before
     bookmark     FILESYSTEM#BOOKMARK    ws#before
+    snapshots    WHERE@SNAPSHOT[%SNAPSHOT],...   several of one: ws@a,c%d; from, to, or both ends may be left out
     scope        /  or  NAMESPACE/      where properties are set that filesystems inherit: the store, a namespace
 
 A component (namespace, name, snapshot, bookmark) begins with a letter or a digit and goes on with letters, digits and
@@ -80,6 +81,14 @@ class Scope:
 STORE_SCOPE: Final = Scope()
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotRange:
+    """Snapshots from `first` to `last`, both inclusive; None: from the oldest, to the newest."""
+
+    first: str | None
+    last: str | None
+
+
 def parse_filesystem(text: str) -> FilesystemName:
     """`[NAMESPACE/]NAME`.  `InvalidArgument` or `NameTooLong` says what is wrong with it."""
     what = "filesystem name"
@@ -126,6 +135,30 @@ def parse_bookmark(text: str) -> BookmarkName:
     if "#" in bookmark:
         raise _refused(text, what, "it has more than one '#'", "give FILESYSTEM#BOOKMARK")
     return BookmarkName(parse_filesystem(filesystem), check_snapshot_component(bookmark))
+
+
+def parse_snapshots(text: str) -> tuple[FilesystemName | Scope, tuple[SnapshotRange, ...]]:
+    """`WHERE@RANGE,RANGE...`: WHERE a filesystem or a scope, RANGE a snapshot, or `FROM%TO` where either may be empty.
+
+    `InvalidArgument` or `NameTooLong` says what is wrong with it.
+    """
+    what = "snapshot name"
+    _check_whole(text, what)
+    where, at, rest = text.partition("@")
+    if not at:
+        raise _refused(text, what, "it has no '@'", "give FILESYSTEM@SNAPSHOT")
+    if "@" in rest:
+        raise _refused(text, what, "it has more than one '@'", "give FILESYSTEM@SNAPSHOT")
+    if not where:
+        raise _refused(text, what, "no filesystem stands before '@'", "give FILESYSTEM@SNAPSHOT")
+    ranges = []
+    for part in rest.split(","):
+        first, percent, last = part.partition("%")
+        if not percent:
+            last = first = check_snapshot_component(part)
+        ends = [None if percent and not end else check_snapshot_component(end) for end in (first, last)]
+        ranges.append(SnapshotRange(*ends))
+    return parse_property_target(where), tuple(ranges)
 
 
 def check_snapshot_component(snapshot: str) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -28,7 +29,7 @@ from tzfs.errors import ForeignStore, NotFound
 from tzfs.format.counters import Counters
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.layout import META, SEGMENTS
-from tzfs.store.lease import Lease, ViewHold
+from tzfs.store.lease import Lease, ViewHold, beginning_to_read, no_new_readers
 from tzfs.store.lmdb_compaction import discard
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.redo import REDO_FILE, RedoLog
@@ -118,6 +119,7 @@ class Writer:
             stack.callback(redo.close)
             self.engine = Engine(meta, payload, redo=redo, settings=settings, disk=_free(directory))
             stack.callback(self.engine.close)
+            self.engine.destroyer.readers = partial(no_new_readers, directory)
             self._stack = stack.pop_all()
         self.directory = directory
         self.meta, self.payload = meta, payload
@@ -151,10 +153,11 @@ class Reader:
             meta = LmdbMeta(directory / META, readonly=True)
             stack.callback(meta.close)
             record = self._find(directory, meta, guid, snapshot)
-            hold = ViewHold.acquire(directory, name=snapshot, epoch=record.epoch, info=told)
-            stack.callback(hold.release)
-            failpoints.hit("reader.hold")
-            record = self._find(directory, meta, guid, snapshot)  # it may have gone before it was held
+            with beginning_to_read(directory):
+                hold = ViewHold.acquire(directory, name=snapshot, epoch=record.epoch, info=told)
+                stack.callback(hold.release)
+                failpoints.hit("reader.hold")
+                record = self._find(directory, meta, guid, snapshot)  # it may have gone before it was held
             payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
             stack.callback(payload.close)
             self._stack = stack.pop_all()

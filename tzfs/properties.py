@@ -164,6 +164,7 @@ _ALL: Final = (
     _fact(
         "used", Kind.SIZE, "what it is charged, with its snapshots; of a snapshot: what it alone holds", snapshots=True
     ),
+    _fact("freeing", Kind.SIZE, "bytes of destroyed snapshots, still to be given back"),
     _fact("available", Kind.SIZE, "what can still be written"),
     _fact("referenced", Kind.SIZE, "what it is charged without its snapshots, or as a snapshot", snapshots=True),
     _fact("usedbysnapshots", Kind.SIZE, "what destroying all its snapshots would free"),

@@ -102,9 +102,26 @@ SCRIPTS: dict[str, Sequence[Sequence[str]]] = {
         ["snapshot", "-r", "/@z"],
         ["snapshot", "-r", "ws"],
         ["list", "-H", "-o", "name", "-t", "snapshot"],
-        ["destroy", "ws/one"],
-        ["destroy", "ws/two"],
-        ["destroy", "other"],
+        ["destroy", "-r", "ws/one"],
+        ["destroy", "-r", "ws/two"],
+        ["destroy", "-r", "other"],
+    ),
+    "destroy": (
+        ["snapshot", "ws@a"],
+        ["snapshot", "ws@b"],
+        ["snapshot", "ws@c"],
+        ["hold", "keep", "ws@c"],
+        ["destroy", "-n", "-p", "ws@a%b"],
+        ["destroy", "-nv", "ws@a"],
+        ["destroy", "ws@%"],
+        ["destroy", "ws@none"],
+        ["destroy", "ws@b%a"],
+        ["release", "keep", "ws@c"],
+        ["destroy", "-v", "ws@a,c"],
+        ["list", "-H", "-o", "name", "-t", "all"],
+        ["destroy", "--json", "ws@b"],
+        ["gc", "--json", "ws"],
+        ["get", "-H", "used,freeing,snapshot_count", "ws"],
     ),
     "policies": (
         ["snapshot", "ws@auto-1"],
@@ -223,7 +240,8 @@ def test_mounted_or_not_the_answers_are_the_same(
     with workspace.mounted() as mnt:
         (mnt / "f").write_bytes(b"x" * 300_000)
     free = answers()
-    tzfs.ok("destroy", "ws")
+    with workspace.store() as store:
+        store.destroy("ws")  # with whatever is held in it
     tzfs.ok("create", "ws")
     with workspace.mounted() as mnt:
         (mnt / "f").write_bytes(b"x" * 300_000)

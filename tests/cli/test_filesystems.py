@@ -66,11 +66,11 @@ def test_archive_and_activate(tzfs: CommandLine) -> None:
 def test_destroy_says_first_what_it_would_do(tzfs: CommandLine) -> None:
     tzfs.ok("create", "ws")
     tzfs.ok("snapshot", "ws@a", "ws@b")
-    assert tzfs.ok("destroy", "-n", "ws") == ""
-    told = tzfs.ok("destroy", "-n", "-v", "ws")
+    assert tzfs.ok("destroy", "-r", "-n", "ws") == ""
+    told = tzfs.ok("destroy", "-r", "-n", "-v", "ws")
     assert re.fullmatch("would destroy ws@a\nwould destroy ws@b\nwould destroy ws\nwould reclaim [0-9.]+[BK]\n", told)
     assert tzfs.ok("list", "-H", "-o", "name", "-t", "all") == "ws\nws@a\nws@b\n"
-    assert tzfs.ok("destroy", "-v", "ws") == told.replace("would ", "")
+    assert tzfs.ok("destroy", "-r", "-v", "ws") == told.replace("would ", "")
     assert tzfs.ok("list", "-H") == ""
     assert "there is no such filesystem" in tzfs.refused("destroy", "ws", code=1)
 

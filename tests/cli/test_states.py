@@ -52,13 +52,15 @@ TABLE: Final = {
     "rollback -n FS@s": "NSS+S+S",
     "rollback FS@s": "NSS+S+S",
     "restore FS@s FILE": "NSS S S",
+    "destroy -nv FS@s": "NSS+S+S",
+    "destroy FS@s": "NSS+S+S",
     "sync FS": "NSS++++",
     "gc FS": "NSS+++R",
     "check FS": "NSS++++",
     "status": "+++++++",
     "status --statistics FS": "NMMMM++",
     "run FS -- true": "NSS+S+S",
-    "destroy FS": "NSB++BB",
+    "destroy -r FS": "NSB++BB",
     "create -o agent:x=1 FS": "+SS++XX",  # what was there has just been destroyed
 }
 HELD: Final = {"making": State.CREATING, "going": State.DELETING}

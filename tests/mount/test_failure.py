@@ -328,7 +328,7 @@ def test_a_disk_that_is_readonly_from_the_start_is_refused_in_plain_words(on_dis
         write(on_disk.mnt / "kept", LARGE)
     on_disk.tzfs("snapshot", "ws@s")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    for command in (("mount", "ws", on_disk.mnt), ("create", "other"), ("snapshot", "ws@t"), ("destroy", "ws")):
+    for command in (("mount", "ws", on_disk.mnt), ("create", "other"), ("snapshot", "ws@t"), ("destroy", "-r", "ws")):
         done = on_disk.run(*command)
         assert done.returncode not in (0, 70), command
         text = done.stderr.lower()

@@ -196,5 +196,5 @@ def test_a_whole_life_through_a_mount(tmp_path: Path) -> None:
     places.tzfs("activate", "ws", store=store)
     with mounted(store, "ws", tmp_path / "work") as work:
         assert (work / "a.txt").read_text() == "two\n"
-    places.tzfs("destroy", "ws", store=store)
+    places.tzfs("destroy", "-r", "ws", store=store)
     assert places.tzfs("list", "-H", store=store) == ""

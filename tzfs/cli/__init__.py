@@ -27,7 +27,7 @@ COMMANDS = {
     "rename": "filesystems",
     "archive": "filesystems",
     "activate": "filesystems",
-    "destroy": "filesystems",
+    "destroy": "destroying",
     "mount": "mounting",
     "umount": "mounting",
     "snapshot": "snapshots",

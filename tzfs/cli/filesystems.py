@@ -1,4 +1,4 @@
-"""create, rename, archive, activate, destroy: the life of a filesystem."""
+"""create, rename, archive, activate: the life of a filesystem."""
 
 from __future__ import annotations
 
@@ -79,33 +79,3 @@ def activate_command(ctx: click.Context, name: str) -> None:
     tzfs activate ws
     """
     store_of(ctx).activate(name)
-
-
-@click.command()
-@click.option("-n", "dry_run", is_flag=True, help="Only see whether it could be done; with -v, say what would go.")
-@click.option("-v", "verbose", is_flag=True, help="Say what is destroyed and what it frees.")
-@click.argument("name", metavar="FILESYSTEM", type=FILESYSTEM)
-@click.pass_context
-def destroy_command(ctx: click.Context, dry_run: bool, verbose: bool, name: str) -> None:
-    """Destroy a filesystem with all its snapshots.  Neither it nor a snapshot of it may be mounted.
-
-    \b
-    tzfs destroy -nv ws         what would be destroyed
-    tzfs destroy ws             gone for good
-    """
-    store = store_of(ctx)
-    if "#" in name:
-        if verbose:
-            click.echo(f"{'would ' if dry_run else ''}destroy {name}")
-        marking.drop_bookmark(store, name, dry_run=dry_run)
-        return
-    lines = []
-    if verbose:
-        would = "would " if dry_run else ""
-        info = store.get(name)
-        used = store.properties(info)["used"].human
-        lines = [f"{would}destroy {s.name}" for s in store.snapshots(info)]
-        lines += [f"{would}destroy {info.name}", f"{would}reclaim {used}"]
-    store.destroy(name, dry_run=dry_run)
-    for line in lines:
-        click.echo(line)

@@ -7,8 +7,9 @@ nobody, so that what is on it can be removed.  The file is never unlinked while 
 that it has is there for the next holder.
 
 `ViewHold` is a file of its own in `views/` for each reading process and snapshot, locked in the same way; destroying a
-snapshot asks `live_views` first, which also removes the files of readers that have died.  A reader holds first and then
-looks whether its snapshot is still there; a destroyer removes the snapshot's name and then looks who holds it.
+snapshot asks `live_views` first, which also removes the files of readers that have died.  A reader holds and then looks
+whether its snapshot is still there, with the folder's lock shared (`beginning_to_read`); a destroyer looks who holds it
+and then removes it, with the folder's lock to itself (`no_new_readers`): neither slips between the other's steps.
 
 Neither is inherited: a forked child closes its copy of the descriptor, or the lock would outlive its holder in it.  So
 a daemon takes them after it has gone to the background.
@@ -24,8 +25,8 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -37,6 +38,7 @@ LOCK_FILE: Final = "lock"
 VIEWS_FOLDER: Final = "views"
 INFO_BYTES_MAX: Final = 16 * 1024  # a socket path, a mount point of 4,095 bytes, escaped
 TESTED_TRIES_MAX: Final = 200  # times a lock is found shared by somebody who only looks, 1 ms apart
+READER_TRIES_MAX: Final = 10_000  # as long as a destroyer may take to commit
 
 Value = str | int | float | None
 Info = dict[str, Value]
@@ -235,6 +237,51 @@ def live_views(directory: str | os.PathLike[str]) -> list[Info]:
     except OSError as error:
         raise from_os_error(error, f"{views}: read") from error
     return live
+
+
+@contextmanager
+def beginning_to_read(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """While it lasts no snapshot of the filesystem in `directory` is destroyed.  Waits for one that is; `Busy`."""
+    with _gate(directory, fcntl.LOCK_SH, READER_TRIES_MAX):
+        yield
+
+
+@contextmanager
+def no_new_readers(directory: str | os.PathLike[str]) -> Iterator[list[Info]]:
+    """`live_views`; while it lasts nobody begins to read a snapshot of the filesystem in `directory`.
+
+    `Busy` where somebody is just beginning and does not get on with it.
+    """
+    with _gate(directory, fcntl.LOCK_EX, TESTED_TRIES_MAX):
+        yield live_views(directory)
+
+
+@contextmanager
+def _gate(directory: str | os.PathLike[str], how: int, tries: int) -> Iterator[None]:
+    views = Path(directory) / VIEWS_FOLDER
+    try:
+        views.mkdir(0o700, exist_ok=True)
+        fd = os.open(views, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError as error:
+        raise NotFound(f"{directory}: no such filesystem") from error
+    except OSError as error:
+        raise from_os_error(error, f"{views}: open") from error
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, how | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                tries -= 1
+                if not tries:
+                    raise Busy(
+                        f"{views}: another process is opening or destroying a snapshot, and does not get on with it",
+                        hint="try again",
+                    ) from None
+                time.sleep(0.001)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _lock_file(path: Path) -> int | None:

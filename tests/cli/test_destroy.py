@@ -1,0 +1,161 @@
+"""destroy: snapshots, in ranges, across filesystems; filesystems with what they hold; and who is in the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command_line import CommandLine
+from tzfs import catalog_rows as rows
+from tzfs.management import open_store
+from tzfs.names import parse_filesystem
+from tzfs.store.lease import ViewHold
+
+
+@pytest.fixture
+def ws(tzfs: CommandLine) -> Iterator[CommandLine]:
+    """A filesystem with snapshots a to e, between which a file of 300,000 bytes is made anew."""
+    tzfs.ok("create", "ws")
+    for name in "abcde":
+        with open_store(tzfs.store) as store, store.open("ws") as fs:
+            fs.write_bytes("/file", name.encode() * 300_000)
+            fs.snapshot(name)
+    yield tzfs
+    if "ws" in tzfs.ok("list", "-H", "-o", "name").split():
+        assert tzfs.ok("check", "ws").startswith("ws: no problems")
+
+
+def names(tzfs: CommandLine, filesystem: str = "ws") -> list[str]:
+    return [
+        line.partition("@")[2] for line in tzfs.ok("list", "-H", "-o", "name", "-t", "snapshot", filesystem).split()
+    ]
+
+
+def used(tzfs: CommandLine, name: str = "ws") -> int:
+    return int(tzfs.ok("get", "-H", "-p", "-o", "value", "used", name))
+
+
+def test_a_snapshot_is_destroyed_without_a_word_and_its_space_is_back(ws: CommandLine) -> None:
+    before, alone = used(ws), used(ws, "ws@b")
+    assert ws.ok("destroy", "ws@b") == ""
+    assert names(ws) == ["a", "c", "d", "e"]
+    assert alone > 300_000
+    assert used(ws) == before - alone
+    assert ws.ok("get", "-H", "-p", "-o", "value", "freeing", "ws") == "0\n"
+    assert ws.refused("destroy", "ws@b", code=1) == "tzfs: no snapshot ws@b\nhint: tzfs list -t snapshot ws\n"
+
+
+@pytest.mark.parametrize(
+    ("which", "gone"),
+    [
+        ("a", "a"),
+        ("e", "e"),
+        ("b%d", "bcd"),
+        ("%b", "ab"),
+        ("d%", "de"),
+        ("%", "abcde"),
+        ("a,c%d,e", "acde"),
+        ("c%c", "c"),
+    ],
+)
+def test_what_is_said_before_is_what_is_done_and_freed(ws: CommandLine, which: str, gone: str) -> None:
+    lines = "".join(f"destroy\tws@{name}\n" for name in gone)
+    foretold = ws.ok("destroy", "-n", "-p", f"ws@{which}")
+    size = int(foretold.removeprefix(f"{lines}reclaim\t"))
+    assert names(ws) == [*"abcde"]
+    words = ws.ok("destroy", "-nv", f"ws@{which}")
+    assert re.fullmatch("".join(f"would destroy ws@{n}\n" for n in gone) + r"would reclaim [0-9.]+[BKM]\n", words)
+    told = ws.json("destroy", "-n", "--json", f"ws@{which}")
+    assert told == {"destroyed": [f"ws@{name}" for name in gone], "bytes": size, "dry_run": True}
+    before = used(ws)
+    assert ws.ok("destroy", "-v", f"ws@{which}") == words.replace("would ", "")
+    assert names(ws) == [name for name in "abcde" if name not in gone]
+    assert used(ws) == before - size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["ws@none"], 1, "tzfs: no snapshot ws@none\nhint: tzfs list -t snapshot ws\n"),
+        (["ws@a,none"], 1, "no snapshot ws@none"),
+        (["ws@a%none"], 1, "no snapshot ws@none"),
+        (["ws@d%b"], 2, "ws@d%b: the first is newer than the last"),
+        (["ws@"], 2, "snapshot name is empty"),
+        (["ws@a,"], 2, "snapshot name is empty"),
+        (["ws@a%b%c"], 2, "'%' is not allowed"),
+        (["@a"], 2, "no filesystem stands before '@'"),
+        (["none@a"], 1, "there is no such filesystem"),
+        (["team/@a"], 2, "team/ is not a filesystem\nhint: -r means all filesystems in a namespace"),
+        (["-r", "team/@a"], 1, "there is no filesystem in team/"),
+        (["-r", "ws@none"], 1, "ws has no such snapshot"),
+        (["ws"], 1, "cannot destroy ws: it has snapshots\nhint: -r destroys them too: ws@a, ws@b, ws@c, ws@d, ws@e\n"),
+    ],
+)
+def test_destroy_refuses_and_nothing_is_gone(ws: CommandLine, arguments: list[str], code: int, message: str) -> None:
+    assert message in ws.refused("destroy", *arguments, code=code)
+    assert message in ws.refused("destroy", "-nv", *arguments, code=code)
+    assert names(ws) == [*"abcde"]
+
+
+def test_a_name_in_all_filesystems_of_a_namespace(tzfs: CommandLine) -> None:
+    for name in ("team/one", "team/two", "team/three", "other"):
+        tzfs.ok("create", name)
+        tzfs.ok("snapshot", f"{name}@a")
+    tzfs.ok("destroy", "team/two@a")
+    assert tzfs.ok("destroy", "-r", "-n", "-v", "team/@a").startswith(
+        "would destroy team/one@a\nwould destroy team/three@a\nwould reclaim "
+    )
+    tzfs.ok("destroy", "-r", "team/@a")
+    assert tzfs.ok("list", "-H", "-o", "name", "-t", "snapshot") == "other@a\n"
+    assert tzfs.ok("destroy", "-r", "-v", "/@%").startswith("destroy other@a\n")
+
+
+def test_who_holds_or_reads_it_is_named_and_nothing_is_gone(ws: CommandLine) -> None:
+    ws.ok("hold", "keep", "ws@c")
+    for arguments in (["ws@b%d"], ["-n", "ws@c"], ["-r", "ws"]):
+        said = ws.refused("destroy", *arguments, code=75)
+        assert "in use by hold keep on @c" in said
+    ws.ok("release", "keep", "ws@c")
+    with open_store(ws.store) as store:
+        folder = store.get("ws").folder
+    with ViewHold.acquire(folder, name="c", epoch=3, info={"mountpoint": "/somewhere"}) as hold:
+        pid = hold.path.name.partition("-")[0]
+        for arguments in (["ws@%"], ["-n", "ws@c"]):
+            assert ws.refused("destroy", *arguments, code=75) == (
+                f"tzfs: cannot destroy {'@a, @b, @c, @d, @e' if '%' in arguments[0] else '@c'}: in use by pid {pid}, "
+                "reading @c, mounted at /somewhere\nhint: unmount it, or wait for that process to end\n"
+            )
+        ws.ok("destroy", "ws@b")
+    assert names(ws) == [*"acde"]
+    ws.ok("destroy", "ws@c")
+
+
+def test_clones_are_in_the_way_unless_they_go_too(ws: CommandLine, tmp_path: Path) -> None:
+    """What the catalog says of clones: their record names the snapshot that they come from."""
+    for name, origin in (("first", "ws@b"), ("second", "first@s")):
+        ws.ok("create", name)
+        ws.ok("snapshot", f"{name}@s")
+        with open_store(ws.store) as store, store.catalog._session.write() as txn:
+            record = rows.get_filesystem(txn, parse_filesystem(name))
+            assert record is not None
+            rows.put_filesystem(txn, replace(record, origin=origin))
+            txn.commit()
+    for arguments in (["ws@a%c"], ["-r", "ws"]):
+        assert ws.refused("destroy", *arguments, code=75) == (
+            "tzfs: cannot destroy ws@b: there are clones of it: first\nhint: -R destroys them too\n"
+        )
+    told = ws.ok("destroy", "-R", "-n", "-p", "ws@b").splitlines()
+    assert told[:-1] == [f"destroy\t{name}" for name in ("second@s", "second", "first@s", "first", "ws@b")]
+    ws.ok("destroy", "-R", "ws@b")
+    assert ws.ok("list", "-H", "-o", "name") == "ws\n"
+    assert names(ws) == [*"acde"]
+
+
+def test_an_archived_filesystem_keeps_its_snapshots(ws: CommandLine) -> None:
+    ws.ok("archive", "ws")
+    assert "cannot destroy a snapshot of ws: it is ARCHIVED" in ws.refused("destroy", "ws@a", code=75)
+    ws.ok("destroy", "-r", "ws")

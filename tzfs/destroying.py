@@ -1,0 +1,231 @@
+"""Destroying snapshots, and filesystems with all they have, by name: which are meant, who is in the way, what it frees.
+
+    FS@A            one snapshot            FS@A,B%C        several: A, and B to C
+    FS@A%B          from A to B             FS@%            all of them
+    NAMESPACE/@A    with `recursive`: of each filesystem there, one after the other; /@A: of each in the store
+
+Of one filesystem all go in one commit, or none.  Names are gone when this returns.  A mounted filesystem frees what
+only they saw in the background (`tzfs get freeing`); of one that nobody has it is done here, and where that is
+interrupted whoever opens it next goes on.
+
+A snapshot that a clone has come from stays as long as the clone, unless `clones` says that it goes as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tzfs.catalog import FilesystemInfo, describe_holder
+from tzfs.engine.committed import read_counters
+from tzfs.engine.destroy import check_unused, foreseen
+from tzfs.engine.snapshots import read_snapshots
+from tzfs.errors import Busy, InvalidArgument, MountFailed, NotEmpty, NotFound
+from tzfs.format.records import Snapshot
+from tzfs.lifecycle import Command, State, check
+from tzfs.management import Store
+from tzfs.names import FilesystemName, Scope, SnapshotName, SnapshotRange, parse_filesystem, parse_snapshots
+from tzfs.opening import Committed, committed_state
+from tzfs.store.lease import live_views
+from tzfs.tasks import collect
+
+SHOWN_MAX: Final = 8  # names in a hint
+
+
+@dataclass(frozen=True, slots=True)
+class Destruction:
+    """What has been destroyed, or would be, in the order in which it goes, and the bytes that frees."""
+
+    names: tuple[SnapshotName | FilesystemName, ...]
+    bytes: int
+
+
+def destroy(
+    store: Store,
+    text: str,
+    *,
+    dry_run: bool = False,
+    recursive: bool = False,
+    clones: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Destruction:
+    """Destroys snapshots, or a filesystem; `dry_run` only looks, and raises whatever it would raise.
+
+    `recursive`: a filesystem with its snapshots; snapshots in all filesystems of a namespace, those without them passed
+    over.  `clones`: and whatever has come from them.  `progress` hears how many bytes are still to be freed, where that
+    is done here.  `NotFound`, `NotEmpty`, `Busy` naming who is in the way,
+    `WrongState`.
+    """
+    plan = _Plan(store, recursive=recursive, clones=clones)
+    if "@" in text:
+        plan.snapshots(*parse_snapshots(text))
+    else:
+        plan.filesystem(store.get(parse_filesystem(text), Command.DESTROY), recursive=recursive or clones)
+    return plan.do(dry_run=dry_run, progress=progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Snapshots of a filesystem, oldest first; `whole`: and the filesystem, whose snapshots these all are."""
+
+    info: FilesystemInfo
+    snapshots: tuple[str, ...]
+    whole: bool = False
+
+    @property
+    def names(self) -> list[SnapshotName | FilesystemName]:
+        found: list[SnapshotName | FilesystemName] = [SnapshotName(self.info.name, name) for name in self.snapshots]
+        return [*found, self.info.name] if self.whole else found
+
+
+class _Plan:
+    """What goes, in order: clones before the snapshots that they come from."""
+
+    def __init__(self, store: Store, *, recursive: bool, clones: bool) -> None:
+        self._store, self._recursive, self._clones = store, recursive or clones, clones
+        self._steps: list[_Step] = []
+
+    # -- which -------------------------------------------------------------------------------------------------------
+
+    def filesystem(self, info: FilesystemInfo, *, recursive: bool) -> None:
+        """A filesystem with all its snapshots."""
+        if any(step.whole and step.info.guid == info.guid for step in self._steps):
+            return
+        holder = self._store.catalog.holder(info)
+        check(Command.DESTROY, info.name, info.state, None if holder is None else describe_holder(holder))
+        there = _snapshots(info)
+        if there and not recursive:
+            raise NotEmpty(
+                f"cannot destroy {info.name}: it has snapshots",
+                hint=f"-r destroys them too: {_some([f'{info.name}@{name}' for name in there])}",
+            )
+        self._dependants(info, there)
+        self._steps.append(_Step(info, tuple(there), whole=True))
+
+    def snapshots(self, where: FilesystemName | Scope, ranges: Sequence[SnapshotRange]) -> None:
+        """The snapshots of one filesystem, or of all that `where` means."""
+        for info in self._meant(where):
+            try:
+                names = _select(info.name, _snapshots(info), ranges)
+            except NotFound:
+                if not self._recursive:
+                    raise
+                continue
+            self._dependants(info, names)
+            self._steps.append(_Step(info, tuple(names)))
+        if not self._steps:
+            raise NotFound(f"{where} has no such snapshot", hint="tzfs list -t snapshot shows what there is")
+
+    def _meant(self, where: FilesystemName | Scope) -> list[FilesystemInfo]:
+        if isinstance(where, Scope):
+            if not self._recursive:
+                raise InvalidArgument(f"{where} is not a filesystem", hint="-r means all filesystems in a namespace")
+            infos = [info for info in self._store.filesystems(where) if info.state is State.ACTIVE]
+            if not infos:
+                raise NotFound(f"there is no filesystem in {where}", hint="tzfs list shows what there is")
+            return infos
+        own = self._store.get(where, Command.DESTROY_SNAPSHOT)
+        if not self._recursive or where.namespace:
+            return [own]
+        below = self._store.filesystems(Scope(where.name))
+        return [own, *(info for info in below if info.state is State.ACTIVE)]
+
+    def _dependants(self, info: FilesystemInfo, names: Iterable[str]) -> None:
+        """The clones of these snapshots go first, or nothing goes."""
+        origins = {f"{info.name}@{name}" for name in names}
+        found = [other for other in self._store.filesystems() if other.origin in origins]
+        if not found:
+            return
+        if not self._clones:
+            who = [str(other.name) for other in found]
+            what = ", ".join(sorted({str(other.origin) for other in found}))
+            raise Busy(
+                f"cannot destroy {what}: there are clones of it: {', '.join(who)}",
+                holders=who,
+                hint="-R destroys them too",
+            )
+        for other in found:
+            self.filesystem(other, recursive=True)
+
+    # -- and how -----------------------------------------------------------------------------------------------------
+
+    def do(self, *, dry_run: bool, progress: Callable[[int], None] | None) -> Destruction:
+        """All of it; of several filesystems each is looked at before the first is changed."""
+        total = 0
+        if dry_run or len(self._steps) > 1:
+            total = sum(self._one(step, dry_run=True) for step in self._steps)
+        if not dry_run:
+            total = sum(self._one(step, dry_run=False, progress=progress) for step in self._steps)
+        return Destruction(tuple(name for step in self._steps for name in step.names), total)
+
+    def _one(self, step: _Step, *, dry_run: bool, progress: Callable[[int], None] | None = None) -> int:
+        """One filesystem, or snapshots of one; the bytes."""
+        store, info = self._store, step.info
+        if step.whole:
+            size = 0
+            if info.state in (State.ACTIVE, State.ARCHIVED):
+                held = committed_state(info.folder)
+                check_unused(held.snapshots, ())
+                size = held.accounts.charged.used + held.accounts.charged.freeing
+            store.catalog.destroy(info.name, dry_run=dry_run)
+            return size
+        mount = store.mounted(info)
+        if mount is not None:
+            with mount:
+                answer = mount.ask("snapshot.destroy", {"names": [*step.snapshots], "dry_run": dry_run}, timeout_s=None)
+            if not isinstance(answer, dict):
+                raise MountFailed("the mount did not say what it destroyed")
+            return int(str(answer["bytes"]))
+        if dry_run:
+            return self._foresee(info, step.snapshots)
+        with store.writer(info.name, {"kind": "destroy"}, Command.DESTROY_SNAPSHOT) as writer:
+            engine = writer.engine
+            size = engine.destroy(step.snapshots).bytes
+            collect(engine, None if progress is None else lambda: progress(engine.freeing()))
+        return size
+
+    def _foresee(self, info: FilesystemInfo, names: Iterable[str]) -> int:
+        found, lease = self._store.catalog.acquire(
+            info.name, info={"kind": "destroy"}, command=Command.DESTROY_SNAPSHOT
+        )
+        with lease, Committed(found.folder, bytes.fromhex(found.guid)) as committed:
+            txn = committed.meta.begin_read()
+            try:
+                there = read_snapshots(txn)
+                check_unused({name: there[name] for name in names if name in there}, live_views(found.folder))
+                return foreseen(txn, names, read_counters(txn).epoch).bytes
+            finally:
+                txn.close()
+
+
+def _snapshots(info: FilesystemInfo) -> dict[str, Snapshot]:
+    """Those of a filesystem, oldest first."""
+    if info.state in (State.CREATING, State.DELETING):
+        return {}
+    try:
+        return committed_state(info.folder).snapshots
+    except NotFound:  # its folder is lost
+        return {}
+
+
+def _select(name: FilesystemName, there: Mapping[str, Snapshot], ranges: Iterable[SnapshotRange]) -> list[str]:
+    """The snapshots that the ranges mean, oldest first; `NotFound` where an end of one is not there."""
+    ordered = [*there]
+    chosen: set[str] = set()
+    for part in ranges:
+        for end in (part.first, part.last):
+            if end is not None and end not in there:
+                raise NotFound(f"no snapshot {name}@{end}", hint=f"tzfs list -t snapshot {name}")
+        first = 0 if part.first is None else ordered.index(part.first)
+        last = len(ordered) - 1 if part.last is None else ordered.index(part.last)
+        if part.first is not None and part.last is not None and first > last:
+            raise InvalidArgument(f"{name}@{part.first}%{part.last}: the first is newer than the last")
+        chosen.update(ordered[first : last + 1])
+    if not chosen:
+        raise NotFound(f"{name} has no snapshots")
+    return [each for each in ordered if each in chosen]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= SHOWN_MAX else f"{', '.join(names[:SHOWN_MAX])} and others"
