@@ -26,6 +26,8 @@ TABLE = {
     Command.HOLD: ("NW++W", "NW++W"),
     Command.RELEASE: ("NW++W", "NW++W"),
     Command.BOOKMARK: ("NW++W", "NW++W"),
+    Command.ROLLBACK: ("NW+WW", "NW+WW"),
+    Command.RESTORE: ("NW+WW", "NW+WW"),
     Command.DESTROY_SNAPSHOT: ("NW+WW", "NW+WW"),
     Command.SYNC: ("NW++W", "NW++W"),
     Command.GC: ("NW++W", "NW++W"),
