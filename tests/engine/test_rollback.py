@@ -170,6 +170,7 @@ def test_changes_are_refused_while_it_stages_and_reads_go_on(ws: Workspace) -> N
         lambda: ws.engine.mkdir(1, b"d", 0o755, uid=0, gid=0),
         lambda: ws.engine.setattr(ino, mode=0o600),
         lambda: ws.engine.snapshot("b"),
+        lambda: ws.engine.destroy(["a"]),
     ):
         with pytest.raises(Busy):
             change()

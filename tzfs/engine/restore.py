@@ -250,20 +250,20 @@ class Restore:
 
     def _contents(self, then: Inode, made: Inode) -> Generator[None, None, None]:
         """Contents and attributes of one inode."""
-        txn, at = self._head.txn, self._at
+        head, at = self._head, self._at  # its transaction ends with each commit
         if then.flags & FLAG_XATTR:
             prefix = keys.u64(then.ino)
-            for key, body in reads.named_rows(txn, Table.XATTR, prefix, b"", at, limits.XATTR_LIST_BYTES_MAX):
+            for key, body in reads.named_rows(head.txn, Table.XATTR, prefix, b"", at, limits.XATTR_LIST_BYTES_MAX):
                 self._refer(Table.XATTR, key, body, keys.xattr(made.ino, keys.xattr_name(key)))
                 yield
         if then.data and then.flags & FLAG_INLINE:
-            inline = reads.body_at(txn, Table.INLINE, keys.inline(then.data), at)
+            inline = reads.body_at(head.txn, Table.INLINE, keys.inline(then.data), at)
             if inline is not None:
                 self._put(Table.INLINE, keys.inline(made.data), inline, new=True)
         elif then.data:
             for index in self._indexes(then.data):
                 prefix = keys.chunk(then.data, index)
-                found = self._head.txn.seek(Table.CHUNK, prefix, at)
+                found = head.txn.seek(Table.CHUNK, prefix, at)
                 slices = body_of(Table.CHUNK, prefix, found)
                 if found is not None and slices is not None:
                     self._refer(Table.CHUNK, prefix + keys.suffix(found[0]), slices, keys.chunk(made.data, index))
@@ -326,8 +326,8 @@ class Restore:
 
     def _end(self, inode: Inode) -> Generator[None, None, None]:
         """An inode whose last name has gone."""
-        txn, ino = self._head.txn, inode.ino
-        if self._head.referenced(ino):
+        head, ino = self._head, inode.ino
+        if head.referenced(ino):
             inode.nlink, inode.ctime_ns = 0, self._now
             inode.size = 0 if _is_dir(inode) else inode.size
             self._put(Table.INODE, keys.inode(ino), records.pack_inode(inode))
@@ -338,7 +338,7 @@ class Restore:
         yield
         if inode.flags & FLAG_XATTR:
             prefix, at = keys.u64(ino), self._head.epoch
-            for key, _ in reads.named_rows(txn, Table.XATTR, prefix, b"", at, limits.XATTR_LIST_BYTES_MAX):
+            for key, _ in reads.named_rows(head.txn, Table.XATTR, prefix, b"", at, limits.XATTR_LIST_BYTES_MAX):
                 self._put(Table.XATTR, key[:-8], None)
                 yield
         if inode.data and inode.flags & FLAG_INLINE:
