@@ -193,8 +193,6 @@ class Destroyer:
         """
         head = self._head
         head.check()
-        if head.staging is not None:  # which counts on the snapshots that there are
-            raise Busy("the filesystem is being rolled back or restored", hint="try again when that is done")
         head.pace()
         chosen = _chosen(self._snapshots.all(), names)
         answer: list[Destroyed] = []
