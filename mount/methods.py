@@ -4,8 +4,8 @@ The methods are faces of the engine, of the committer and of `tzfs.management`; 
 that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
 
     every mount             ping, info, stats, unmount
-    of a filesystem         snapshot.create, snapshot.list, rollback, restore, sync, settle, gc, check, archive,
-                            those of `marking` and `destroying`,
+    of a filesystem         snapshot.create, snapshot.list, rollback, restore, sync, settle, gc, check, diff, versions,
+                            archive, those of `marking` and `destroying`,
                             property.get, .set, .inherit, .changed
 """
 
@@ -29,6 +29,7 @@ from tzfs.lifecycle import Command, check
 from tzfs.management import Store, open_store
 from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
+from tzfs.mount.comparing import Compare, Versions, diff_mounted, versions_mounted
 from tzfs.mount.destroying import destroying_methods
 from tzfs.mount.marking import marking_methods
 from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
@@ -86,6 +87,8 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "sync": method(Nothing, m.sync),
         "settle": method(Nothing, m.settle),
         "gc": reporting(Nothing, m.gc),
+        "diff": reporting(Compare, lambda params, report: diff_mounted(mount, params, report)),
+        "versions": reporting(Versions, lambda params, report: versions_mounted(mount, params, report)),
         "check": reporting(Check, lambda params, report: check_mounted(mount, params, report)),
         "archive": method(Nothing, m.archive),
         "property.get": method(Get, m.property_get),

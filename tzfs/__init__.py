@@ -21,6 +21,8 @@ from tzfs.checking import Checked
 from tzfs.collecting import Collected
 from tzfs.destroying import Destruction, destroy
 from tzfs.engine.check.problems import Problem, Progress
+from tzfs.engine.diff import Difference
+from tzfs.engine.history import FileVersion
 from tzfs.errors import TzfsError
 from tzfs.filesystem import FileSystem
 from tzfs.management import MountStatus, SnapshotInfo, Store, open_store
@@ -30,7 +32,9 @@ __all__ = [
     "Checked",
     "Collected",
     "Destruction",
+    "Difference",
     "FileSystem",
+    "FileVersion",
     "FilesystemInfo",
     "MountStatus",
     "Problem",

@@ -18,19 +18,22 @@ import os
 import stat as stat_bits
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from weakref import WeakSet
 
 from tzfs import limits
+from tzfs.engine.diff import Comparison, Difference
 from tzfs.engine.engine import Engine, StatFs
+from tzfs.engine.history import FileVersion, file_versions
+from tzfs.engine.moments import Moments
 from tzfs.errors import Exists, InvalidArgument, IsADirectory, NotFound
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Bookmark, Inode, Snapshot
 from tzfs.names import check_snapshot_component
 from tzfs.restoring import Restored, restore
 from tzfs.rolling_back import RolledBack, roll_back
-from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, to_stat
+from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, components, to_stat
 
 
 class FileSystem(Tree):
@@ -161,6 +164,33 @@ class FileSystem(Tree):
     def view(self, snapshot: str) -> SnapshotView:
         """A snapshot's tree, read-only, for as long as the filesystem is open.  `NotFound`."""
         return SnapshotView(self._engine.view(snapshot), within=self)
+
+    def diff(self, older: str, newer: str | None = None, path: Path = "/") -> Iterator[Difference]:
+        """What differs from a snapshot to a newer one, or to now, at or below `path`; by inode number.
+
+        It is what was when the first is asked for; ask for all of them soon.  `NotFound`, `InvalidArgument`.
+        """
+        with self._moments() as moments:
+            for found in Comparison(*moments.ordered(older, newer), moments.tables, components(path)).run():
+                self._check_usable()
+                if found is not None:
+                    yield found
+
+    def versions(self, path: Path) -> list[FileVersion]:
+        """Each version of what has been at `path` that the snapshots and the filesystem have, oldest first."""
+        with self._moments() as moments:
+            return [found for found in file_versions(moments, components(path)) if found is not None]
+
+    @contextmanager
+    def _moments(self) -> Iterator[Moments]:
+        engine = self._engine
+        engine.commit()
+        pin = engine.pin()
+        try:
+            with Moments(engine.meta, engine.payload) as moments:
+                yield moments
+        finally:
+            engine.unpin(pin)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -145,7 +145,7 @@ class Writer:
 
 
 class Reader:
-    """One snapshot open for reading: `view` has the calls."""
+    """One snapshot open for reading: `view` has the calls; `meta` and `payload` are the filesystem's."""
 
     def __init__(self, directory: Path, guid: bytes, snapshot: str, told: Mapping[str, str] | None = None) -> None:
         """`told` says to others what for.  Raises `NotFound` where there is no such snapshot."""
@@ -161,6 +161,7 @@ class Reader:
             payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
             stack.callback(payload.close)
             self._stack = stack.pop_all()
+        self.meta, self.payload = meta, payload
         self.view = View(meta, payload, snapshot, record)
 
     @staticmethod
@@ -190,11 +191,15 @@ class Reader:
 
 class Committed:
     """The tables and the payload of a filesystem as it was last committed, open for reading; for whoever has its
-    lease.  Nothing in them has been looked at."""
+    lease.  Nothing in them has been looked at.
 
-    def __init__(self, directory: Path, guid: bytes) -> None:
+    With `redo=False` for anybody: what a crash has left in the redo log is then left there.
+    """
+
+    def __init__(self, directory: Path, guid: bytes, *, redo: bool = True) -> None:
         with ExitStack() as stack:
-            _redo(directory, guid)
+            if redo:
+                _redo(directory, guid)
             self.meta = LmdbMeta(directory / META, readonly=True)
             stack.callback(self.meta.close)
             self.payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)

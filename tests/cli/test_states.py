@@ -52,6 +52,8 @@ TABLE: Final = {
     "rollback -n FS@s": "NSS+S+S",
     "rollback FS@s": "NSS+S+S",
     "restore FS@s FILE": "NSS S S",
+    "diff FS@s": "NSS+a+a",
+    "versions FS /": "NSS++++",
     "destroy -nv FS@s": "NSS+S+S",
     "destroy FS@s": "NSS+S+S",
     "sync FS": "NSS++++",

@@ -27,6 +27,7 @@ def command(store: Path, *arguments: str) -> list[str]:
         ["list"],
         ["list", "--json"],
         ["get", "all", "ws"],
+        ["versions", "ws", "/"],
         ["status"],
         ["--help"],
         ["list", "--help"],

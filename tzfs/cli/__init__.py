@@ -38,6 +38,8 @@ COMMANDS = {
     "policy": "policy",
     "rollback": "rolling_back",
     "restore": "restoring",
+    "diff": "comparing",
+    "versions": "comparing",
     "sync": "snapshots",
     "gc": "collecting",
     "check": "checking",

@@ -54,8 +54,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, scripted: bo
 
 def document(value: object) -> None:
     """One JSON document."""
-    text = json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False)
-    click.echo(_NOT_TEXT.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    click.echo(_json(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def _json(value: object, *, indent: int | None) -> str:
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _NOT_TEXT.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def json_line(value: object) -> None:
+    """One JSON document on one line, of several."""
+    click.echo(_json(value, indent=None))
 
 
 @contextmanager

@@ -17,17 +17,18 @@ changes; for the head, which does change, take both from one `Moments`.
 from __future__ import annotations
 
 import heapq
+import os
 import stat
 from array import array
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from tzfs import limits
 from tzfs.engine.view import Tables, View
-from tzfs.errors import CorruptionError
+from tzfs.errors import CorruptionError, NotFound
 from tzfs.format import keys
 from tzfs.format.keys import ROOT, Ino, Table
 from tzfs.format.records import FLAG_INLINE, Inode
@@ -53,30 +54,35 @@ class Kind(StrEnum):
 class Difference:
     """One line of a diff: what became of one name, or of one inode.
 
-    `path` begins with a slash and is raw bytes; it is that of the newer end but for what was removed or renamed, whose
-    `new_path` then is.  `mode`, `size` and the times are those of the newer end where there is one.  `links`: how many
-    names more (or fewer) a file has that has some at both ends.  `changed`, of what is modified: of `contents`
-    (written to), `size`, `mode`, `owner`, `mtime`, `device`, `xattr`, `links` those that apply.
+    `path` begins with a slash, and is as `os.fsdecode` gives it; it is that of the newer end, and of the older for what
+    was removed, or renamed to `new_path`.  `mode`, `size` and the times are those of the newer end where there is one.
+    `links`: how many names a file has more, or fewer, that has some at both ends.  `changed`, of what is modified:
+    `contents` (they were written to), `size`, `mode`, `owner`, `mtime`, `device`, `xattr`, `links`, as applies.
     """
 
     kind: Kind
-    path: bytes
+    path: str
     ino: int
     mode: int
     size: int
     mtime_ns: int
     ctime_ns: int
-    new_path: bytes | None = None
+    new_path: str | None = None
     links: int = 0
     changed: tuple[str, ...] = ()
 
 
 class Changes:
-    """What was touched after the epoch `after`, up to `upto`.  `read` must have come to its end first."""
+    """What was touched after the epoch `after`, up to `upto`.
+
+    `inodes` and `total` are known once `read` has come to its end.  Who asks about a few inodes only need not `read`:
+    the rest then takes a seek for each epoch in which there was a change.
+    """
 
     def __init__(self, meta: Tables, *, after: int, upto: int) -> None:
         self._meta, self._after, self._upto = meta, after, upto
-        self._epochs: list[int] = []
+        self._epochs: list[int] | None = None
+        self._complete = False
         self._touched: dict[Table, list[array[int]]] = {
             Table.INODE: [],
             Table.INLINE: [],
@@ -88,27 +94,38 @@ class Changes:
 
     def read(self) -> Iterator[None]:
         """Reads `change`; yields now and then."""
-        start = keys.change(self._after + 1, Table.INODE, b"")
-        while (found := self._first(start)) is not None:
-            epoch = found[0]
-            self._epochs.append(epoch)
+        for epoch in self._changing():
             for table, ids in self._touched.items():
                 ids.append(array("Q"))
                 yield from self._ids(epoch, table, ids[-1])
-            start = keys.change(epoch + 1, Table.INODE, b"")
         for whole, tables in ((self._data, (Table.INLINE, Table.CHUNK)), (self._xattrs, (Table.XATTR,))):
             for count, each in enumerate(_merged(ids for table in tables for ids in self._touched.pop(table))):
                 whole.append(each)
                 if count % ROWS_BETWEEN == 0:
                     yield
 
-    def _first(self, start: bytes) -> tuple[int, Table, bytes] | None:
+        self._complete = True
+
+    def _changing(self) -> list[int]:
+        """The epochs in which there was a change."""
+        if self._epochs is None:
+            self._epochs = []
+            at = self._after + 1
+            while (row := self._first(keys.u64(at), keys.u64(self._upto + 1))) is not None:
+                self._epochs.append(keys.change_parts(row)[0])
+                at = self._epochs[-1] + 1
+        return self._epochs
+
+    def _first(self, start: bytes, stop: bytes) -> bytes | None:
         txn = self._meta.begin_read()
         try:
-            row = next(txn.range(Table.CHANGE, start, keys.u64(self._upto + 1)), None)
-            return None if row is None else keys.change_parts(row[0])
+            return next((key for key, _ in txn.range(Table.CHANGE, start, stop)), None)
         finally:
             txn.close()
+
+    def _sought(self, table: Table, number: int) -> bool:
+        starts = (keys.change(epoch, table, keys.u64(number)) for epoch in self._changing())
+        return any(self._first(start, keys.after(start)) is not None for start in starts)
 
     def _ids(self, epoch: int, table: Table, into: array[int]) -> Iterator[None]:
         """The first 8 bytes of each prefix of a table's rows at an epoch, once each; what follows them is skipped."""
@@ -145,14 +162,16 @@ class Changes:
 
     def touched_data(self, data: int) -> bool:
         """Whether contents were written, moved or removed."""
-        return _in(self._data, data)
+        if self._complete:
+            return _in(self._data, data)
+        return self._sought(Table.INLINE, data) or self._sought(Table.CHUNK, data)
 
     def touched_xattrs(self, ino: int) -> bool:
-        return _in(self._xattrs, ino)
+        return _in(self._xattrs, ino) if self._complete else self._sought(Table.XATTR, ino)
 
     def chunks(self, data: int) -> Iterator[int]:
         """The indexes of the chunks of a data id that were touched, some of them more than once."""
-        for epoch in self._epochs:
+        for epoch in self._changing():
             txn = self._meta.begin_read()
             try:
                 start = keys.change(epoch, Table.CHUNK, keys.u64(data))
@@ -242,9 +261,9 @@ class Diff:
         links: int = 0,
         changed: tuple[str, ...] = (),
     ) -> Difference:
-        return Difference(
-            kind, path, inode.ino, inode.mode, inode.size, inode.mtime_ns, inode.ctime_ns, new_path, links, changed
-        )
+        there = None if new_path is None else os.fsdecode(new_path)
+        times = inode.mtime_ns, inode.ctime_ns
+        return Difference(kind, os.fsdecode(path), inode.ino, inode.mode, inode.size, *times, there, links, changed)
 
     def path(self, view: View, name: Name) -> bytes:
         """The path of a name, at one end."""
@@ -331,3 +350,45 @@ def _stored(view: View, inode: Inode) -> Iterator[int]:
     while found := view.chunks(inode, low, BATCH):
         yield from found
         low = found[-1] + 1
+
+
+class Comparison:
+    """A diff of what lies at or below a path, given by its names; what was moved across its border is told of.
+
+    `done` of about `total` inodes that were touched have been looked at.
+    """
+
+    def __init__(self, older: View, newer: View, meta: Tables, path: Sequence[bytes] = ()) -> None:
+        """`NotFound` where the path is at neither end."""
+        if path and find(older, path) is None and find(newer, path) is None:
+            raise NotFound(f"{os.fsdecode(b'/' + b'/'.join(path))}: neither end has it")
+        self._top = "".join("/" + os.fsdecode(name) for name in path)
+        self._diff = Diff(older, newer, Changes(meta, after=older.snapshot.epoch, upto=newer.snapshot.epoch))
+
+    @property
+    def done(self) -> int:
+        return self._diff.done
+
+    @property
+    def total(self) -> int:
+        return self._diff.changes.total
+
+    def run(self) -> Iterator[Difference | None]:
+        """As `Diff.run`."""
+        for found in self._diff.run():
+            if found is None or self._within(found.path) or self._within(found.new_path):
+                yield found
+
+    def _within(self, place: str | None) -> bool:
+        return place is not None and (place == self._top or place.startswith(self._top + "/"))
+
+
+def find(view: View, path: Sequence[bytes]) -> Inode | None:
+    """What a path names at one end, symbolic links not followed; None where it names nothing."""
+    inode = view.inode(ROOT)
+    for name in path:
+        found = view.find(inode.ino, name) if stat.S_ISDIR(inode.mode) else None
+        if found is None:
+            return None
+        inode = found
+    return inode
