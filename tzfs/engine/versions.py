@@ -128,9 +128,16 @@ class Versions:
             self._kill(table, prefix, old, at)
 
     def put_many(self, table: Table, rows: Sequence[tuple[bytes, bytes]], at: int) -> None:
-        """`put` of each (prefix, body), which ascend: one pass over the table."""
+        """`put` of each (prefix, body), which ascend: one pass over the table; what is replaced takes half."""
+        end, replaced, grown = _suffix(at), self._rows.setdefault(table, []), 0
         for (prefix, body), old in zip(rows, self.txn.seek_many(table, [p for p, _ in rows], at), strict=True):
-            self.put(table, prefix, body, at, old=old)
+            if old is None or old[0] != at or records.is_tombstone(old[1]):
+                self.put(table, prefix, body, at, old=old)
+            else:
+                replaced.append((prefix + end, body))
+                grown += records.ENVELOPE_BYTES + len(body) - len(old[1])
+        if grown:
+            self._count(LIVE, at, 0, grown)
 
     def put_fresh(self, table: Table, rows: Sequence[tuple[bytes, bytes]], at: int) -> None:
         """`put` of each (prefix, body), all of which are known to have no version: a third of its cost."""
