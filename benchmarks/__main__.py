@@ -19,12 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import peers, ping, report, snapshots, tree
+from benchmarks import diffs, peers, ping, report, snapshots, tree
 from benchmarks.workloads import ROWS, Client, Job, Row
 
 PLACEMENTS: Final = ("pinned", "free")
 SNAPSHOT_SECTION: Final = "snapshots"
 PING_SECTION: Final = "ping"
+DIFF_SECTION: Final = "diff"
 
 
 def tell(text: str) -> None:
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
     parser.add_argument(
-        "--only", default="", metavar="TEXT,...", help="rows whose name has one of these; 'snapshots', 'ping'"
+        "--only", default="", metavar="TEXT,...", help="rows whose name has one of these; 'snapshots', 'diff', 'ping'"
     )
     parser.add_argument("--targets", default=",".join(peers.DEFAULT), help="default: %(default)s")
     parser.add_argument("--placements", default=",".join(PLACEMENTS), help="default: %(default)s")
@@ -116,8 +117,9 @@ def main(argv: Sequence[str]) -> int:
     only = [word for word in options.only.split(",") if word]
     reported, rows = chosen_rows(only)
     with_snapshots = "tzfs" in names and (not only or SNAPSHOT_SECTION in only)
+    with_diffs = "tzfs" in names and (not only or DIFF_SECTION in only)
     with_ping = "tzfs" in names and (not only or PING_SECTION in only)
-    if not rows and not with_snapshots and not with_ping:
+    if not rows and not with_snapshots and not with_ping and not with_diffs:
         parser.error(
             f"--only: no row has {options.only!r} in its name; there are: {'; '.join(row.name for row in ROWS)}"
         )
@@ -148,6 +150,10 @@ def main(argv: Sequence[str]) -> int:
             except peers.Unavailable as reason:
                 results.skipped["snapshots and memory"] = str(reason)
                 print(f"\nnot measured: snapshots and memory: {reason}")
+        if with_diffs:
+            compared = diffs.measure(base / "diffs", sizes=(100, 2000) if options.quick else (1000, 100_000), tell=tell)
+            print("\n" + diffs.render(compared))
+            document["diffs"] = compared
         if with_ping:
             try:
                 pings = ping.measure(

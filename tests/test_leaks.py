@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tzfs import failpoints
-from tzfs.errors import TzfsError
+from tzfs import comparing, failpoints
+from tzfs.errors import Exists, TzfsError
 from tzfs.management import Store, open_store
 
 CONTENTS = bytes(range(256)) * 40  # some of it in segments
@@ -52,6 +53,16 @@ def _read_only(store: Store) -> None:
         assert tree.read_bytes("/file") == CONTENTS
 
 
+def _diff(store: Store) -> None:
+    with store.open("ws") as fs:
+        fs.write_bytes("/file", CONTENTS[1:])
+    with suppress(Exists):  # it is done again after an error
+        store.snapshot("ws@t")
+    for newer in (None, "@t"):
+        assert b"Binary files a/file and b/file differ\n" in list(comparing.patch(store, "ws@s", newer))
+    assert comparing.versions(store, "ws", "/file")[0].last == "s"
+
+
 def _snapshot(store: Store) -> None:
     store.snapshot("ws@new")
 
@@ -64,6 +75,7 @@ ACTS: dict[str, Callable[[Store], None]] = {
     "view after a crash": _view,
     "read only": _read_only,
     "snapshot": _snapshot,
+    "diff": _diff,
 }
 
 

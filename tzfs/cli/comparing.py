@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import click
@@ -74,22 +76,32 @@ def diff_command(
         raise InvalidArgument("--json and --patch exclude each other")
     newer, path = _ends(snapshot, more)
     store = store_of(ctx)
+
+    def line(found: Difference) -> str:
+        return _line(found, classify=classify, scripted=scripted, timestamps=timestamps, unescaped=unescaped)
+
     with working(f"comparing with {snapshot}") as tell:
 
         def progress(done: int, total: int) -> None:
             tell(f"comparing with {snapshot}: {done:,} of {total:,}")
 
+        ends = (store, snapshot, newer, path)
+        output: Iterator[Callable[[], None]]
         if as_patch:
-            for line in comparing.patch(store, snapshot, newer, path, progress=progress):
-                _write(line)
-            return
-        for found in comparing.diff(store, snapshot, newer, path, progress=progress):
-            if as_json:
-                kind = WORDS[TYPES.get(stat.S_IFMT(found.mode), "F")]
-                json_line({**comparing.to_json(found), "type": kind})
-            else:
-                options = {"classify": classify, "scripted": scripted, "timestamps": timestamps}
-                click.echo(_line(found, unescaped=unescaped, **options))
+            output = (partial(_write, each) for each in comparing.patch(*ends, progress=progress))
+        elif as_json:
+            output = (partial(_write_json, each) for each in comparing.diff(*ends, progress=progress))
+        else:
+            output = (partial(click.echo, line(each)) for each in comparing.diff(*ends, progress=progress))
+        first = next(output, None)  # from here on lines say how far it is
+    if first is not None:
+        first()
+    for show in output:
+        show()
+
+
+def _write_json(found: Difference) -> None:
+    json_line({**comparing.to_json(found), "type": WORDS.get(TYPES.get(stat.S_IFMT(found.mode), ""), "unknown")})
 
 
 def _ends(snapshot: str, more: tuple[str, ...]) -> tuple[str | None, str]:
