@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tzfs.catalog import FilesystemInfo
+from tzfs.destroying import destroy
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName
@@ -35,3 +36,17 @@ def kept(store: Store, name: str | FilesystemName, *, now_ns: int | None = None)
         clones_of(store, info),
         now_ns=time.time_ns() if now_ns is None else now_ns,
     )
+
+
+def prune(
+    store: Store, name: str | FilesystemName, *, dry_run: bool = False, now_ns: int | None = None
+) -> tuple[list[Verdict], int]:
+    """Destroys the snapshots that nothing keeps, or with `dry_run` only looks; all verdicts, and the bytes it frees.
+
+    `Busy` where one of them has been held, cloned or opened meanwhile: none is destroyed then.
+    """
+    found = kept(store, name, now_ns=now_ns)
+    gone = [verdict.name for verdict in found if verdict.kept_by is None]
+    if not gone:
+        return found, 0
+    return found, destroy(store, f"{name}@{','.join(gone)}", dry_run=dry_run).bytes

@@ -59,6 +59,7 @@ LINES = {
     "policy": ("policy", "set", "--", "ws", "NAME"),
     "policy names": ("policy", "set", "--names", "NAME", "--", "ws", "1h"),
     "policy of": ("policy", "show", "--", "NAME"),
+    "prune": ("prune", "--", "NAME"),
     "sync": ("sync", "--", "NAME"),
     "gc": ("gc", "--", "NAME"),
     "check": ("check", "--", "NAME"),

@@ -48,6 +48,7 @@ TABLE: Final = {
     "policy set FS 24x1h": "NSS++++",
     "policy get FS": "N++++++",
     "policy show FS": "NSS++++",
+    "prune -nv FS": "NSS++++",
     "policy inherit FS": "NSS++++",
     "rollback -n FS@s": "NSS+S+S",
     "rollback FS@s": "NSS+S+S",

@@ -36,6 +36,7 @@ COMMANDS = {
     "release": "marking",
     "bookmark": "marking",
     "policy": "policy",
+    "prune": "pruning",
     "rollback": "rolling_back",
     "restore": "restoring",
     "diff": "comparing",
