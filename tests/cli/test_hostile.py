@@ -65,7 +65,6 @@ LINES = {
     "diff": ("diff", "--", "NAME"),
     "diff to": ("diff", "--", "ws@s", "NAME"),
     "versions": ("versions", "--", "NAME", "/x"),
-    "versions of": ("versions", "--", "ws", "NAME"),
     "sync": ("sync", "--", "NAME"),
     "gc": ("gc", "--", "NAME"),
     "check": ("check", "--", "NAME"),
@@ -191,7 +190,7 @@ def test_a_read_only_disk_can_be_looked_at(tmp_path: Path) -> None:
             ["set", "a:b=c", "ws"],
             ["rename", "ws", "xs"],
             ["archive", "ws"],
-            ["destroy", "ws"],
+            ["destroy", "-r", "ws"],
             ["snapshot", "ws@t"],
             ["gc", "ws"],
         ):
