@@ -63,9 +63,10 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     # the catalog makes, names and removes filesystems, and never looks into one
     "tzfs.layout": (*_GROUND, "tzfs.store"),
     "tzfs.catalog_rows": (*_BYTES, "tzfs.store.interface", *_NAMES),
+    "tzfs.catalog_log": (*_BYTES, "tzfs.store.interface"),
     "tzfs.catalog_session": (*_CATALOG, "tzfs.catalog_rows"),
-    "tzfs.transitions": (*_CATALOG, "tzfs.catalog_rows", "tzfs.catalog_session"),
-    "tzfs.catalog": (*_CATALOG, "tzfs.catalog_rows", "tzfs.catalog_session", "tzfs.transitions"),
+    "tzfs.transitions": (*_CATALOG, "tzfs.catalog_log", "tzfs.catalog_rows", "tzfs.catalog_session"),
+    "tzfs.catalog": (*_CATALOG, "tzfs.catalog_log", "tzfs.catalog_rows", "tzfs.catalog_session", "tzfs.transitions"),
     # one filesystem as a program sees it: paths over an engine or a view, wherever its bytes are
     "tzfs.tree": (*_BYTES, "tzfs.names", "tzfs.engine"),
     "tzfs.rolling_back": (*_BYTES, "tzfs.engine"),
@@ -96,6 +97,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.management": (*_API, "tzfs.catalog", "tzfs.ledger", "tzfs.settings", "tzfs.status"),
     "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
+    "tzfs.journal": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning", "tzfs.destroying"),
     "tzfs.patch": (*_BYTES, "tzfs.engine"),
@@ -105,6 +107,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.cli": (
         *_API,
         "tzfs.catalog",
+        "tzfs.journal",
         "tzfs.management",
         "tzfs.marking",
         "tzfs.policies",

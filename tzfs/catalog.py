@@ -25,12 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
+from tzfs import catalog_log
 from tzfs import catalog_rows as rows
 from tzfs import properties as props
 from tzfs.catalog_rows import FilesystemRecord, StoreRecord
 from tzfs.catalog_session import FilesystemInfo, Layers, Session, StoreInfo, open_session
 from tzfs.errors import CorruptionError, NotFound
 from tzfs.failpoints import declare, hit
+from tzfs.format.log import Entry
 from tzfs.layout import Layout, translating
 from tzfs.lifecycle import Command, check
 from tzfs.names import STORE_SCOPE, FilesystemName, Scope, parse_filesystem, parse_property_target
@@ -137,6 +139,12 @@ class Catalog:
                     on_damage(record)
         return found
 
+    def log(self, info: FilesystemInfo | None = None) -> tuple[Entry, ...]:
+        """The store's log, oldest first: all of it, or what was done to a filesystem under whatever name."""
+        with self._session.read() as txn:
+            entries = [e for e in catalog_log.read(txn) if info is None or e.fields.get("guid") == info.guid]
+        return tuple(reversed(entries))
+
     def holder(self, info: FilesystemInfo) -> Info | None:
         """What the holder of the filesystem's lease says of itself (pid, mountpoint, socket), or None."""
         return Lease.holder(info.folder)
@@ -167,6 +175,8 @@ class Catalog:
                 there = rows.get_filesystem(txn, target)
                 check(Command.CREATE, target, None if there is None else there.state)
                 info = self._session.info(txn, rows.rename_filesystem(txn, record, target))
+                now_ns = self._session.clock()
+                catalog_log.note(txn, now_ns, "rename", filesystem=str(source), guid=record.guid, to=str(target))
                 hit(_RENAME)
                 txn.commit()
             return info
@@ -242,12 +252,16 @@ class Catalog:
             with self._session.write() as txn:
                 if isinstance(where, Scope):
                     rows.put_scope(txn, where, _with(rows.get_scope(txn, where), name, exact))
-                    layers = Layers(txn).of_scope(where)
+                    layers, guid = Layers(txn).of_scope(where), None
                 else:
                     record = self._session.known(txn, where, command)
                     record = replace(record, properties=_with(record.properties, name, exact))
                     rows.put_filesystem(txn, record)
-                    layers = Layers(txn).of(record)
+                    layers, guid = Layers(txn).of(record), record.guid
+                catalog_log.note(
+                    txn, self._session.clock(), "set" if exact is not None else "inherit",
+                    filesystem=str(where), guid=guid, property=name, value=exact,
+                )  # fmt: skip
                 hit(_SET)
                 txn.commit()
         return props.lookup(name, layers, {})

@@ -11,6 +11,7 @@ In `catalog_store`, what belongs to the store, and two indexes that let a comman
     pending/<16 hex>        empty; the filesystem of this number is in CREATING or DELETING
     scope/                  {properties} set on the whole store
     scope/<namespace>/      {properties} set on a namespace
+    log/<16 hex>            an entry of the store's log: what was done to the names of filesystems (`catalog_log`)
 
 Bodies are canonical JSON (names in `partition/` are plain UTF-8).  A row holds at most a page, and properties may be
 longer: a body of more than `PIECE_BYTES` goes on in rows `key ‖ 00 ‖ n`, n = 1, 2, ... in one byte; a full piece may

@@ -29,6 +29,7 @@ from tzfs.engine.history import FileVersion, file_versions
 from tzfs.engine.moments import Moments
 from tzfs.errors import Exists, InvalidArgument, IsADirectory, NotFound
 from tzfs.format.keys import ROOT
+from tzfs.format.log import Entry
 from tzfs.format.records import Bookmark, Inode, Snapshot
 from tzfs.names import check_snapshot_component
 from tzfs.restoring import Restored, restore
@@ -191,6 +192,10 @@ class FileSystem(Tree):
                 yield moments
         finally:
             engine.unpin(pin)
+
+    def log(self) -> list[Entry]:
+        """What was done to it: snapshots, rollbacks, commands; oldest first, as many entries as `log_max` keeps."""
+        return [*self._engine.journal.entries()][::-1]
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ CACHED_CHUNKS_MAX: Final = 16_384  # about 700 bytes each
 
 FILESYSTEM_NAME_BYTES_MAX: Final = 255
 SNAPSHOT_NAME_BYTES_MAX: Final = 255
+LOG_ENTRIES_DEFAULT: Final = 4096  # 200 bytes each: 1 MiB of tables; an agent's day of commands
 CLONE_DEPTH_MAX: Final = 8  # a look-up may cost one seek a level
 ROLLBACK_GAP: Final = 1 << 32
 MAP_BYTES: Final = 1 << 42  # sparse; costs nothing until used, and is never resized

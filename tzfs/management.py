@@ -244,7 +244,7 @@ class Store:
         if info.state in (State.CREATING, State.DELETING):
             return []
         if settle:
-            self._settle(info)
+            self.settle(info)
         state = committed_state(info.folder)
         return [_snapshot_info(SnapshotName(info.name, key), state, also) for key in state.snapshots]
 
@@ -323,12 +323,12 @@ class Store:
         """All properties of a filesystem, and those of `also` (`written@SNAPSHOT`).  `settle`: as for `snapshots`."""
         info = name if isinstance(name, FilesystemInfo) else self.catalog.get(name)
         if settle and info.state not in (State.CREATING, State.DELETING):
-            self._settle(info)
+            self.settle(info)
         facts = self._facts(info, also)
         found = info.properties(facts)
         return found | {name: info.property(name, facts) for name in also}
 
-    def _settle(self, info: FilesystemInfo) -> None:
+    def settle(self, info: FilesystemInfo) -> None:
         """Has the mount, if there is one, commit what it has in memory.  One that cannot changes nothing."""
         with suppress(TzfsError):
             mount = self.mounted(info, timeout_s=SETTLE_S)
@@ -364,7 +364,7 @@ class Store:
         total = 0
         for info in self.filesystems():
             if info.state not in (State.CREATING, State.DELETING):
-                self._settle(info)
+                self.settle(info)
                 total += committed_state(info.folder).accounts.charged.used
         return total
 
@@ -431,7 +431,7 @@ class Store:
             return  # a default for those that have none of their own, whatever they use
         info = self.catalog.get(where, Command.SET)
         if settle:
-            self._settle(info)
+            self.settle(info)
         sums = committed_state(info.folder).accounts.charged
         check_quota(where, name, exact, sums.used if name == "quota" else sums.referenced)
 

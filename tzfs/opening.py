@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -21,12 +22,14 @@ from tzfs.engine.accounting import Accounts
 from tzfs.engine.bookmarks import read_bookmarks
 from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
+from tzfs.engine.journal import read_log
 from tzfs.engine.quotas import Claim
 from tzfs.engine.rollback import inodes_changed
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
 from tzfs.errors import ForeignStore, NotFound
 from tzfs.format.counters import Counters
+from tzfs.format.log import Entry
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.layout import META, SEGMENTS
 from tzfs.store.lease import Lease, ViewHold, beginning_to_read, no_new_readers
@@ -306,6 +309,20 @@ def committed_changes(directory: Path, snapshot: int) -> int:
         txn = meta.begin_read()
         try:
             return inodes_changed(txn, snapshot, read_counters(txn).epoch)
+        finally:
+            txn.close()
+    finally:
+        meta.close()
+
+
+def committed_log(directory: Path, limit: int | None = None) -> list[Entry]:
+    """The newest entries of the log as last committed, the newest first, without a lease."""
+    meta = LmdbMeta(directory / META, readonly=True)
+    try:
+        txn = meta.begin_read()
+        try:
+            read_superblock(txn).check(for_writing=False)
+            return [*islice(read_log(txn), limit)]
         finally:
             txn.close()
     finally:

@@ -34,6 +34,7 @@ from tzfs.limits import (
     DIRTY_BYTES_MAX_DEFAULT,
     GIB,
     KIB,
+    LOG_ENTRIES_DEFAULT,
     MIB,
     TXG_INTERVAL_S_DEFAULT,
 )
@@ -281,6 +282,15 @@ _ALL: Final = (
         "free bytes in the tables below which they stay as they are",
         low=256 * KIB,
         high=1024 * GIB,
+    ),
+    _setting(
+        "log_max",
+        Kind.INTEGER,
+        str(LOG_ENTRIES_DEFAULT),
+        Effect.AT_ONCE,
+        "how many entries of its log are kept (tzfs log)",
+        low=16,
+        high=1_000_000,
     ),
     _setting("atime", Kind.CHOICE, "off", Effect.AT_ONCE, "access times are not kept", choices=("off",)),
 )

@@ -22,6 +22,7 @@ def settings_of(info: FilesystemInfo) -> Settings:
         quota_bytes=int(exact("quota")),
         refquota_bytes=int(exact("refquota")),
         inodes_max=int(exact("inode_quota")),
+        log_max=int(exact("log_max")),
         snapshots_max=int(exact("snapshot_limit")),
         store_quota_bytes=int(dict(info.layers).get(inherited_from(STORE_SCOPE), {}).get("quota", "0")),
     )

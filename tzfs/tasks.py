@@ -305,6 +305,8 @@ class Run:
         self.over, self.wanted = True, None
         now_ns = tasks.clock()
         took_ns = now_ns - self._began_ns - self.idle_ns
+        if self.context.demanded:
+            tasks.engine.journal.append(self.task.name, said=self.said)
         past = tasks.schedule.succeeded(self.task.name, now_ns, self.said, took_ns=took_ns, more=more)
         tasks.remember(self.task.name, past)
 

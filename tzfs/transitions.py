@@ -19,15 +19,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from tzfs import catalog_log
 from tzfs import catalog_rows as rows
 from tzfs.catalog_rows import FilesystemRecord
 from tzfs.catalog_session import FilesystemInfo, Session
 from tzfs.errors import Busy, StoreError, TzfsError
 from tzfs.failpoints import declare, hit
+from tzfs.format.log import Field
 from tzfs.layout import TransitionLock, check_folder, translating
 from tzfs.lifecycle import Command, State, check
 from tzfs.names import FilesystemName
 from tzfs.native import fnv1a64
+from tzfs.store.interface import WriteTransaction
 from tzfs.store.lease import VIEWS_FOLDER, Info, Lease, Value, live_views
 
 Formatter = Callable[[Path, bytes], None]  # (the filesystem's folder, its guid): makes it an empty filesystem, durably
@@ -115,6 +118,7 @@ class Transitions:
                 with self._session.write() as txn:
                     record = record.moved(State.ACTIVE, self._session.clock())
                     rows.put_filesystem(txn, record)
+                    self._note(txn, record, Command.CREATE, properties=local)
                     info = self._session.info(txn, record)
                     txn.commit()
             except BaseException:
@@ -184,6 +188,7 @@ class Transitions:
         with self.lease(info, command, {"doing": str(command)}), self._session.write() as txn:
             record = self._session.same(txn, info, command).moved(state, self._session.clock())
             rows.put_filesystem(txn, record)
+            self._note(txn, record, command)
             turned = self._session.info(txn, record)
             hit(point)
             txn.commit()
@@ -209,6 +214,7 @@ class Transitions:
                     if dry_run:
                         return info
                     rows.put_filesystem(txn, record.moved(State.DELETING, self._session.clock()))
+                    self._note(txn, record, Command.DESTROY)
                     hit(_DESTROY)
                     txn.commit()
                     hit(_DESTROY_RECORDED)
@@ -237,6 +243,12 @@ class Transitions:
                 who = [f"pid {reader.get('pid', '?')}, reading @{reader.get('name', '?')}" for reader in readers]
                 raise Busy(f"cannot destroy {info.name}: in use by {'; '.join(who)}", holders=who)
             yield
+
+    def _note(self, txn: WriteTransaction, record: FilesystemRecord, command: Command, **fields: Field) -> None:
+        """The entry of the store's log for what `txn` does to a filesystem."""
+        catalog_log.note(
+            txn, self._session.clock(), str(command), filesystem=str(record.name), guid=record.guid, **fields
+        )
 
     # -- holders -------------------------------------------------------------------------------------------------------
 

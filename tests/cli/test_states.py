@@ -61,6 +61,7 @@ TABLE: Final = {
     "gc FS": "NSS+++R",
     "check FS": "NSS++++",
     "status": "+++++++",
+    "log FS": "N++++++",
     "status --statistics FS": "NMMMM++",
     "run FS -- true": "NSS+S+S",
     "destroy -r FS": "NSB++BB",

@@ -72,6 +72,14 @@ def _bookmark_too_short(h: History) -> None:
     h.fs.put(Table.BOOKMARK, b"mark", b"short")
 
 
+def _log_with_a_hole(h: History) -> None:
+    h.fs.delete(Table.LOG, keys.u64(2))
+
+
+def _log_of_numbers(h: History) -> None:
+    h.fs.put(Table.LOG, keys.u64(1), b"[1]")
+
+
 def _counter(h: History) -> None:
     h.fs.counters(files=1, inodes=1)
 
@@ -308,6 +316,8 @@ DAMAGES: list[tuple[Rule, Callable[[History], None]]] = [
     (Rule.RECORD, _record_of_a_later_version),
     (Rule.RECORD, _record_too_short),
     (Rule.RECORD, _bookmark_too_short),
+    (Rule.ID, _log_with_a_hole),
+    (Rule.RECORD, _log_of_numbers),
     (Rule.KEY, _key),
     (Rule.KEY, _key_with_a_slash),
     (Rule.SUPERBLOCK, _no_superblock),

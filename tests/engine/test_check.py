@@ -35,7 +35,7 @@ def history(made: History) -> History:
 def test_nothing_is_wrong_with_a_sound_filesystem(history: History) -> None:
     assert history.fs.problems(read_payload=True) == []
     empty = {table for table in FILESYSTEM_TABLES if not history.fs.rows(table)}
-    assert empty == {Table.DESTROY, Table.SHARED, Table.BOOKMARK, Table.LOG}
+    assert empty == {Table.DESTROY, Table.SHARED, Table.BOOKMARK}
 
 
 @pytest.mark.parametrize(("rule", "damage"), DAMAGES, ids=[f"{rule}-{d.__name__[1:]}" for rule, d in DAMAGES])
@@ -99,6 +99,8 @@ def test_every_row_that_is_lost_is_noticed(made: History) -> None:
     tolerated = {  # a waiting punch of what is a hole already: the segment's end is the only trace, and covers it
         (Table.SEGMENT, key) for key, _ in made.fs.rows(Table.SEGMENT) if made.fs.numbers(Table.SEGMENT, key)[0] == 0
     }
+    log = [key for key, _ in made.fs.rows(Table.LOG)]
+    tolerated |= {(Table.LOG, log[0]), (Table.LOG, log[-1])}  # the oldest go, and the newest may not have come yet
     unnoticed = []
     for table in FILESYSTEM_TABLES:
         for key, _ in made.fs.rows(table):

@@ -44,6 +44,7 @@ PARTS = (
     "staging",
     "compact",
     "move",
+    "journal",
 )
 POINTS = sorted(name for name in failpoints.KNOWN if name.split(".")[0] in PARTS and name not in ELSEWHERE)
 SETTINGS = Settings(dirty_bytes_max=64 * limits.KIB)

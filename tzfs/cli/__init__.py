@@ -45,6 +45,7 @@ COMMANDS = {
     "gc": "collecting",
     "check": "checking",
     "status": "mounting",
+    "log": "journal",
     "run": "running",
     "completion": "completion",
 }

@@ -85,6 +85,7 @@ class Bookmarks:
         def finish() -> None:
             self._announce()
             head.txn.put(Table.BOOKMARK, key, records.seal(Table.BOOKMARK, key, records.pack_bookmark(made)))
+            head.note("bookmark", snapshot=snapshot, bookmark=name)
             failpoints.hit("bookmark.row")
 
         # What the commit itself removes must already know of it.
@@ -110,6 +111,7 @@ class Bookmarks:
             for name in gone:
                 head.txn.delete(Table.BOOKMARK, name.encode())
             self._put_mark(mark)
+            head.note("destroy", bookmarks=gone)
             failpoints.hit("bookmark.dropped")
 
         self._commit(finish)

@@ -208,6 +208,7 @@ class Destroyer:
                 del left[at]
                 head.txn.delete(Table.SNAPSHOT, name.encode())
                 self.queue(Destroy(older, record.epoch, newer))
+            head.note("destroy", snapshots=[*chosen], bytes=size)
             failpoints.hit("destroy.rows")
             answer.append(Destroyed(tuple(chosen), size))
 

@@ -25,6 +25,7 @@ from tzfs.engine.contents import ContentsTable
 from tzfs.engine.destroy import Destroyer
 from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import Settings
+from tzfs.engine.journal import Journal
 from tzfs.engine.listing import Listings
 from tzfs.engine.marks import Marks
 from tzfs.engine.moving import Mover
@@ -90,6 +91,7 @@ class Engine:
         self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, superblock, redo)
         self.redone = len(operations)
         try:
+            self.journal = Journal(head)
             self._snapshots = snapshots = Snapshots(head, self._commit)
             self.marks = Marks(head, snapshots)
             self.bookmarks = Bookmarks(head, snapshots, self._commit, lambda: self._announce(BOOKMARKS))

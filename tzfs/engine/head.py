@@ -55,6 +55,7 @@ class Settings:
     snapshots_max: int = 0
     store_quota_bytes: int = 0  # what all filesystems of the store may be charged together; 0 means none
     collect: bool = True  # whether commits are followed by background work that nobody asked for
+    log_max: int = limits.LOG_ENTRIES_DEFAULT
 
 
 class Drop:
@@ -89,6 +90,8 @@ class Head:
         self.admit: Callable[[int], None] = lambda nbytes: None  # set by the committer, as the next two
         self.pace: Callable[[], None] = lambda: None
         self.reserve: Callable[[int], None] = lambda nbytes: None
+        self.note: Callable[..., int] = lambda kind, **fields: 0  # set by the journal, as the next one
+        self.committed: Callable[[], None] = lambda: None
         self.room: Callable[[int], None] | None = None  # the quotas' say in `admit`; None where there are none
         self.inodes_max = 0  # set by the quotas, as `room` is: what is replayed from the log has been admitted
         self.failed: str | None = None

@@ -46,7 +46,7 @@ class Marks:
                 raise Exists(f"snapshot {name!r} is held by {tag!r} already")
             changes[name] = (name, replace(record, holds={**record.holds, tag: now_ns}))
         self._head.admit(limits.PAGE_BYTES)
-        self._snapshots.rewrite(changes)
+        self._snapshots.rewrite(changes, "hold", tag=tag, snapshots=[*changes])
 
     def release(self, tag: str, names: Iterable[str]) -> None:
         """Takes holds away.  `NotFound` where one has no such tag, or is not there."""
@@ -57,7 +57,8 @@ class Marks:
             if tag not in record.holds:
                 raise NotFound(f"snapshot {name!r} is not held by {tag!r}")
             changes[name] = (name, replace(record, holds={t: at for t, at in record.holds.items() if t != tag}))
-        self._snapshots.rewrite(changes)  # without asking for room: a full disk must not keep anybody from destroying
+        # Without asking for room: a full disk must not keep anybody from destroying.
+        self._snapshots.rewrite(changes, "release", tag=tag, snapshots=[*changes])
 
     def label(self, names: Iterable[str], changes: Mapping[str, str | None]) -> None:
         """Sets user properties; those given as None are taken away.  The caller has checked names and values."""
@@ -68,7 +69,7 @@ class Marks:
             merged: dict[str, str | None] = {**record.properties, **changes}
             rows[name] = (name, replace(record, properties={k: v for k, v in merged.items() if v is not None}))
         self._head.admit(limits.PAGE_BYTES)
-        self._snapshots.rewrite(rows)
+        self._snapshots.rewrite(rows, "label", snapshots=[*rows], properties=changes)
 
     def rename(self, old: str, new: str) -> Snapshot:
         """Gives a snapshot another name, which the caller has validated.  `NotFound`, `Exists`."""
@@ -76,5 +77,5 @@ class Marks:
         record = self._snapshots.get(old)
         if new in self._snapshots.all():
             raise Exists(f"snapshot {new!r} exists")
-        self._snapshots.rewrite({old: (new, record)})
+        self._snapshots.rewrite({old: (new, record)}, "rename", snapshot=old, to=new)
         return record

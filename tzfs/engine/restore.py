@@ -15,6 +15,7 @@ refers to stays until it is forgotten.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
@@ -118,7 +119,13 @@ class Restore:
         for ino in self._orphans:
             head.orphans[ino] = self._staging.epoch
             head.orphans_changed.add(ino)
-        self._staging.flip(lambda: self._kinds.apply(head))
+        names = [os.fsdecode(wanted.name) for wanted in self._wanted]
+
+        def finish() -> None:
+            self._kinds.apply(head)
+            head.note("restore", snapshot=self._name, names=names, inodes=self.inodes)
+
+        self._staging.flip(finish)
 
     def _unit(self, work: Iterator[None]) -> bool:
         """The next piece of the work, which is whole or has changed nothing; whether there was one."""

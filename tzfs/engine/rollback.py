@@ -147,7 +147,12 @@ class Rollback:
         if not self.staged:
             self._staging.withdraw()  # ends what has not begun
             return
-        self._staging.flip(lambda: self._kinds.apply(head))
+
+        def finish() -> None:
+            self._kinds.apply(head)
+            head.note("rollback", snapshot=self._name, inodes=len(self.changes.inodes))
+
+        self._staging.flip(finish)
 
     def _ready(self) -> bool:
         """One batch of what has to be done before anything is staged; whether nothing is left."""

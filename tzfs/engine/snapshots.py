@@ -16,6 +16,7 @@ from tzfs.engine.view import View
 from tzfs.errors import Exists, InvalidArgument, NotFound
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Table
+from tzfs.format.log import Field
 from tzfs.format.records import Snapshot
 from tzfs.store.interface import ReadTransaction
 
@@ -87,6 +88,7 @@ class Snapshots:
             )
             head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, records.pack_snapshot(made[0])))
             counters.epoch = Epoch(counters.epoch + 1)
+            head.note("snapshot", snapshot=name)
             failpoints.hit("snapshot.row")
 
         self._commit(finish)
@@ -105,10 +107,11 @@ class Snapshots:
         after = self._head.txn.range(Table.CHANGE, keys.u64(newest[1].epoch + 1), keys.u64(self._head.epoch + 1))
         return newest[0] if next(iter(after), None) is None else None
 
-    def rewrite(self, changes: Mapping[str, tuple[str, Snapshot]]) -> None:
+    def rewrite(self, changes: Mapping[str, tuple[str, Snapshot]], kind: str, /, **fields: Field) -> None:
         """Gives snapshots another record, another name or both, in one commit; epoch and guid stay.
 
-        The new names are free.  `LimitReached` where a record does not fit into a row: nothing is changed then.
+        The new names are free; `kind` and `fields` are what the log says of it.  `LimitReached` where a record does
+        not fit into a row: nothing is changed then.
         """
         head = self._head
         head.check()
@@ -121,6 +124,7 @@ class Snapshots:
                 head.txn.delete(Table.SNAPSHOT, old.encode())
             for key, body in rows.items():
                 head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, body))
+            head.note(kind, **fields)
             failpoints.hit("snapshot.rewrite")
 
         self._commit(finish)

@@ -332,6 +332,7 @@ class TxgCommitter:
         head.counters.txg = Txg(head.counters.txg + 1)
         self._published()
         self.commits += 1
+        head.committed()
 
     def _published(self) -> None:
         """All that was in memory is in rows of the transaction."""

@@ -23,6 +23,7 @@ _LENGTHS: Final = {
     Table.PUNCH: 16,
     Table.SHARED: 8,
     Table.SEGMENT: 8,
+    Table.LOG: 8,
 }
 _NAMED: Final = {Table.DIRENT: 8, Table.LINK: 16, Table.XATTR: 8}  # where the name begins
 

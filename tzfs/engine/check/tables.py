@@ -16,6 +16,7 @@ from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, unpack_counters
 from tzfs.format.keys import Table
+from tzfs.format.log import unpack_entry
 from tzfs.format.records import Cell, Destroy, Reclaim, SegmentUse, Shared
 from tzfs.format.superblock import BOOKMARKS, STAGING, SUPERBLOCK_KEY, Superblock, unpack_superblock
 from tzfs.store.interface import ReadTransaction
@@ -59,8 +60,7 @@ class Tables:
         yield from self._snapshots()
         yield from self._plain_tables()
         yield from self._bookmarks()
-        for _ in rows(self._txn, self._findings, Table.LOG):
-            yield
+        yield from self._log()
 
     def _sys(self) -> Iterator[None]:
         facts, report = self.facts, self._findings.report
@@ -120,6 +120,19 @@ class Tables:
                 report(Rule.ID, Table.BOOKMARK, key, f"epoch {bookmark.epoch}: above the counters")
             if facts.superblock is not None and not facts.superblock.has(BOOKMARKS):
                 report(Rule.SUPERBLOCK, Table.BOOKMARK, key, "the superblock does not say that there are bookmarks")
+
+    def _log(self) -> Iterator[None]:
+        before = None
+        for key, body in rows(self._txn, self._findings, Table.LOG):
+            yield
+            number = int.from_bytes(key, "big")
+            try:
+                unpack_entry(Table.LOG, key, body, number)
+            except CorruptionError as error:
+                self._findings.report(Rule.RECORD, Table.LOG, key, str(error))
+            if before not in (None, number - 1):
+                self._findings.report(Rule.ID, Table.LOG, key, f"it follows entry {before}")
+            before = number
 
     def _plain_tables(self) -> Iterator[None]:
         facts, report = self.facts, self._findings.report
