@@ -13,7 +13,8 @@ A snapshot that a clone has come from stays as long as the clone, unless `clones
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -166,13 +167,14 @@ class _Plan:
             size = 0
             if info.state in (State.ACTIVE, State.ARCHIVED):
                 held = committed_state(info.folder)
-                check_unused(held.snapshots, ())
+                with _naming(info, held.snapshots):
+                    check_unused(held.snapshots, ())
                 size = held.accounts.charged.used + held.accounts.charged.freeing
             store.catalog.destroy(info.name, dry_run=dry_run)
             return size
         mount = store.mounted(info)
         if mount is not None:
-            with mount:
+            with mount, _naming(info, step.snapshots):
                 answer = mount.ask("snapshot.destroy", {"names": [*step.snapshots], "dry_run": dry_run}, timeout_s=None)
             if not isinstance(answer, dict):
                 raise MountFailed("the mount did not say what it destroyed")
@@ -181,7 +183,8 @@ class _Plan:
             return self._foresee(info, step.snapshots)
         with store.writer(info.name, {"kind": "destroy"}, Command.DESTROY_SNAPSHOT) as writer:
             engine = writer.engine
-            size = engine.destroy(step.snapshots).bytes
+            with _naming(info, step.snapshots):
+                size = engine.destroy(step.snapshots).bytes
             collect(engine, None if progress is None else lambda: progress(engine.freeing()))
         return size
 
@@ -193,10 +196,24 @@ class _Plan:
             txn = committed.meta.begin_read()
             try:
                 there = read_snapshots(txn)
-                check_unused({name: there[name] for name in names if name in there}, live_views(found.folder))
+                with _naming(found, names):
+                    check_unused({name: there[name] for name in names if name in there}, live_views(found.folder))
                 return foreseen(txn, names, read_counters(txn).epoch).bytes
             finally:
                 txn.close()
+
+
+@contextmanager
+def _naming(info: FilesystemInfo, names: Iterable[str]) -> Iterator[None]:
+    """Within, who is in the way of snapshots is told with the filesystem's name: an engine does not know it."""
+    try:
+        yield
+    except Busy as error:
+        if not error.holders:
+            raise
+        what = _some([f"{info.name}@{name}" for name in names])
+        text = f"cannot destroy {what}: in use by {'; '.join(error.holders)}"
+        raise Busy(text, holders=error.holders, hint=error.hint) from error
 
 
 def _snapshots(info: FilesystemInfo) -> dict[str, Snapshot]:

@@ -118,17 +118,25 @@ def test_who_holds_or_reads_it_is_named_and_nothing_is_gone(ws: CommandLine) -> 
     ws.ok("hold", "keep", "ws@c")
     for arguments in (["ws@b%d"], ["-n", "ws@c"], ["-r", "ws"]):
         said = ws.refused("destroy", *arguments, code=75)
-        assert "in use by hold keep on @c" in said
+        assert "ws@c" in said.partition(": in use by hold keep on @c\nhint: release the holds first")[0]
     ws.ok("release", "keep", "ws@c")
     with open_store(ws.store) as store:
         folder = store.get("ws").folder
     with ViewHold.acquire(folder, name="c", epoch=3, info={"mountpoint": "/somewhere"}) as hold:
         pid = hold.path.name.partition("-")[0]
         for arguments in (["ws@%"], ["-n", "ws@c"]):
+            meant = "ws@a, ws@b, ws@c, ws@d, ws@e" if "%" in arguments[0] else "ws@c"
             assert ws.refused("destroy", *arguments, code=75) == (
-                f"tzfs: cannot destroy {'@a, @b, @c, @d, @e' if '%' in arguments[0] else '@c'}: in use by pid {pid}, "
+                f"tzfs: cannot destroy {meant}: in use by pid {pid}, "
                 "reading @c, mounted at /somewhere\nhint: unmount it, or wait for that process to end\n"
             )
+        ws.ok("rename", "ws@c", "@renamed")
+        assert f"ws@renamed: in use by pid {pid}, reading @renamed, mounted" in ws.refused(
+            "destroy", "ws@renamed", code=75
+        )
+        ws.ok("snapshot", "ws@c")
+        ws.ok("destroy", "ws@c")
+        ws.ok("rename", "ws@renamed", "@c")
         ws.ok("destroy", "ws@b")
     assert names(ws) == [*"acde"]
     ws.ok("destroy", "ws@c")

@@ -245,6 +245,21 @@ def test_one_that_is_not_there_or_held_or_read_keeps_all_from_being_destroyed(fs
     assert list(fs.engine.snapshots()) == ["s1"]
 
 
+def test_the_views_of_a_snapshot_end_with_it_whatever_its_name_was_when_they_began(fs: Filesystem) -> None:
+    fs.history(2)
+    first, second = fs.engine.view("s0"), fs.engine.view("s1")
+    fs.engine.marks.rename("s0", "renamed")
+    later = fs.engine.view("renamed")
+    fs.engine.snapshot("s0")
+    fs.engine.destroy(["s0"])
+    assert first.inode(ROOT) == later.inode(ROOT)
+    fs.engine.destroy(["renamed"])
+    for view in (first, later):
+        with pytest.raises(Stale):
+            view.inode(ROOT)
+    assert second.inode(ROOT).ino == ROOT
+
+
 def test_a_hold_is_in_the_way_and_is_named(fs: Filesystem) -> None:
     fs.history(2)
     fs.engine.close()

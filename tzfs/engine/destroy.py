@@ -35,7 +35,8 @@ failpoints.declare("destroy.rows", "the names of destroyed snapshots are removed
 failpoints.declare("destroy.batch", "a batch of what a destroyed snapshot saw is about to be freed")
 failpoints.declare("destroy.end", "all that a destroyed snapshot saw is freed, its row still there")
 
-Readers = AbstractContextManager[list[dict[str, str | int | float | None]]]
+Reader = dict[str, str | int | float | None]  # what one says of itself: see `store.lease`
+Readers = AbstractContextManager[list[Reader]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +136,23 @@ def _chosen(snapshots: dict[str, Snapshot], names: Iterable[str]) -> dict[str, S
     return {name: record for name, record in snapshots.items() if name in wanted}
 
 
-def check_unused(snapshots: dict[str, Snapshot], readers: Iterable[dict[str, str | int | float | None]]) -> None:
-    """`Busy` where one of the snapshots is held, or somebody reads it; all that are in the way are named."""
+def _words(reader: Reader, snapshot: str) -> str:
+    where = f", mounted at {reader['mountpoint']}" if reader.get("mountpoint") else ""
+    return f"pid {reader.get('pid', '?')}, reading @{snapshot}{where}"
+
+
+def check_unused(snapshots: dict[str, Snapshot], readers: Iterable[Reader]) -> None:
+    """`Busy` where one of the snapshots is held, or somebody reads it; all that are in the way are named.
+
+    A reader is known by the snapshot's epoch: the name that it gives may be one from before.
+    """
     who: list[str] = []
     for name, record in snapshots.items():
         who += [f"hold {tag} on @{name}" for tag in record.holds]
     for reader in readers:
-        if reader.get("name") in snapshots or "epoch" not in reader:
-            where = f", mounted at {reader['mountpoint']}" if reader.get("mountpoint") else ""
-            who.append(f"pid {reader.get('pid', '?')}, reading @{reader.get('name', '?')}{where}")
+        there = [name for name, record in snapshots.items() if reader.get("epoch") == record.epoch]
+        if there or "epoch" not in reader:
+            who.append(_words(reader, there[0] if there else "?"))
     if who:
         held = any(record.holds for record in snapshots.values())
         names = ", ".join(f"@{name}" for name in snapshots)
@@ -176,6 +185,16 @@ class Destroyer:
     def freeing(self) -> int:
         """The bytes that are still to be freed."""
         return freeing(self._head.txn) if self._queue else 0
+
+    def users(self) -> dict[str, list[str]]:
+        """Who reads which snapshots just now, in words, by the snapshots' names; who does not say which reads all."""
+        found: dict[str, list[str]] = {}
+        with self.readers() as readers:
+            for reader in readers:
+                for name, record in self._snapshots.all().items():
+                    if reader.get("epoch", record.epoch) == record.epoch:
+                        found.setdefault(name, []).append(_words(reader, name))
+        return found
 
     def foresee(self, names: Iterable[str]) -> Destroyed:
         """What `destroy` would free, and whatever it would raise; what was answered is committed, or is not counted."""
