@@ -38,6 +38,7 @@ from tzfs.mount import mountpoint as mountpoints
 from tzfs.mount import pump
 from tzfs.mount.committing import Committer
 from tzfs.mount.control import ControlServer
+from tzfs.mount.destroying import destroyed
 from tzfs.mount.methods import methods
 from tzfs.mount.operations import Operations
 from tzfs.mount.tasks import TaskRunner
@@ -217,7 +218,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 str(parsed), guid, store.path, where, options, operations, committer, writer, writer.engine, stop
             )
             mount.apply(store)
-            tasks = Tasks(writer.engine, mount.prop, info.state)
+            tasks = Tasks(writer.engine, mount.prop, info.state, destroyed=partial(destroyed, operations))
             committer.background_failed = lambda error: tasks.failed("gc", error)
             mount.tasks = TaskRunner(tasks, committer, mount.write_out)
             writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})

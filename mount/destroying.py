@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, TypedDict
 
 import pyfuse3
@@ -44,16 +45,22 @@ def destroying_methods(
             await committer.commit()
             return _told(engine.destroyer.foresee(names))
 
-        def act() -> Destroyed:
+        def act() -> tuple[Destroyed, Callable[[], None]]:
             done = engine.destroy(names)
-            operations.snapshots_destroyed([os.fsencode(name) for name in done.names])
-            return done
+            return done, destroyed(operations, done.names)
 
-        done = await committer.change(act)
-        await trio.to_thread.run_sync(_forget, [os.fsencode(name) for name in done.names])
+        done, forget = await committer.change(act)
+        await trio.to_thread.run_sync(forget)
         return _told(done)
 
     return {"snapshot.destroy": method(Destroy, destroy)}
+
+
+def destroyed(operations: Operations, names: Sequence[str]) -> Callable[[], None]:
+    """These snapshots have just gone; what is answered tells the kernel, in a thread."""
+    raw = [os.fsencode(name) for name in names]
+    operations.snapshots_destroyed(raw)
+    return partial(_forget, raw)
 
 
 def _told(done: Destroyed) -> Json:

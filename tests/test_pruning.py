@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tzfs import marking
 from tzfs.filesystem import FileSystem
 from tzfs.format.keys import Epoch
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.management import Store, open_store
 from tzfs.pruning import automatic_name, verdicts
-from tzfs.tasks import SNAPSHOT, Tasks
+from tzfs.tasks import PRUNE, SNAPSHOT, Task, Tasks
 
 NOW_NS = 1_795_687_200_000_000_000  # 2026-11-26 10:00 UTC
 HOUR_NS = 3600 * 10**9
@@ -54,11 +55,11 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def take(store: Store) -> str:
+def take(store: Store, task: Task = SNAPSHOT) -> str:
     """One run of the task, by a program that has the filesystem open."""
     with store.open("ws") as fs:
         info = store.get("ws")
-        return Tasks(fs._engine, lambda name: info.property(name).parsable, info.state).run(SNAPSHOT).said
+        return Tasks(fs._engine, lambda name: info.property(name).parsable, info.state).run(task).said
 
 
 def test_a_snapshot_is_taken_by_itself_when_something_has_changed_and_only_then(store: Store) -> None:
@@ -96,3 +97,44 @@ def test_snapshots_are_taken_when_they_are_due(store: Store) -> None:
     with store.open("ws") as fs:
         fs.write_text("a", "2")
     assert [s.name.snapshot[:6] for s in store.snapshots("ws")] == ["auto-2"]
+
+
+def names(store: Store) -> list[str]:
+    return [info.name.snapshot for info in store.snapshots("ws")]
+
+
+def test_what_the_policy_does_not_keep_is_destroyed_but_for_what_is_held_bookmarked_or_read(store: Store) -> None:
+    with store.open("ws") as fs:
+        for number in range(6):
+            fs.write_text("a", str(number))
+            fs.snapshot(f"auto-{number}")
+    assert take(store, PRUNE) == "all 6 snapshots are kept"
+    store.set_property("ws", "retention", "1w(keep=1)")
+    marking.hold(store, "keep", ["ws@auto-1"])
+    marking.bookmark(store, "ws@auto-2", "#mark")
+    with store.open_snapshot("ws@auto-3") as then:
+        marking.rename(store, "ws@auto-3", "@auto-three")
+        assert take(store, PRUNE) == "destroyed 1 of 6 snapshots"
+        assert then.read_text("a") == "3"
+    assert names(store) == ["auto-0", "auto-1", "auto-2", "auto-three", "auto-5"]
+    assert take(store, PRUNE) == "destroyed 1 of 5 snapshots"
+    assert names(store) == ["auto-0", "auto-1", "auto-2", "auto-5"]
+    marking.release(store, "keep", ["ws@auto-1"])
+    marking.drop_bookmark(store, "ws#mark")
+    assert take(store, PRUNE) == "destroyed 2 of 4 snapshots"
+    assert names(store) == ["auto-0", "auto-5"]
+    assert store.check("ws").found == 0
+
+
+def test_snapshots_are_pruned_when_it_is_due(store: Store) -> None:
+    with store.open("ws") as fs:
+        for name in ("auto-1", "auto-2", "auto-3"):
+            fs.write_text("a", name)
+            fs.snapshot(name)
+    store.set_property("ws", "retention", "1w")
+    store.set_property("ws", "prune_interval", "0")
+    store.open("ws").close()
+    assert len(names(store)) == 3
+    store.set_property("ws", "prune_interval", "1ms")
+    store.open("ws").close()
+    assert names(store) == ["auto-1", "auto-3"]

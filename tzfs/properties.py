@@ -245,6 +245,15 @@ _ALL: Final = (
         Effect.AT_ONCE,
         "the snapshots that retention is about; all others are kept",
     ),
+    _setting(
+        "prune_interval",
+        Kind.SECONDS,
+        "3600",
+        Effect.AT_ONCE,
+        "how often snapshots that retention does not keep are destroyed; 0: only by tzfs prune",
+        low=0,
+        high=WEEK_S,
+    ),
     _setting("readonly", Kind.CHOICE, "off", Effect.NEXT_MOUNT, "refuse every change", choices=("off", "on")),
     _setting(
         "gc_interval",

@@ -22,7 +22,7 @@ after its commits and when it closes it.  Commands that open one for a moment le
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -31,7 +31,7 @@ from tzfs.engine.engine import Engine
 from tzfs.errors import Busy, TzfsError
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State, allowed
-from tzfs.pruning import automatic_name
+from tzfs.pruning import automatic_name, verdicts
 from tzfs.schedule import SECOND_NS, Past, Schedule
 
 
@@ -56,15 +56,26 @@ Step = Callable[[], object] | Ask | Alone | None
 Steps = Generator[Step, None, str]
 
 
+Destroyed = Callable[[Sequence[str]], Step]
+
+
+def _nothing_to_do(names: Sequence[str]) -> Step:
+    return None
+
+
 @dataclass(slots=True)
 class Context:
-    """What a task works on.  `prop` answers the exact value of a property of the filesystem."""
+    """What a task works on.  `prop` answers the exact value of a property of the filesystem.
+
+    `destroyed` is told of snapshots that are gone, in the same step, and answers what has to be done then.
+    """
 
     engine: Engine
     prop: Callable[[str], str]
     clock: Callable[[], int] = time.time_ns
     demanded: bool = False  # somebody asked for it now, and waits: no budget, no threshold below which it does not pay
     figures: dict[str, int] = field(default_factory=dict)  # what was done, for whoever asked
+    destroyed: Destroyed = _nothing_to_do
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +165,39 @@ SNAPSHOT: Final = Task(
     budget="gc_budget",
     work=_snapshot,
 )
-ALL: Final = (GC, COMPACT, SNAPSHOT)
+
+
+def _prune(context: Context) -> Steps:
+    """Looks and destroys in one step: what is held or bookmarked meanwhile is met by the next run."""
+    engine = context.engine
+    found = verdicts(
+        context.prop("retention"),
+        context.prop("retention_names"),
+        engine.snapshots(),
+        engine.bookmarks.all(),
+        engine.destroyer.users(),
+        now_ns=context.clock(),
+    )
+    gone = [verdict.name for verdict in found if verdict.kept_by is None]
+    if not gone:
+        return f"all {len(found)} snapshots are kept"
+    try:
+        engine.destroy(gone)
+    except Busy as error:
+        return f"not now: {error}"
+    yield context.destroyed(gone)
+    return f"destroyed {len(gone)} of {len(found)} snapshots"
+
+
+PRUNE: Final = Task(
+    "prune",
+    "destroys the snapshots that the policy does not keep",
+    Command.DESTROY_SNAPSHOT,
+    interval="prune_interval",
+    budget="gc_budget",
+    work=_prune,
+)
+ALL: Final = (GC, COMPACT, SNAPSHOT, PRUNE)
 COLLECTING: Final = (GC, COMPACT)  # what `tzfs gc` runs, in this order
 
 
@@ -169,8 +212,9 @@ class Tasks:
         *,
         tasks: tuple[Task, ...] = ALL,
         clock: Callable[[], int] = time.time_ns,
+        destroyed: Destroyed = _nothing_to_do,
     ) -> None:
-        self.engine, self.prop, self.clock = engine, prop, clock
+        self.engine, self.prop, self.clock, self.destroyed = engine, prop, clock, destroyed
         self.by_name = {task.name: task for task in tasks if allowed(task.command, state)}
         pasts = {name: _past(fields) for name, fields in engine.task_rows.all().items()}
         born_ns = engine.superblock.created_ns
@@ -191,7 +235,7 @@ class Tasks:
 
     def begin(self, task: Task, *, demanded: bool = False) -> Run:
         """A run of the task, to be stepped by the caller."""
-        return Run(self, task, Context(self.engine, self.prop, self.clock, demanded))
+        return Run(self, task, Context(self.engine, self.prop, self.clock, demanded, destroyed=self.destroyed))
 
     def run(self, task: Task, *, demanded: bool = False, progress: Callable[[], None] | None = None) -> Run:
         """Runs the task here and now, within its budget unless it is `demanded`; its error is raised."""
@@ -362,6 +406,7 @@ __all__ = [
     "ALL",
     "COMPACT",
     "GC",
+    "PRUNE",
     "SNAPSHOT",
     "Alone",
     "Ask",

@@ -204,3 +204,18 @@ def test_tables_that_another_process_reads_stay_as_they_are(workspace: Workspace
     assert tables_bytes(workspace) >= large
     assert (workspace.base / "past" / "7").read_bytes() == b"x" * 3000
     workspace.unmount(reader)
+
+
+def test_a_mount_prunes_and_its_folders_of_snapshots_go(mounted: Workspace) -> None:
+    folders = mounted.mnt / ".zfs" / "snapshot"
+    for name in ("auto-1", "auto-2", "auto-3"):
+        (mounted.mnt / "file").write_text(name)
+        mounted.call("snapshot.create", name=name)
+        assert (folders / name / "file").read_text() == name
+    mounted.call("property.set", name="retention", value="1w")
+    assert len(os.listdir(folders)) == 3
+    mounted.call("property.set", name="prune_interval", value="50ms")
+    assert eventually(lambda: sorted(os.listdir(folders)) == ["auto-1", "auto-3"])
+    assert eventually(lambda: not (folders / "auto-2").exists())
+    told = task(mounted, "prune")
+    assert (told["failures"], told["error"]) == (0, None)

@@ -35,6 +35,9 @@ def policy_command() -> None:
     \b
     tzfs policy set --every 10m ws "1h(keep=all) | 24x1h | 14x1d"
     tzfs policy show ws
+
+    What is not kept is destroyed every hour while the filesystem is open for writing (prune_interval), or by tzfs
+    prune.
     """
 
 
