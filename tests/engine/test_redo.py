@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.conftest import GUID
 from tzfs.engine.engine import Engine, Settings
-from tzfs.errors import CorruptionError
+from tzfs.errors import CorruptionError, InvalidArgument
 from tzfs.format.keys import DataId
 from tzfs.format.operations import Op, pack_operations
 from tzfs.limits import REDO_OPERATIONS_MAX, REDO_PAYLOAD_BYTES_MAX
@@ -251,3 +251,20 @@ def test_the_interval_counts_from_the_first_logged_change() -> None:
     assert fs.engine.commit_due_at_ns() == due
     fs.engine.commit()
     assert fs.engine.commit_due_at_ns() is None
+
+
+def test_whatever_a_program_gives_as_mode_or_owner_can_be_logged() -> None:
+    """Of a mode only some bits count, and an owner that no row can have is refused before anything has changed."""
+    fs = Logged()
+    ino = fs.file(b"a", b"a")
+    fs.engine.setattr(ino, mode=-1)
+    fs.engine.setattr(1, mode=1 << 40 | 0o750)
+    for owner in (-1, 1 << 32):
+        with pytest.raises(InvalidArgument):
+            fs.engine.setattr(ino, uid=owner)
+        with pytest.raises(InvalidArgument):
+            fs.engine.setattr(ino, gid=owner, mode=0)
+    fs.engine.harden()
+    fs.crash()
+    assert fs.engine.lookup(1, b"a").mode == 0o107777
+    assert fs.engine.inode(1).mode == 0o040750

@@ -34,6 +34,7 @@ XATTR_CREATE: Final = 1
 XATTR_REPLACE: Final = 2
 INLINE_VALUE_BYTES_MAX: Final = limits.INLINE_BYTES_MAX - 1  # a byte says which kind of value it is
 S_ISUID, S_ISGID, S_IXGRP = 0o4000, 0o2000, 0o0010
+ID_MAX: Final = (1 << 32) - 1
 NS_MIN, NS_MAX = -(1 << 63), (1 << 63) - 1
 
 Value = bytes | tuple[Slice, ...]
@@ -87,14 +88,20 @@ class Attributes:
         """Changes what is given, all at once; the inode.
 
         A new owner or group clears S_ISUID, and S_ISGID where the group may execute, of anything but a directory,
-        unless `mode` is given too.  A new size sets mtime.  Raises `Stale`, `IsADirectory` and `InvalidArgument` (size
-        of what is not a regular file), `FileTooBig`, `NoSpace`.
+        unless `mode` is given too, of which the permission bits count.  A new size sets mtime.  Raises `Stale`,
+        `IsADirectory` and `InvalidArgument` (size of what is not a regular file), `FileTooBig`, `NoSpace`;
+        `InvalidArgument` for an owner that there cannot be.
         """
         head = self._head
         head.check()
         head.pace()
         inode = head.inode(ino)
         kind = inode.mode & S_IFMT
+        for owner in (uid, gid):
+            if owner is not None and not 0 <= owner <= ID_MAX:
+                raise InvalidArgument(f"a user or group has a number from 0 to {ID_MAX}, not {owner}")
+        if mode is not None:
+            mode &= 0o7777
         if size is not None:
             if kind == S_IFDIR:
                 raise IsADirectory(f"inode {ino} is a directory")
@@ -115,7 +122,7 @@ class Attributes:
             if inode.mode & S_IXGRP:
                 inode.mode &= ~S_ISGID
         if mode is not None:
-            inode.mode = inode.mode & S_IFMT | mode & 0o7777
+            inode.mode = inode.mode & S_IFMT | mode
         if uid is not None:
             inode.uid = uid
         if gid is not None:
