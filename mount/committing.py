@@ -102,7 +102,7 @@ class Committer:
             return self._finish(lambda: self._engine.snapshot(name, properties))
 
     async def change(self, act: Callable[[], T]) -> T:
-        """Calls `act`, which changes the engine and commits it, with little left to flush."""
+        """Calls `act`, which changes the engine and commits it, or changes nothing, with little left to flush."""
         async with self._lock:
             await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
             answer = self._finish(act)
@@ -124,7 +124,8 @@ class Committer:
             answer = commit()
         finally:
             self._report_failure()
-        self._done = upto
+        if self._engine.hardened:  # where nothing had to be changed, nothing was committed
+            self._done = upto
         self.last_commit_ms = (time.perf_counter() - began) * 1e3
         self.slowest_commit_ms = max(self.slowest_commit_ms, self.last_commit_ms)
         return answer
@@ -162,7 +163,8 @@ class Committer:
     async def alone(self, begin: Callable[[], Callable[[], object]], end: Callable[[], None]) -> None:
         """Commits everything, then has what `begin` answers run in a thread; nothing is committed before `end`.
 
-        Requests are served meanwhile; those that want something durable wait.
+        Requests are served meanwhile.  Those that want something durable wait, unless the redo log takes it, which is
+        no commit; where it is full they do commit, and `end` has to see that for itself.
         """
         async with self._lock:
             await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)

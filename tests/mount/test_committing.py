@@ -6,7 +6,9 @@ import threading
 from collections.abc import Sequence
 
 import trio
+import trio.testing
 
+from tests.engine.test_model import MemoryStores
 from tzfs import limits
 from tzfs.engine.engine import Engine, Settings
 from tzfs.format.keys import ExtentId
@@ -75,3 +77,29 @@ def test_a_commit_leaves_little_to_be_written_on_the_loop_however_fast_the_write
     assert engine.left <= limits.FLUSH_REMAINDER_BYTES_MAX + len(PIECE)
     assert committer.brake == engine.settings.dirty_bytes_max
     engine.close()
+
+
+def test_a_change_that_commits_nothing_makes_nobody_believe_that_it_did() -> None:
+    """Such as a hold on no snapshot at all, while somebody waits for what is too much for the redo log."""
+    stores = MemoryStores()
+    meta, payload, redo = stores.stores()
+    engine = Engine(meta, payload, redo=redo)
+    ino = engine.mknod(1, b"file", 0o100644, uid=0, gid=0).ino
+    engine.write(ino, 0, b"x" * (limits.REDO_PAYLOAD_BYTES_MAX + 1))
+    committer = Committer(engine, failed=lambda reason: None)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            async with committer._lock:
+                nursery.start_soon(committer.change, lambda: engine.marks.hold("tag", []))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(committer.harden)
+                await trio.testing.wait_all_tasks_blocked()
+
+    trio.run(main)
+    engine.abandon()
+    stores.crash()
+    meta, payload, redo = stores.stores()
+    again = Engine(meta, payload, redo=redo)
+    assert again.lookup(1, b"file").size == limits.REDO_PAYLOAD_BYTES_MAX + 1
+    again.close()

@@ -212,6 +212,11 @@ class Engine:
         return self._head.logged
 
     @property
+    def hardened(self) -> bool:
+        """Whether everything answered so far is durable, in the tables or in the redo log."""
+        return self._head.unlogged == []
+
+    @property
     def logs(self) -> bool:
         """Whether `harden` would put what has changed into the redo log, which is quick; else it commits."""
         return self._txg.logs
