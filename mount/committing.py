@@ -41,6 +41,7 @@ class Committer:
         self._batch = trio.Lock()  # of background work: `run` and `collect` must not give the same extents back
         self._asked = 0  # commits asked for, and up to which of them they are durable
         self._done = 0
+        self._alone = False
         self._kick = trio.Event()
         self._timed = False  # `run` will wake by itself
         self._background_failing = False  # what it failed at is tried again by `collect`, not at once
@@ -77,7 +78,7 @@ class Committer:
         """Everything answered so far is durable when it returns."""
         self._asked += 1
         ticket = self._asked
-        if self._engine.logs:  # beside a flush too: the log takes operations, not what they have made
+        if self._engine.logs and not self._alone:  # beside a flush too: the log takes operations, not what they made
             if self.request_waits():  # else nobody would join in, and another worker would spin for requests meanwhile
                 await trio.lowlevel.checkpoint()
             if self._done < ticket:
@@ -163,18 +164,22 @@ class Committer:
     async def alone(self, begin: Callable[[], Callable[[], object]], end: Callable[[], None]) -> None:
         """Commits everything, then has what `begin` answers run in a thread; nothing is committed before `end`.
 
-        Requests are served meanwhile.  Those that want something durable wait, unless the redo log takes it, which is
-        no commit; where it is full they do commit, and `end` has to see that for itself.
+        Requests are served meanwhile; those that want something durable wait, or the redo log would have what a copy
+        of the tables has not.  Only who is far ahead of the disk commits all the same, and `end` sees that.
         """
         async with self._lock:
             await self._flush(limits.FLUSH_REMAINDER_BYTES_MAX)
-            self._finish(self._engine.commit)
-            await trio.to_thread.run_sync(begin())
-            self._engine.check()
+            self._alone = True
             try:
-                end()
+                self._finish(self._engine.commit)
+                await trio.to_thread.run_sync(begin())
+                self._engine.check()
+                try:
+                    end()
+                finally:
+                    self._report_failure()
             finally:
-                self._report_failure()
+                self._alone = False
         self.changed()
 
     async def make_room(self) -> None:

@@ -89,12 +89,11 @@ def test_a_change_that_commits_nothing_makes_nobody_believe_that_it_did() -> Non
     committer = Committer(engine, failed=lambda reason: None)
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            async with committer._lock:
-                nursery.start_soon(committer.change, lambda: engine.marks.hold("tag", []))
-                await trio.testing.wait_all_tasks_blocked()
-                nursery.start_soon(committer.harden)
-                await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery, committer._lock:
+            nursery.start_soon(committer.change, lambda: engine.marks.hold("tag", []))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(committer.harden)
+            await trio.testing.wait_all_tasks_blocked()
 
     trio.run(main)
     engine.abandon()

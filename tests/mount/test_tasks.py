@@ -15,7 +15,7 @@ from tzfs.lifecycle import Command, State
 from tzfs.mount.committing import Committer
 from tzfs.mount.tasks import TaskRunner
 from tzfs.schedule import SECOND_NS
-from tzfs.store.memory import MemoryMeta, MemoryPayload
+from tzfs.store.memory import MemoryMeta, MemoryPayload, MemoryRedo
 from tzfs.tasks import Alone, Ask, Context, Steps, Task, Tasks
 
 
@@ -25,7 +25,7 @@ class Runs:
     def __init__(self) -> None:
         meta, payload = MemoryMeta(), MemoryPayload()
         Engine.format(meta, guid=bytes(16), now_ns=self.clock())
-        self.engine = Engine(meta, payload)
+        self.engine = Engine(meta, payload, redo=MemoryRedo())
         self.props = {"every": "10", "budget": "1"}
         self.begin = trio.current_time()
         self.times: list[float] = []
@@ -101,7 +101,7 @@ def test_nothing_is_committed_while_a_task_is_alone_and_everything_was_before() 
             began = trio.Event()
             nursery.start_soon(change, began)
             yield Alone(lambda: lambda: trio.from_thread.run(during, began))
-            said.append([engine.commits - committed[0], engine.dirty])
+            said.append([engine.commits - committed[0], engine.logged, engine.dirty])
             return ""
 
         committed: list[int] = []
@@ -120,7 +120,8 @@ def test_nothing_is_committed_while_a_task_is_alone_and_everything_was_before() 
 
         async with trio.open_nursery() as nursery:
             await runs.runner.run_task(Task("t", "", Command.GC, "every", "budget", work))
-        assert said == [1, [0, True], "durable"]
+        assert said == [1, [0, 0, True], "durable"]
+        assert engine.logged == 1
 
     on_a_clock_that_jumps(main)
 
