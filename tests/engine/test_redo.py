@@ -11,6 +11,7 @@ from tzfs.engine.engine import Engine, Settings
 from tzfs.errors import CorruptionError, InvalidArgument
 from tzfs.format.keys import DataId
 from tzfs.format.operations import Op, pack_operations
+from tzfs.format.records import Inode
 from tzfs.limits import REDO_OPERATIONS_MAX, REDO_PAYLOAD_BYTES_MAX
 from tzfs.store.memory import MemoryMeta, MemoryPayload, MemoryRedo
 
@@ -156,9 +157,9 @@ def test_every_operation_is_done_again_as_it_was() -> None:
     assert fs.engine.problems() == []
 
 
-def everything(engine: Engine, directory: int = 1) -> dict[bytes, object]:
+def everything(engine: Engine, directory: int = 1) -> dict[bytes, tuple[Inode, bytes, list[tuple[bytes, bytes]]]]:
     """The tree, with attributes, the beginning of contents, and extended attributes."""
-    out: dict[bytes, object] = {}
+    out: dict[bytes, tuple[Inode, bytes, list[tuple[bytes, bytes]]]] = {}
     for name, inode in engine.readdir_plus(directory, b"", 1000):
         size = min(inode.size, 30_000)
         data = engine.read(inode.ino, 0, size) if inode.mode & 0o170000 == 0o100000 else b""

@@ -140,7 +140,7 @@ class Head:
             self.fail("an operation broke off half-way; what it changed was not committed")
         raise MountFailed(
             f"the filesystem has failed: {self.failed}",
-            hint="unmount and mount it again: it comes back at the last commit",
+            hint="unmount and mount it again: it comes back as it was last durable",
         )
 
     def begin_change(self) -> None:

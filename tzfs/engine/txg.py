@@ -10,7 +10,7 @@ calls `commit`, which does the rest without yielding.  `commit` alone does all o
 
 The crash contract: after `commit` returns, power loss loses nothing that came before it.  What a crash loses is a
 suffix of the operations since the last commit.  A commit or sync that fails fails the head: nothing is answered any
-more, and the next open finds the last commit.
+more, and the next open finds the last commit, and does again what the redo log has since.
 
 Space: before a group takes its first change, and before a write exceeds what was set aside, room for the largest commit
 is reserved beyond the end of the tables and of the segment.  Where that fails, what adds is refused with `NoSpace`
