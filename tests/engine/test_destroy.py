@@ -293,3 +293,20 @@ def test_an_extent_with_several_lifetimes_is_foretold_where_all_of_them_end(fs: 
     assert foreseen(txn, "ac", 4).bytes == foreseen(txn, "abc", 4).bytes == CHUNK
     txn.close()
     fs.open()
+
+
+def test_what_is_to_be_freed_of_an_extent_with_several_lifetimes_is_told(fs: Filesystem) -> None:
+    ino = fs.file(b"a", CHUNK + 1)
+    fs.engine.snapshot("a")
+    fs.engine.write(ino, 0, b"b" * CHUNK)
+    fs.engine.snapshot("b")
+    rollback = fs.engine.rollback("a")
+    while rollback.step():
+        pass
+    fs.engine.snapshot("c")
+    fs.engine.write(ino, 0, b"d" * CHUNK)
+    before = fs.rest()
+    told = fs.engine.destroy(["a", "c"])
+    assert fs.engine.freeing() == told.bytes > CHUNK
+    assert fs.rest() == before - told.bytes
+    assert fs.engine.freeing() == 0

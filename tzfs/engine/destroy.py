@@ -28,7 +28,7 @@ from tzfs.engine.snapshots import Snapshots, read_snapshots
 from tzfs.errors import Busy, NotFound
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, ExtentId, Table
-from tzfs.format.records import Destroy, Snapshot
+from tzfs.format.records import Destroy, Shared, Snapshot
 from tzfs.store.interface import ReadTransaction
 
 failpoints.declare("destroy.rows", "the names of destroyed snapshots are removed, not yet committed")
@@ -89,19 +89,38 @@ def _cells(
 def freeing(txn: ReadTransaction) -> int:
     """The bytes that destroyed snapshots still hold."""
     destroys = read_destroys(txn).values()
-    return sum(
+    if not destroys:
+        return 0
+    total = sum(
         size for d in destroys for _, _, size in _cells(txn, (d.older + 1, d.snapshot), (d.snapshot + 1, d.newer))
     )
+    left = sorted(s.epoch for s in read_snapshots(txn).values())
+    return total + sum(s.charge for s in _all_shared(txn) if not _kept(s, left))
+
+
+def _all_shared(txn: ReadTransaction) -> Iterator[Shared]:
+    """The extents of several lifetimes, whose cells have nothing of them once none is live."""
+    for key, value in txn.range(Table.SHARED, b""):
+        body = records.unseal(Table.SHARED, key, value)
+        if body is not None:
+            yield records.unpack_shared(key, body)
+
+
+def _sees(epochs: Sequence[int], birth: int, death: int) -> bool:
+    """Whether one of the snapshots at `epochs`, which ascend, sees what was there from `birth` to `death`."""
+    at = bisect_left(epochs, birth)
+    return at < len(epochs) and epochs[at] < death
+
+
+def _kept(shared: Shared, epochs: Sequence[int]) -> bool:
+    """Whether the head or one of the snapshots at `epochs` has the extent."""
+    return any(death == LIVE or _sees(epochs, birth, death) for birth, death in shared.lifetimes.items())
 
 
 def freed_by(txn: ReadTransaction, snapshots: Iterable[Snapshot], names: Iterable[Snapshot], epoch: int) -> int:
     """The bytes that destroying `names` of all `snapshots` would free, to the last; `epoch` is the head's."""
     gone = sorted(s.epoch for s in names)
     left = sorted({s.epoch for s in snapshots} - set(gone))
-
-    def sees(epochs: Sequence[int], birth: int, death: int) -> bool:
-        at = bisect_left(epochs, birth)
-        return at < len(epochs) and epochs[at] < death
 
     total, i = 0, 0
     while i < len(gone):
@@ -110,14 +129,10 @@ def freed_by(txn: ReadTransaction, snapshots: Iterable[Snapshot], names: Iterabl
         run = gone[i : bisect_right(gone, newer)]
         i += len(run)
         found = _cells(txn, (older + 1, run[-1]), (run[0] + 1, newer))
-        total += sum(size for death, birth, size in found if sees(run, birth, death))
-    for key, value in txn.range(Table.SHARED, b""):
-        body = records.unseal(Table.SHARED, key, value)
-        if body is not None:
-            shared = records.unpack_shared(key, body)
-            spans = shared.lifetimes.items()
-            if any(sees(gone, b, d) for b, d in spans) and not any(d == LIVE or sees(left, b, d) for b, d in spans):
-                total += shared.charge
+        total += sum(size for death, birth, size in found if _sees(run, birth, death))
+    for shared in _all_shared(txn):
+        if any(_sees(gone, b, d) for b, d in shared.lifetimes.items()) and not _kept(shared, left):
+            total += shared.charge
     return total
 
 
