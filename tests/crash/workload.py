@@ -19,8 +19,8 @@ from typing import Final
 import pytest
 
 from tests.engine.plain import ROOT, Node, Plain
-from tests.engine.test_model import GUID, WEIGHTS, DiskStores, Step
-from tests.engine.test_restore import RestoringWorld
+from tests.engine.test_model import GUID, DiskStores, Step
+from tests.model.world import WEIGHTS, Everything
 from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.head import S_IFLNK, S_IFMT, S_IFREG
@@ -29,7 +29,7 @@ from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
 
-MORE: Final = {
+OFTEN: Final = {
     "commit": 30,
     "snapshot": 4,
     "destroy": 3,
@@ -60,42 +60,9 @@ class Formatted(DiskStores):
         self.redo = RedoLog(folder / "redo", GUID)
 
 
-def everything_but(engine: Engine) -> frozenset[int]:
-    """All segments but the one being filled."""
-    return frozenset(engine.payload.segments()) - {engine.payload.filling}
-
-
-class Busy(RestoringWorld):
-    """A world with large writes too."""
-
-    def do_pour(self, a: int, b: int, c: int, d: int) -> None:
-        ino = self._pick(a, lambda n: n.mode & S_IFMT == S_IFREG)
-        payload = random.Random(b * 64 + c).randbytes(20_000 + d * 2000)
-        self._both(lambda: self.engine.write(ino, c * 1000, payload), lambda: self.model.write(ino, c * 1000, payload))
-
-    def do_move(self, a: int, b: int, c: int, d: int) -> None:
-        """Empties every segment but the one being filled, or breaks off half-way."""
-        mover = self.engine.mover
-        for number, job in enumerate(mover.steps(everything_but(self.engine))):
-            if job is not None:
-                self.engine.commit()
-                job()()
-            if a % 3 == 0 and number == b:
-                break
-
-    def do_compact(self, a: int, b: int, c: int, d: int) -> None:
-        self._let_jobs_end()
-        self.engine.commit()
-        self.engine.release_log()
-        copy = self.engine.compactor.begin()
-        assert copy is not None
-        copy.run()
-        self.engine.compactor.end(copy)
-
-
 def generate(seed: int, count: int) -> list[Step]:
     r = random.Random(seed)
-    weights = {**WEIGHTS, **MORE}
+    weights = {**WEIGHTS, **OFTEN}
     chosen = [w * r.choice((0.3, 1, 1, 3)) for w in weights.values()]
     kinds = r.choices(list(weights), chosen, k=count)
     return [(kind, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64)) for kind in kinds]
@@ -185,14 +152,14 @@ def main(folder: Path, marks: Path, seed: int, count: int) -> None:
     def mark(**said: object) -> None:
         os.write(out, json.dumps(said).encode())
 
-    world = Busy(Formatted(folder))
-    world.engine.settings.dirty_bytes_max = 512 * 1024
+    world = Everything(Formatted(folder))
     mark(op=0, state=state_of_model(world.model), durable=True)
     for number, step in enumerate(generate(seed, count), 1):
         mark(op=number, begins=step[0])
         commits = world.commits
         world.apply(step)
         durable = step[0] in ("commit", "crash", "restart") or world.commits != commits
+        durable = durable and not world.committed_before
         mark(op=number, state=state_of_model(world.model), durable=durable)
     world._let_jobs_end()
     world.engine.close()

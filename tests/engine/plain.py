@@ -5,8 +5,8 @@ It has the engine's calls and errors, and none of its machinery: no epochs, no v
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from tzfs import errors
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
@@ -34,6 +34,14 @@ class Node:
         return self.mode & S_IFMT == S_IFDIR
 
 
+def copied(nodes: Mapping[int, Node]) -> dict[int, Node]:
+    """The same tree, of nodes that change by themselves."""
+    return {
+        ino: replace(n, data=bytearray(n.data), entries=dict(n.entries), xattrs=dict(n.xattrs))
+        for ino, n in nodes.items()
+    }
+
+
 class Plain:
     """The tree, the orphans, and the trees of the snapshots."""
 
@@ -47,7 +55,15 @@ class Plain:
         self.bookmarks: dict[str, tuple[int, list[int]]] = {}  # the epoch, and the inodes there were
 
     def copy(self) -> Plain:
-        return copy.deepcopy(self)
+        """One that changes by itself.  The trees of snapshots never change, and so are shared."""
+        other = Plain()
+        other.nodes = copied(self.nodes)
+        other.orphans, other.open = set(self.orphans), set(self.open)
+        other.snapshots = dict(self.snapshots)
+        other.holds = {name: set(tags) for name, tags in self.holds.items()}
+        other.labels = {name: dict(labels) for name, labels in self.labels.items()}
+        other.bookmarks = dict(self.bookmarks)
+        return other
 
     def directory(self, ino: int) -> Node:
         node = self.node(ino)
@@ -205,7 +221,7 @@ class Plain:
             del self.nodes[ino]
 
     def snapshot(self, name: str) -> None:
-        self.snapshots[name] = copy.deepcopy({i: n for i, n in self.nodes.items() if i not in self.orphans})
+        self.snapshots[name] = copied({i: n for i, n in self.nodes.items() if i not in self.orphans})
 
     def restarted(self) -> None:
         """Nobody refers to anything any more."""

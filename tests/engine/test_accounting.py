@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engine.test_model import MemoryStores, World, generate, run
-from tzfs.engine import slices
 from tzfs.engine.accounting import Accounts, Cell, Sums
+from tzfs.engine.staging import slices_of
 from tzfs.engine.versions import extent_charge
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
@@ -118,30 +118,41 @@ def test_sums_are_what_their_definitions_say(things: list[Thing], snapshots: set
 def recounted(txn: ReadTransaction) -> list[Thing]:
     """Every version and every extent that the rows name, with its charge by its own length."""
     deaths: dict[tuple[int, bytes, int], int] = {}
-    extents: dict[tuple[int, int], tuple[int, int]] = {}
-    for key, value in txn.range(Table.DEAD, b""):
+    extents: dict[int, dict[int, int]] = defaultdict(dict)
+    for key, _ in txn.range(Table.DEAD, b""):
         death, birth, table, prefix = keys.dead_parts(key)
         if table is Table.EXTENT:
-            (charge,) = records.unpack_plain(Table.DEAD, key, records.unseal(Table.DEAD, key, value) or b"")
-            extents[int.from_bytes(prefix, "big"), birth] = (death, charge)
+            extents[int.from_bytes(prefix, "big")][birth] = death
         else:
             deaths[table, prefix, birth] = death
     things = []
+    charges: dict[int, int] = {}
     for table in VERSIONED:
         for key, value in txn.range(table, b""):
             prefix, born = key[:-8], keys.birth_of(key)
             ended: int = deaths.get((table, prefix, born), LIVE)
             things.append(Thing(0 if records.is_tombstone(value) else len(key) + len(value), ((born, ended),)))
-            body = records.unseal(table, key, value)
-            if ended != LIVE or body is None or table not in (Table.CHUNK, Table.XATTR):
-                continue
-            named: object = records.unpack_slices(table, key, body) if table is Table.CHUNK else None
-            if table is Table.XATTR:
-                named = records.unpack_xattr(key, body)
-            if isinstance(named, tuple):
-                for lifetime, stored in slices.extents(named).items():
-                    extents[lifetime] = (LIVE, extent_charge(stored))
-    return things + [Thing(charge, ((birth, death),)) for (_, birth), (death, charge) in extents.items()]
+            for s in slices_of(table, key, records.unseal(table, key, value)):
+                charges[s.extent] = extent_charge(s.stored_bytes)
+                if ended == LIVE:
+                    extents[s.extent][s.birth] = LIVE
+    return things + [Thing(charge_of(txn, x, charges), tuple(lives.items())) for x, lives in extents.items()]
+
+
+def charge_of(txn: ReadTransaction, extent: int, named: dict[int, int]) -> int:
+    """By a version that names it; or, where only lifetimes are left whose versions are gone, by what these say."""
+    if extent in named:
+        return named[extent]
+    value = txn.get(Table.SHARED, keys.shared(extent))
+    if value is not None:
+        key = keys.shared(extent)
+        return records.unpack_shared(key, records.unseal(Table.SHARED, key, value) or b"").charge
+    (charge,) = (
+        records.unpack_plain(Table.DEAD, key, records.unseal(Table.DEAD, key, value) or b"")[0]
+        for key, value in txn.range(Table.DEAD, b"")
+        if keys.dead_parts(key)[2:] == (Table.EXTENT, keys.u64(extent))
+    )
+    return charge
 
 
 def check(world: World) -> None:

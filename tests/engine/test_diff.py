@@ -102,18 +102,20 @@ def agrees(world: histories.World) -> int:
     moments: dict[str | None, Nodes] = {None: head}
     moments.update(model.snapshots)
     order = sorted(engine.snapshots(), key=lambda name: engine.snapshots()[name].epoch)
-    lines = 0
-    for older, newer in combinations([*order, None], 2):
-        assert older is not None
-        found = diff(engine, older, newer)
-        lines += len(found)
-        real = {(d.kind.value, d.ino, d.path, d.new_path, d.links): set(d.changed) for d in found}
-        assert len(real) == len(found)
-        must = expected(moments[older], moments[newer])
-        assert must <= real.keys(), f"{older} to {newer}"
-        for more in real.keys() - must:
-            assert {"mtime"} <= real[more] <= {"mtime", "contents"}, f"{older} to {newer}: {more}, {real[more]}"
-    return lines
+    return sum(agree(engine, (x, moments[x]), (y, moments[y])) for x, y in combinations([*order, None], 2))
+
+
+def agree(engine: Engine, older: tuple[str | None, Nodes], newer: tuple[str | None, Nodes]) -> int:
+    """Whether a diff between two moments is that of the model's; how many lines it has."""
+    assert older[0] is not None
+    found = diff(engine, older[0], newer[0])
+    real = {(d.kind.value, d.ino, d.path, d.new_path, d.links): set(d.changed) for d in found}
+    assert len(real) == len(found)
+    must = expected(older[1], newer[1])
+    assert must <= real.keys(), f"{older[0]} to {newer[0]}"
+    for more in real.keys() - must:
+        assert {"mtime"} <= real[more] <= {"mtime", "contents"}, f"{older[0]} to {newer[0]}: {more}, {real[more]}"
+    return len(found)
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,12 @@ import pytest
 from tests.engine.marking import MARKING_WEIGHTS, Marking
 from tests.engine.plain import ROOT, Node, Plain
 from tzfs import errors, limits
+from tzfs.engine.accounting import Accounts
+from tzfs.engine.committed import read_counters
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
+from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
-from tzfs.format import records
-from tzfs.format.keys import Table
 from tzfs.format.records import Inode
 from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
 from tzfs.store.lmdb_store import LmdbMeta
@@ -37,9 +38,9 @@ Step = tuple[str, int, int, int, int]
 
 
 def charged(txn: ReadTransaction) -> int:
-    """The sum of all cells."""
-    bodies = [(key, records.unseal(Table.CELL, key, value)) for key, value in txn.range(Table.CELL, b"")]
-    return sum(records.unpack_plain(Table.CELL, key, body or b"")[1] for key, body in bodies)
+    """What all that is in the tables is charged, whoever sees it."""
+    sums = Accounts(txn, read_snapshots(txn), read_counters(txn).epoch).charged
+    return sums.used + sums.freeing
 
 
 class MemoryStores:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.crash.workload import Busy, everything_but, generate, small_batches, state_of
+from tests.crash.workload import generate, small_batches, state_of
 from tests.engine.test_crash import close, open_engine
 from tests.engine.test_model import DiskStores
+from tests.model.world import Everything
 from tzfs.engine import moving
 from tzfs.engine.engine import Engine
 from tzfs.format.keys import Table
@@ -95,27 +95,6 @@ def test_on_a_disk_without_holes_a_segment_half_dead_is_emptied(
     close(*opened)
 
 
-class Moving(Busy):
-    """A world in which segments are emptied a step at a time, with anything else in between."""
-
-    moving: Iterator[object] | None = None
-
-    def do_move(self, a: int, b: int, c: int, d: int) -> None:
-        if self.moving is None:
-            self.moving = self.engine.mover.steps(everything_but(self.engine))
-        for job in self.moving:
-            if callable(job):
-                job()()
-                if a % 4 == 0:
-                    continue  # else anything may come between the copy and its rows
-            return
-        self.moving = None
-
-    def _reopen(self, model: object) -> None:
-        self.moving = None
-        super()._reopen(model)  # type: ignore[arg-type]
-
-
 def test_whatever_happens_between_two_steps_nobody_can_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_batches(monkeypatch)
     monkeypatch.setattr(moving, "SCAN_ROWS", 5)
@@ -128,7 +107,7 @@ def test_whatever_happens_between_two_steps_nobody_can_tell(tmp_path: Path, monk
 def history(folder: Path, seed: int) -> int:
     """Any operations with steps of moving in between; how much moved at most between two restarts."""
     folder.mkdir()
-    world = Moving(DiskStores(folder))
+    world = Everything(DiskStores(folder))
     r, moved = random.Random(seed), 0
     for number, step in enumerate(generate(seed, 250)):
         world.apply(step)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import random
 
 import pytest
 
 from tests.engine import test_model as histories
 from tests.engine.conftest import Workspace
+from tests.engine.plain import copied
 from tests.engine.test_model import DiskStores, MemoryStores, Step, World
 from tzfs import limits
 from tzfs.engine.rollback import Rollback
@@ -45,7 +45,7 @@ class TimeWorld(World):
     def _rolled_back(self, name: str) -> None:
         model = self.model
         kept = {ino: model.nodes[ino] for ino in model.orphans & self.old_orphans[name]}
-        model.nodes = copy.deepcopy(model.snapshots[name]) | kept
+        model.nodes = copied(model.snapshots[name]) | kept
         model.orphans = set(kept)
         model.open &= set(model.nodes)
 

@@ -1,0 +1,132 @@
+"""A rule machine on the real engine, on LMDB and segments: every operation there is, in any order, crashes and restarts
+included, against a model that keeps a full copy for each snapshot.
+
+After each step every snapshot, the head and the counters are compared, and every few steps the figures of the
+accounting with a recount, diffs and versions of files with the copies, and everything in the tables by `problems`.  The
+slow tier, `TZFS_SLOW=1 pytest tests/model`, makes `TZFS_MODEL_RUNS` runs (60) of `TZFS_MODEL_STEPS` steps (150), and
+compares every few; `TZFS_MODEL_SEED` makes other ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Final
+
+import pytest
+from hypothesis import HealthCheck, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from tests.engine.test_model import DiskStores
+from tests.model.world import WEIGHTS, Everything
+from tzfs import limits
+from tzfs.engine import moving
+
+NUMBERS: Final = st.integers(0, 63)
+RULES_OF_WEIGHT: Final = 4  # a step of so much weight is a rule; of more, several
+Rule = Callable[..., None]
+
+
+class Machine(RuleBasedStateMachine):
+    """One world; the rules below are its steps."""
+
+    every = 1  # steps between two comparisons
+    done: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="tzfs-model-"))
+        self.world = Everything(DiskStores(self.folder))
+        self.steps = 0
+
+    def step(self, kind: str, a: int, b: int, c: int, d: int) -> None:
+        self.world.apply((kind, a, b, c, d))
+        self.done[kind] += 1
+        self.steps += 1
+
+    @rule(a=NUMBERS, b=NUMBERS)
+    def figures_and_travels(self, a: int, b: int) -> None:
+        self.world.figures()
+        self.world.travels(a, b)
+
+    @invariant()
+    def everything_agrees(self) -> None:
+        if self.steps % self.every == 0:
+            self.world.check(1 + self.steps % 5)
+
+    def teardown(self) -> None:
+        try:
+            self.world.check(3)
+            self.world.figures()
+            self.world.travels(self.steps, self.steps // 64)
+            self.world.engine.close()
+        finally:
+            self.world.stores.close()
+            shutil.rmtree(self.folder)
+
+
+def _rule(kind: str) -> Rule:
+    def step(self: Machine, a: int, b: int, c: int, d: int) -> None:
+        self.step(kind, a, b, c, d)
+
+    step.__name__ = step.__qualname__ = kind
+    return rule(a=NUMBERS, b=NUMBERS, c=NUMBERS, d=NUMBERS)(step)
+
+
+for kind, weight in WEIGHTS.items():
+    for number in range(-(-weight // RULES_OF_WEIGHT)):
+        setattr(Machine, f"{kind}_{number}", _rule(kind))
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a file of a few chunks is large enough for background work."""
+    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
+    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
+    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
+    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
+    monkeypatch.setattr("tzfs.engine.restore.LISTED", 2)
+    monkeypatch.setattr("tzfs.engine.diff.BATCH", 3)
+    monkeypatch.setattr("tzfs.engine.diff.ROWS_BETWEEN", 2)
+    monkeypatch.setattr(moving, "SCAN_ROWS", 5)
+    monkeypatch.setattr(moving, "PREFIXES_MAX", 2)
+    monkeypatch.setattr(moving, "COPY_BYTES_MAX", 30_000)
+
+
+def run(*, first: int, runs: int, steps: int, every: int) -> Counter[str]:
+    """How often each step was made."""
+    done: Counter[str] = Counter()
+    machine = type("Machine", (Machine,), {"every": every, "done": done})
+    run_state_machine_as_test(
+        seed(first)(machine),
+        settings=settings(
+            max_examples=runs,
+            stateful_step_count=steps,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    return done
+
+
+def test_whatever_is_done_all_agrees_with_the_plain_model() -> None:
+    done = run(first=0, runs=12, steps=60, every=1)
+    assert done.total() > 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TZFS_SLOW" not in os.environ, reason="the slow tier: TZFS_SLOW=1")
+@pytest.mark.timeout(100_000)
+def test_in_thousands_of_steps_all_agrees_with_the_plain_model() -> None:
+    first, runs, steps = (
+        int(os.environ.get(f"TZFS_MODEL_{what}", usual)) for what, usual in (("SEED", 1), ("RUNS", 60), ("STEPS", 150))
+    )
+    done = run(first=first, runs=runs, steps=steps, every=5)
+    print(f"{done.total()} steps: {dict(sorted(done.items()))}")
+    assert done.keys() == WEIGHTS.keys() or done.total() < 2000
