@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.conftest import GUID
 from tzfs.engine.engine import Engine, Settings
-from tzfs.errors import CorruptionError, InvalidArgument
+from tzfs.errors import CorruptionError, InvalidArgument, TzfsError
 from tzfs.format.keys import DataId
 from tzfs.format.operations import Op, pack_operations
 from tzfs.format.records import Inode
@@ -269,3 +269,20 @@ def test_whatever_a_program_gives_as_mode_or_owner_can_be_logged() -> None:
     fs.crash()
     assert fs.engine.lookup(1, b"a").mode == 0o107777
     assert fs.engine.inode(1).mode == 0o040750
+
+
+def test_a_disk_that_is_full_when_it_is_opened_again_keeps_the_log_for_later() -> None:
+    fs = Logged()
+    fs.file(b"a", b"a" * 5000)
+    fs.engine.harden()
+    fs.engine.abandon()
+    fs.meta, fs.payload = fs.meta.after_crash(), fs.payload.after_crash()
+    fs.meta.full = fs.payload.full = True
+    for _ in range(2):
+        with pytest.raises(TzfsError, match="no space left"):
+            fs._open()
+    fs.meta.full = fs.payload.full = False
+    fs.engine = fs._open()
+    assert fs.engine.redone == 2
+    assert fs.contents(b"a") == b"a" * 5000
+    assert fs.engine.problems() == []
