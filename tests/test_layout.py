@@ -95,10 +95,10 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.collecting": ("tzfs.errors", "tzfs.jsonrpc", "tzfs.tasks"),
     # the verbs, mounted or not; and what `import tzfs` gives
     "tzfs.management": (*_API, "tzfs.catalog", "tzfs.ledger", "tzfs.settings", "tzfs.status"),
-    "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.journal": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.management"),
+    "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.destroying"),
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning", "tzfs.destroying"),
     "tzfs.patch": (*_BYTES, "tzfs.engine"),
     "tzfs.comparing": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.patch"),

@@ -24,12 +24,13 @@ Progress = Callable[[int, int], None]  # done, of about so many
 class RolledBack:
     """What a rollback did, or would do: `inodes` changed, `safety` is the name of the snapshot of the state before.
 
-    `newer` are the snapshots after the one that was rolled back to.
+    `newer` are the snapshots after the one that was rolled back to; `destroyed` those of them that are gone.
     """
 
     inodes: int
     safety: str | None
     newer: tuple[str, ...]
+    destroyed: tuple[str, ...] = ()
 
 
 class Steps(Protocol):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
-from tzfs import restoring
-from tzfs.errors import MountFailed
+from tzfs import destroying, restoring
+from tzfs.errors import Busy, MountFailed
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
@@ -26,14 +27,35 @@ def rollback(
     name: str | SnapshotName,
     *,
     safety: bool = True,
+    destroy_newer: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> RolledBack:
     """Makes a filesystem what it was at a snapshot; newer ones stay.  With `safety` one is taken of the state before.
 
-    `NotFound`, `NoSpace`, `WrongState`, `ReadOnly`.
+    With `destroy_newer` the others are destroyed once it is rolled back; where one is held, read or cloned, nothing is
+    done at all.  `NotFound`, `NoSpace`, `WrongState`, `ReadOnly`, `Busy`.
     """
     name = parse_snapshot(name) if isinstance(name, str) else name
+    if not destroy_newer:
+        return _rollback(store, name, safety=safety, dry_run=dry_run, progress=progress)
+    newer = newer_than(committed_state(store.get(name.filesystem, Command.ROLLBACK).folder).snapshots, name.snapshot)
+    range_ = f"{name.filesystem}@{','.join(newer)}"
+    if newer:
+        destroying.destroy(store, range_, dry_run=True)
+    done = _rollback(store, name, safety=safety, dry_run=dry_run, progress=progress)
+    if newer and not dry_run:
+        try:
+            destroying.destroy(store, range_)
+        except Busy as error:  # somebody has come meanwhile
+            text = f"{name.filesystem} is rolled back to @{name.snapshot}, and its newer snapshots are still there"
+            raise Busy(f"{text}: {error}", holders=error.holders, hint=error.hint) from error
+    return replace(done, destroyed=newer)
+
+
+def _rollback(
+    store: Store, name: SnapshotName, *, safety: bool, dry_run: bool, progress: Progress | None
+) -> RolledBack:
     info = store.get(name.filesystem, Command.ROLLBACK)
     with store.mounted(info) or nullcontext() as mount:
         if dry_run and mount is not None:
