@@ -19,7 +19,7 @@ from tzfs.engine.check.run import Event
 from tzfs.jsonrpc import Json
 from tzfs.mount.method import Report
 from tzfs.opening import HeadReader
-from tzfs.store.interface import MetaStore, PayloadReader
+from tzfs.store.interface import PayloadReader, Readable
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import Mount
@@ -47,13 +47,13 @@ async def check_mounted(mount: Mount, params: Check, report: Report) -> Json:
     engine = mount.writer.engine
     pin = engine.pin()
     try:
-        await _check(engine.meta, engine.payload, report, read_payload=read_payload)
+        await _check(engine.readable, engine.payload, report, read_payload=read_payload)
     finally:
         engine.unpin(pin)
     return None
 
 
-async def _check(meta: MetaStore, payload: PayloadReader, report: Report, *, read_payload: bool) -> None:
+async def _check(meta: Readable, payload: PayloadReader, report: Report, *, read_payload: bool) -> None:
     txn = meta.begin_read()
     try:
         steps = checked(txn, payload, read_payload=read_payload)

@@ -72,7 +72,7 @@ async def _moments(mount: Mount, *, now: bool) -> AsyncIterator[Moments]:
     engine = mount.writer.engine
     pin = engine.pin()
     try:
-        with Moments(engine.meta, engine.payload) as moments:
+        with Moments(engine.readable, engine.payload) as moments:
             yield moments
     finally:
         engine.unpin(pin)

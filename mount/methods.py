@@ -4,7 +4,8 @@ The methods are faces of the engine, of the committer and of `tzfs.management`; 
 that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
 
     every mount             ping, info, stats, unmount
-    of a filesystem         snapshot.create, snapshot.list, rollback, restore, sync, settle, gc, check, diff, versions,
+    of a filesystem         snapshot.create, snapshot.list, rollback, restore, sync, settle, gc, flatten,
+                            check, diff, versions,
                             archive, those of `marking` and `destroying`,
                             property.get, .set, .inherit, .changed
 """
@@ -31,6 +32,7 @@ from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
 from tzfs.mount.comparing import Compare, Versions, diff_mounted, versions_mounted
 from tzfs.mount.destroying import destroying_methods
+from tzfs.mount.flattening import flatten_mounted
 from tzfs.mount.marking import marking_methods
 from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
 from tzfs.mount.rolling_back import RestoreInto, RollBack, restore_mounted, roll_back_mounted
@@ -89,6 +91,7 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "gc": reporting(Nothing, m.gc),
         "diff": reporting(Compare, lambda params, report: diff_mounted(mount, params, report)),
         "versions": reporting(Versions, lambda params, report: versions_mounted(mount, params, report)),
+        "flatten": reporting(Nothing, lambda params, report: flatten_mounted(mount, report)),
         "check": reporting(Check, lambda params, report: check_mounted(mount, params, report)),
         "archive": method(Nothing, m.archive),
         "property.get": method(Get, m.property_get),

@@ -494,22 +494,24 @@ class Operations(pyfuse3.Operations):
         node = fh & ~WRITING
         tree, ino = self._tree(node), node & INO_MASK
         plan = tree.plan_read(ino, off, size)
-        if (answer := plan.try_now()) is not None:
-            return answer
-        if isinstance(tree, Engine):
-            pin = tree.pin()
-            try:
-                return await self._read_elsewhere(plan)
-            finally:
-                tree.unpin(pin)
         try:
-            return await self._read_elsewhere(plan)
-        except (TzfsError, OSError):  # freed meanwhile, perhaps: the versions themselves say
-            return await self._read_elsewhere(tree.plan_read(ino, off, size))
+            if (answer := plan.try_now()) is not None:
+                return answer
+            return await self._read_elsewhere(tree, plan)
+        except (TzfsError, OSError):  # moved or freed meanwhile, perhaps: the versions themselves say
+            if isinstance(tree, Engine) and not tree.cloned:
+                raise
+            return await self._read_elsewhere(tree, tree.plan_read(ino, off, size))
 
     @staticmethod
-    async def _read_elsewhere(plan: ReadPlan) -> bytes:
-        return await trio.to_thread.run_sync(plan.execute)
+    async def _read_elsewhere(tree: Engine | View, plan: ReadPlan) -> bytes:
+        if not isinstance(tree, Engine):
+            return await trio.to_thread.run_sync(plan.execute)
+        pin = tree.pin()
+        try:
+            return await trio.to_thread.run_sync(plan.execute)
+        finally:
+            tree.unpin(pin)
 
     @answered_later
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tzfs
+from tests import test_clones as clone_suite
 from tests import test_leaks
 from tests.catalog import test_crash as catalog_suite
 from tests.engine import test_crash as engine_suite
@@ -143,4 +144,7 @@ def test_every_failpoint_there_is_is_died_at_by_a_suite() -> None:
         if module.name.rpartition(".")[2] not in ("__main__", "build"):
             importlib.import_module(module.name)
     declared = {name for name in failpoints.KNOWN if not name.startswith("test.")}
-    assert declared == POINTS | catalog_suite.POINTS | set(engine_suite.POINTS) | mount_suite.CRASHED_AT
+    assert (
+        declared
+        == POINTS | catalog_suite.POINTS | set(engine_suite.POINTS) | clone_suite.POINTS | mount_suite.CRASHED_AT
+    )

@@ -34,6 +34,7 @@ _API: Final = (
     "tzfs.tree",
     "tzfs.filesystem",
     "tzfs.opening",
+    "tzfs.flattening",
     "tzfs.checking",
     "tzfs.rolling_back",
     "tzfs.restoring",
@@ -67,17 +68,28 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.catalog_session": (*_CATALOG, "tzfs.catalog_rows"),
     "tzfs.transitions": (*_CATALOG, "tzfs.catalog_log", "tzfs.catalog_rows", "tzfs.catalog_session"),
     "tzfs.catalog": (*_CATALOG, "tzfs.catalog_log", "tzfs.catalog_rows", "tzfs.catalog_session", "tzfs.transitions"),
-    # one filesystem as a program sees it: paths over an engine or a view, wherever its bytes are
-    "tzfs.tree": (*_BYTES, "tzfs.names", "tzfs.engine"),
-    "tzfs.rolling_back": (*_BYTES, "tzfs.engine"),
-    "tzfs.restoring": (*_BYTES, "tzfs.engine", "tzfs.tree", "tzfs.rolling_back"),
-    "tzfs.filesystem": (*_BYTES, "tzfs.names", "tzfs.engine", "tzfs.tree", "tzfs.rolling_back", "tzfs.restoring"),
-    # an engine put onto the folders of a filesystem
-    "tzfs.opening": (*_STORE, "tzfs.layout", "tzfs.engine"),
     # talking to whoever has a filesystem mounted
     "tzfs.runtime": ("tzfs.limits", "tzfs.errors"),
     "tzfs.jsonrpc": ("tzfs.limits", "tzfs.errors"),
     "tzfs.control": ("tzfs.limits", "tzfs.errors", "tzfs.runtime", "tzfs.jsonrpc"),
+    # a clone made independent, here or by whoever has it mounted
+    "tzfs.flattening": ("tzfs.errors", "tzfs.jsonrpc", "tzfs.control", "tzfs.engine"),
+    # one filesystem as a program sees it: paths over an engine or a view, wherever its bytes are
+    "tzfs.tree": (*_BYTES, "tzfs.names", "tzfs.engine"),
+    "tzfs.rolling_back": (*_BYTES, "tzfs.engine"),
+    "tzfs.restoring": (*_BYTES, "tzfs.engine", "tzfs.tree", "tzfs.rolling_back"),
+    "tzfs.filesystem": (
+        *_BYTES,
+        "tzfs.names",
+        "tzfs.engine",
+        "tzfs.tree",
+        "tzfs.rolling_back",
+        "tzfs.restoring",
+        "tzfs.flattening",
+    ),
+    # an engine put onto the folders of a filesystem
+    "tzfs.origins": (*_STORE, "tzfs.layout", "tzfs.engine"),
+    "tzfs.opening": (*_STORE, "tzfs.layout", "tzfs.engine", "tzfs.origins"),
     # what all is tested for, here or by whoever has it mounted
     "tzfs.checking": (*_STORE, "tzfs.engine", "tzfs.opening", "tzfs.jsonrpc"),
     # background tasks: when they are due, and what each does with an engine
@@ -92,9 +104,29 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.settings": (*_CATALOG, "tzfs.engine", "tzfs.catalog"),
     # who has what open
     "tzfs.status": (*_STORE, *_CONTROL, "tzfs.catalog"),
+    "tzfs.dependants": (*_STORE, "tzfs.engine", "tzfs.catalog"),
+    "tzfs.facts": (
+        *_STORE,
+        *_NAMES,
+        "tzfs.engine",
+        "tzfs.catalog",
+        "tzfs.ledger",
+        "tzfs.opening",
+        "tzfs.settings",
+        "tzfs.space",
+    ),
     "tzfs.collecting": ("tzfs.errors", "tzfs.jsonrpc", "tzfs.tasks"),
     # the verbs, mounted or not; and what `import tzfs` gives
-    "tzfs.management": (*_API, "tzfs.catalog", "tzfs.ledger", "tzfs.settings", "tzfs.status"),
+    "tzfs.management": (
+        *_API,
+        "tzfs.catalog",
+        "tzfs.catalog_rows",
+        "tzfs.dependants",
+        "tzfs.facts",
+        "tzfs.ledger",
+        "tzfs.settings",
+        "tzfs.status",
+    ),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.journal": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.management"),

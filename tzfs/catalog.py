@@ -42,6 +42,7 @@ from tzfs.transitions import Formatter, Transitions, describe_holder, partition_
 __all__ = ["Catalog", "FilesystemInfo", "Formatter", "StoreInfo", "describe_holder", "partition_of"]
 
 _RENAME: Final = declare("catalog.rename.begin", "before the new name is committed")
+_RELEASE: Final = declare("clone.release", "before it is committed that a clone is none any more")
 _SET: Final = declare("catalog.set.begin", "before a property is committed")
 
 
@@ -152,17 +153,23 @@ class Catalog:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def create(
-        self, name: str | FilesystemName, *, formatter: Formatter, properties: Mapping[str, str] | None = None
+        self,
+        name: str | FilesystemName,
+        *,
+        formatter: Formatter,
+        properties: Mapping[str, str] | None = None,
+        origin: str | None = None,
     ) -> FilesystemInfo:
         """Creates a filesystem, ACTIVE and durable when this returns, with `properties` set on it.
 
         `formatter` is called with its new folder (in which meta/, segments/ and views/ are empty) and its guid.
-        Whatever is raised on the way, also by the formatter, undoes the creation.
+        Whatever is raised on the way, also by the formatter, undoes the creation.  `origin` says that it is a clone,
+        as `catalog_rows.origin_text` has it.
         """
         parsed = _parsed(name)
         local = {key: props.parse(key, text) for key, text in (properties or {}).items()}
         with translating(f"create {parsed}"):
-            return self._transitions.create(parsed, local, formatter)
+            return self._transitions.create(parsed, local, formatter, origin)
 
     def rename(self, old: str | FilesystemName, new: str | FilesystemName) -> FilesystemInfo:
         """Gives a filesystem another name, also while it is mounted; its folder and number stay."""
@@ -181,6 +188,33 @@ class Catalog:
                 txn.commit()
             return info
 
+    def clones(self, info: FilesystemInfo) -> tuple[tuple[str, FilesystemName], ...]:
+        """(guid of the snapshot, in hex, clone) for each clone of a snapshot of the filesystem, by name.
+
+        Who is about to destroy a snapshot asks while nobody can begin to read it: whoever clones it reads it until its
+        clone is recorded.
+        """
+        with self._session.read() as txn:
+            return tuple((guid, record.name) for guid, record in rows.clones_of(txn, info.partition))
+
+    def origin(self, info: FilesystemInfo) -> tuple[FilesystemInfo, str] | None:
+        """The filesystem that it is a clone of, and the guid of the snapshot, in hex; None for what is no clone."""
+        if info.origin is None:
+            return None
+        partition, guid = rows.origin_parts(info.origin)
+        with self._session.read() as txn:
+            record = rows.find_partition(txn, partition)
+            return None if record is None else (self._session.info(txn, record), guid)
+
+    def release_origin(self, info: FilesystemInfo) -> None:
+        """The filesystem needs its origin no more, as its own tables say durably: the hold goes."""
+        with translating(f"release the origin of {info.name}"), self._session.write(frees=True) as txn:
+            record = rows.find_partition(txn, info.partition)
+            if record is not None and record.guid == info.guid and record.origin is not None:
+                rows.release_origin(txn, record)
+                hit(_RELEASE)
+                txn.commit()
+
     def archive(self, name: str | FilesystemName) -> FilesystemInfo:
         """ACTIVE -> ARCHIVED: nobody can write it until it is activated.  `Busy` while it is mounted."""
         parsed = _parsed(name)
@@ -193,15 +227,17 @@ class Catalog:
         with translating(f"activate {parsed}"):
             return self._transitions.activate(parsed)
 
-    def destroy(self, name: str | FilesystemName, *, dry_run: bool = False) -> FilesystemInfo:
+    def destroy(
+        self, name: str | FilesystemName, *, dry_run: bool = False, clones_first: bool = False
+    ) -> FilesystemInfo:
         """Removes a filesystem, its snapshots and its folder; the answer is what it was.
 
         `Busy` while it is mounted, or a process reads one of its snapshots.  `dry_run` only looks whether it could be
-        done.
+        done; with `clones_first`, once its clones are gone.
         """
         parsed = _parsed(name)
         with translating(f"destroy {parsed}"):
-            return self._transitions.destroy(parsed, dry_run=dry_run)
+            return self._transitions.destroy(parsed, dry_run=dry_run, clones_first=clones_first)
 
     def acquire(
         self, name: str | FilesystemName, *, info: Mapping[str, Value], command: Command = Command.OPEN

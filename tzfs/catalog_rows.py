@@ -18,7 +18,12 @@ longer: a body of more than `PIECE_BYTES` goes on in rows `key ‖ 00 ‖ n`, n 
 be followed by another.  No name has a NUL in it, so a record's pieces follow it and are nobody else's.  Fields that
 this version does not know are kept as they are.
 
-Invariants: each filesystem's record has exactly one `partition` row, and a `pending` row if and only if its state is a
+In `catalog_hold`, a row for each clone, empty, by which its origin's snapshot is kept:
+
+    <16 hex of the origin>/<32 hex of the snapshot's guid>/<16 hex of the clone>
+
+Invariants: the record of a clone has `origin`, the first two parts of its row there, and no other record has a row;
+each filesystem's record has exactly one `partition` row, and a `pending` row if and only if its state is a
 passing one; they change in one transaction.
 """
 
@@ -170,6 +175,8 @@ def put_filesystem(txn: WriteTransaction, record: FilesystemRecord) -> None:
         "properties": dict(record.properties),
     }
     key, number = str(record.name).encode(), f"{record.partition:016x}".encode()
+    if record.origin is not None:
+        _put_row(txn, Table.CATALOG_HOLD, f"{record.origin}/".encode() + number, b"")
     _put_body(txn, Table.CATALOG, key, pack_json(fields))
     _put_row(txn, Table.CATALOG_STORE, _PARTITION + number, key)
     if record.state in _PASSING:
@@ -184,6 +191,42 @@ def delete_filesystem(txn: WriteTransaction, record: FilesystemRecord) -> None:
     _delete_body(txn, Table.CATALOG, str(record.name).encode())
     txn.delete(Table.CATALOG_STORE, _PARTITION + number)
     txn.delete(Table.CATALOG_STORE, _PENDING + number)
+    if record.origin is not None:
+        txn.delete(Table.CATALOG_HOLD, f"{record.origin}/".encode() + number)
+
+
+def origin_text(partition: int, snapshot: bytes) -> str:
+    """What the record of a clone says of its origin: the filesystem's number and the snapshot's guid."""
+    return f"{partition:016x}/{snapshot.hex()}"
+
+
+def origin_parts(origin: str) -> tuple[int, str]:
+    """The origin's number and its snapshot's guid, in hex."""
+    number, _, guid = origin.partition("/")
+    try:
+        return int(number, 16), guid
+    except ValueError:
+        raise CorruptionError(f"the catalog has an origin that is none: {origin!r}") from None
+
+
+def clones_of(txn: ReadTransaction, partition: int) -> list[tuple[str, FilesystemRecord]]:
+    """(guid of the snapshot, clone) for each clone of a snapshot of that filesystem."""
+    found = []
+    start = f"{partition:016x}/".encode()
+    for key, _ in txn.range(Table.CATALOG_HOLD, start, start[:-1] + b"0"):
+        _, guid, clone = key.decode().split("/")
+        record = find_partition(txn, int(clone, 16))
+        if record is not None:
+            found.append((guid, record))
+    return sorted(found, key=lambda pair: str(pair[1].name))
+
+
+def release_origin(txn: WriteTransaction, record: FilesystemRecord) -> FilesystemRecord:
+    """The filesystem is a clone no more, and keeps nobody's snapshot."""
+    delete_filesystem(txn, record)
+    released = replace(record, origin=None)
+    put_filesystem(txn, released)
+    return released
 
 
 def rename_filesystem(txn: WriteTransaction, record: FilesystemRecord, name: FilesystemName) -> FilesystemRecord:

@@ -85,13 +85,12 @@ class FilesystemInfo:
 
     def facts(self) -> dict[str, str]:
         """The computed properties that the catalog knows; the filesystem and its mount know others."""
-        known = {
+        return {
             "type": "filesystem",
             "creation": str(self.created_ns // 1_000_000_000),
             "guid": self.guid,
             "state": self.state.value,
         }
-        return known if self.origin is None else {**known, "origin": self.origin}
 
     def properties(self, facts: Mapping[str, str] | None = None) -> dict[str, props.Value]:
         """All properties; `facts` are computed ones beyond those of the catalog."""

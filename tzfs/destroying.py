@@ -134,13 +134,15 @@ class _Plan:
 
     def _dependants(self, info: FilesystemInfo, names: Iterable[str]) -> None:
         """The clones of these snapshots go first, or nothing goes."""
-        origins = {f"{info.name}@{name}" for name in names}
-        found = [other for other in self._store.filesystems() if other.origin in origins]
-        if not found:
+        snapshots = committed_state(info.folder).snapshots
+        origins = {snapshots[name].guid.hex(): name for name in names if name in snapshots}
+        clones = [(origins[guid], name) for guid, name in self._store.catalog.clones(info) if guid in origins]
+        if not clones:
             return
+        found = [self._store.get(name) for _, name in clones]
         if not self._clones:
             who = [str(other.name) for other in found]
-            what = ", ".join(sorted({str(other.origin) for other in found}))
+            what = ", ".join(sorted({f"{info.name}@{name}" for name, _ in clones}))
             raise Busy(
                 f"cannot destroy {what}: there are clones of it: {', '.join(who)}",
                 holders=who,
@@ -170,7 +172,7 @@ class _Plan:
                 with _naming(info, held.snapshots):
                     check_unused(held.snapshots, ())
                 size = held.accounts.charged.used + held.accounts.charged.freeing
-            store.catalog.destroy(info.name, dry_run=dry_run)
+            store.catalog.destroy(info.name, dry_run=dry_run, clones_first=True)
             return size
         mount = store.mounted(info)
         if mount is not None:

@@ -27,7 +27,8 @@ from tzfs.engine.diff import Comparison, Difference
 from tzfs.engine.engine import Engine, StatFs
 from tzfs.engine.history import FileVersion, file_versions
 from tzfs.engine.moments import Moments
-from tzfs.errors import Exists, InvalidArgument, IsADirectory, NotFound
+from tzfs.errors import Exists, InvalidArgument, IsADirectory, NotFound, WrongState
+from tzfs.flattening import Flattened, flatten_now
 from tzfs.format.keys import ROOT
 from tzfs.format.log import Entry
 from tzfs.format.records import Bookmark, Inode, Snapshot
@@ -48,10 +49,12 @@ class FileSystem(Tree):
         name: str,
         umask: int = 0o022,
         run_tasks: Callable[[], None] = lambda: None,
+        flattened: Callable[[], None] = lambda: None,
     ) -> None:
-        """`run_tasks` does what is due of the background tasks; it is called after commits and before the end."""
+        """`run_tasks` does what is due of the background tasks; it is called after commits and before the end.
+        `flattened` hears when it is a clone no more."""
         super().__init__(engine, f"filesystem {name}")
-        self._run_tasks = run_tasks
+        self._run_tasks, self._flattened = run_tasks, flattened
         self.__engine = engine
         self._close = close
         self._umask = umask
@@ -97,6 +100,18 @@ class FileSystem(Tree):
             if engine.settings.collect:
                 engine.background_step()
             self._run_tasks()
+
+    def flatten(self, progress: Callable[[Flattened], None] | None = None) -> Flattened:
+        """Of a clone: copies what it inherits, so that its origin may go.  Broken off, it goes on in the background.
+
+        `WrongState` where it is no clone.
+        """
+        engine = self._engine
+        if not engine.cloned:
+            raise WrongState("the filesystem is not a clone")
+        done = flatten_now(engine, progress)
+        self._flattened()
+        return done
 
     def collect(self) -> int:
         """Finishes all background work (removed files, space to be given back); bytes given back to the disk."""
@@ -188,7 +203,7 @@ class FileSystem(Tree):
         engine.commit()
         pin = engine.pin()
         try:
-            with Moments(engine.meta, engine.payload) as moments:
+            with Moments(engine.readable, engine.payload) as moments:
                 yield moments
         finally:
             engine.unpin(pin)

@@ -45,6 +45,8 @@ class Command(StrEnum):
     OPEN_SNAPSHOT = "open a snapshot of"
     RUN = "run in"
     SNAPSHOT = "snapshot"
+    CLONE = "clone a snapshot of"
+    FLATTEN = "flatten"
     HOLD = "hold a snapshot of"
     RELEASE = "release a snapshot of"
     BOOKMARK = "bookmark a snapshot of"
@@ -90,6 +92,8 @@ RULES: Final[Mapping[Command, Rule]] = {
     Command.OPEN_SNAPSHOT: Rule(_STEADY),
     Command.RUN: Rule(_WRITABLE),
     Command.SNAPSHOT: Rule(_WRITABLE),
+    Command.CLONE: Rule(_STEADY),
+    Command.FLATTEN: Rule(_STEADY),  # copies what is inherited, changes no contents
     Command.HOLD: Rule(_STEADY),  # what is archived keeps its snapshots, and may be told for how long
     Command.RELEASE: Rule(_STEADY),
     Command.BOOKMARK: Rule(_STEADY),

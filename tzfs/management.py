@@ -14,20 +14,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
-from tzfs import collecting
+from tzfs import collecting, flattening
 from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
+from tzfs.catalog_rows import origin_text
 from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
 from tzfs.collecting import Collected
 from tzfs.control import TIMEOUT_S, ControlClient, connect
-from tzfs.engine.accounting import Accounts
-from tzfs.errors import Busy, CorruptionError, InvalidArgument, NotFound, ReadOnly, TzfsError, from_os_error
+from tzfs.dependants import with_clones
+from tzfs.errors import (
+    Busy,
+    CorruptionError,
+    InvalidArgument,
+    NotFound,
+    ReadOnly,
+    TzfsError,
+    WrongState,
+    from_os_error,
+)
+from tzfs.facts import SnapshotInfo, facts_of, snapshot_info
 from tzfs.filesystem import FileSystem
-from tzfs.format.records import Snapshot
+from tzfs.flattening import Flattened
 from tzfs.layout import Layout, translating
 from tzfs.ledger import Ledger
 from tzfs.lifecycle import Command, State, allowed
@@ -40,10 +51,10 @@ from tzfs.names import (
     parse_property_target,
     parse_snapshot,
 )
-from tzfs.opening import CommittedState, HeadReader, Reader, Writer, committed_state, format_filesystem
+from tzfs.opening import HeadReader, Reader, Writer, committed_state, format_clone_of, format_filesystem
 from tzfs.runtime import default_store
 from tzfs.settings import settings_of
-from tzfs.space import available, check_quota, filesystem_facts, snapshot_facts
+from tzfs.space import check_quota
 from tzfs.status import MountStatus, statuses
 from tzfs.tasks import COLLECTING, Tasks
 from tzfs.tree import SnapshotView, Tree
@@ -51,15 +62,6 @@ from tzfs.tree import SnapshotView, Tree
 Name = str | FilesystemName
 
 SETTLE_S: Final = 2.0  # how long figures wait for a mount to commit: a commit takes 20 ms
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
-    """A snapshot: its whole name, its record, and its properties."""
-
-    name: SnapshotName
-    record: Snapshot
-    properties: Mapping[str, props.Value]
 
 
 def open_store(path: str | os.PathLike[str] | None = None, *, create: bool = True) -> Store:
@@ -111,6 +113,39 @@ class Store:
         """All filesystems, or those of a namespace, by name; a damaged record is raised, or given to `on_damage`."""
         return self.catalog.list(scope, on_damage=on_damage)
 
+    def clone(
+        self, snapshot: str | SnapshotName, name: Name, properties: Mapping[str, str] | None = None
+    ) -> FilesystemInfo:
+        """A new filesystem that begins as the snapshot is, at a cost that does not depend on its size.
+
+        What nobody has changed in it is read from the snapshot, which is kept as long as it is a clone.
+        `LimitReached` where the snapshot is a clone of clones, and more than look-ups can go through.
+        """
+        parsed = parse_snapshot(snapshot) if isinstance(snapshot, str) else snapshot
+        with self.reader(parsed, {"kind": "clone"}, Command.CLONE) as reader:
+            partition = self.catalog.get(parsed.filesystem).partition
+            formatter = partial(format_clone_of, reader, partition=partition)
+            origin = origin_text(partition, reader.view.snapshot.guid)
+            return self.catalog.create(name, formatter=formatter, properties=properties, origin=origin)
+
+    def flatten(self, name: Name, *, progress: Callable[[Flattened], None] | None = None) -> Flattened:
+        """Copies what a clone inherits into it, so that its origin may go; it may be used meanwhile.
+
+        Broken off, it goes on in the background of whoever writes the filesystem next.
+        """
+        info = self.catalog.get(name, Command.FLATTEN)
+        if info.origin is None:
+            raise WrongState(f"cannot flatten {name}: it is not a clone")
+        mount = self.mounted(info)
+        if mount is not None:
+            with mount:
+                done = flattening.ask(mount, progress)
+        else:
+            with self.writer(info.name, {"kind": "flatten"}, Command.FLATTEN) as writer:
+                done = flattening.flatten_now(writer.engine, progress)
+        self.catalog.release_origin(info)
+        return done
+
     def rename(self, old: Name, new: Name) -> FilesystemInfo:
         """Gives a filesystem another name, mounted or not."""
         return self.catalog.rename(old, new)
@@ -136,7 +171,14 @@ class Store:
         `Busy` names the mount or process that has it; `ReadOnly` where its property `readonly` is on.
         """
         writer = self.writer(name, {"kind": "program"}, Command.OPEN)
-        return FileSystem(writer.engine, writer.close, name=str(name), run_tasks=self._tasks(name, writer).run_due)
+        info = self.catalog.get(name)
+        return FileSystem(
+            writer.engine,
+            writer.close,
+            name=str(name),
+            run_tasks=self._tasks(name, writer).run_due,
+            flattened=lambda: self.catalog.release_origin(info),
+        )
 
     def _tasks(self, name: Name, writer: Writer) -> Tasks:
         """The background tasks of a filesystem that this process has open for writing."""
@@ -156,6 +198,10 @@ class Store:
                 lambda used, need, quota: ledger.claim(partition, used=used, need=need, quota=quota),
                 lambda: ledger.release(partition),
             )
+            destroyer = writer.engine.destroyer
+            destroyer.readers = with_clones(destroyer.readers, writer.engine, self.catalog, info)
+            if info.origin is not None and not writer.engine.cloned:  # flattened, and then something came between
+                self.catalog.release_origin(info)
         except BaseException:
             writer.close()
             raise
@@ -180,13 +226,18 @@ class Store:
             finally:
                 tree.end()
 
-    def reader(self, name: str | SnapshotName, told: Mapping[str, str] | None = None) -> Reader:
+    def reader(
+        self,
+        name: str | SnapshotName,
+        told: Mapping[str, str] | None = None,
+        command: Command = Command.OPEN_SNAPSHOT,
+    ) -> Reader:
         """A snapshot, held against its destruction; `reader.view` has the calls by inode number."""
         parsed = parse_snapshot(name) if isinstance(name, str) else name
-        info = self.catalog.get(parsed.filesystem, Command.OPEN_SNAPSHOT)
-        reader = Reader(info.folder, bytes.fromhex(info.guid), parsed.snapshot, told)
+        info = self.catalog.get(parsed.filesystem, command)
+        reader = Reader(info.folder, bytes.fromhex(info.guid), parsed.snapshot, told, of=str(info.name))
         try:
-            self.catalog.confirm(info, Command.OPEN_SNAPSHOT)
+            self.catalog.confirm(info, command)
         except BaseException:
             reader.close()
             raise
@@ -230,7 +281,7 @@ class Store:
         else:
             with self.writer(info.name, {"kind": "snapshot"}, Command.SNAPSHOT) as writer:
                 writer.engine.snapshot(parsed.snapshot, checked)
-        return _snapshot_info(parsed, committed_state(info.folder))
+        return snapshot_info(self.catalog, info, parsed.snapshot, committed_state(info.folder))
 
     def snapshots(
         self, name: Name | FilesystemInfo, *, also: Sequence[str] = (), settle: bool = True
@@ -246,7 +297,7 @@ class Store:
         if settle:
             self.settle(info)
         state = committed_state(info.folder)
-        return [_snapshot_info(SnapshotName(info.name, key), state, also) for key in state.snapshots]
+        return [snapshot_info(self.catalog, info, key, state, also) for key in state.snapshots]
 
     def sync(self, name: Name) -> None:
         """Everything done so far in the filesystem is durable when it returns."""
@@ -324,7 +375,7 @@ class Store:
         info = name if isinstance(name, FilesystemInfo) else self.catalog.get(name)
         if settle and info.state not in (State.CREATING, State.DELETING):
             self.settle(info)
-        facts = self._facts(info, also)
+        facts = facts_of(self.catalog, self.ledger(), info, also)
         found = info.properties(facts)
         return found | {name: info.property(name, facts) for name in also}
 
@@ -335,29 +386,6 @@ class Store:
             if mount is not None:
                 with mount:
                     mount.ask("settle", {}, timeout_s=SETTLE_S)
-
-    def _facts(self, info: FilesystemInfo, also: Sequence[str] = ()) -> dict[str, str]:
-        if info.state in (State.CREATING, State.DELETING):
-            return {}
-        state = committed_state(info.folder)
-        holder = self.catalog.holder(info)
-        mountpoint = holder.get("mountpoint") if holder else None
-        disk = os.statvfs(info.folder)
-        facts = filesystem_facts(state.accounts, also) | {
-            "available": str(self._available(info, disk.f_bavail * disk.f_frsize, state.accounts)),
-            "mounted": "yes" if mountpoint else "no",
-            "snapshot_count": str(len(state.snapshots)),
-        }
-        if isinstance(mountpoint, str):
-            facts["mountpoint"] = mountpoint
-        return facts
-
-    def _available(self, info: FilesystemInfo, disk: int, accounts: Accounts) -> int:
-        left = available(disk, accounts, lambda name: info.property(name).parsable)
-        quota = settings_of(info).store_quota_bytes
-        if quota:
-            left = min(left, max(0, quota - self.ledger().others(info.partition) - accounts.charged.used))
-        return left
 
     def used(self) -> int:
         """What all filesystems are charged together."""
@@ -474,18 +502,6 @@ class Store:
 def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope:
     """A target as `set` takes it, parsed."""
     return parse_property_target(target) if isinstance(target, str) else target
-
-
-def _snapshot_info(name: SnapshotName, state: CommittedState, also: Sequence[str] = ()) -> SnapshotInfo:
-    record = state.snapshots[name.snapshot]
-    facts = snapshot_facts(state.accounts, name.snapshot, also) | {
-        "type": "snapshot",
-        "creation": str(record.created_ns // 1_000_000_000),
-        "guid": record.guid.hex(),
-    }
-    layers = [(props.LOCAL, record.properties)]
-    found = props.resolve(layers, facts, snapshot=True)
-    return SnapshotInfo(name, record, found | {key: props.lookup(key, layers, facts) for key in also})
 
 
 __all__ = ["Checked", "Collected", "MountStatus", "SnapshotInfo", "Store", "open_store", "parse_filesystem"]

@@ -17,21 +17,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from tzfs import failpoints
+from tzfs import failpoints, limits
 from tzfs.engine.accounting import Accounts
+from tzfs.engine.beginning import format_clone
 from tzfs.engine.bookmarks import read_bookmarks
+from tzfs.engine.cloning import kinds_of
 from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
+from tzfs.engine.inherited import read_through
 from tzfs.engine.journal import read_log
 from tzfs.engine.quotas import Claim
 from tzfs.engine.rollback import inodes_changed
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
-from tzfs.errors import ForeignStore, NotFound
+from tzfs.errors import ForeignStore, LimitReached, NotFound
 from tzfs.format.counters import Counters
 from tzfs.format.log import Entry
 from tzfs.format.records import Bookmark, Snapshot
+from tzfs.format.superblock import Origin
 from tzfs.layout import META, SEGMENTS
+from tzfs.origins import open_ancestry, origin_of
 from tzfs.store.lease import Lease, ViewHold, beginning_to_read, no_new_readers
 from tzfs.store.lmdb_compaction import discard
 from tzfs.store.lmdb_store import LmdbMeta
@@ -58,6 +63,33 @@ def format_filesystem(directory: Path, guid: bytes, *, uid: int | None = None, g
     finally:
         meta.close()
     Segments(directory / SEGMENTS, guid=guid, create=True).close()
+
+
+def format_clone_of(source: Reader, into: Path, guid: bytes, *, partition: int) -> None:
+    """Writes a clone of the snapshot that `source` reads, in the filesystem of that partition, into `into`.
+
+    `LimitReached` where that is a clone of so many clones already that none may be added.
+    """
+    if source.depth >= limits.CLONE_DEPTH_MAX:
+        raise LimitReached(
+            f"the snapshot is of a clone {source.depth} times over, which is as deep as look-ups go",
+            hint="make that filesystem independent first: tzfs flatten",
+        )
+    txn = source.meta.begin_read()
+    try:
+        superblock, counters = read_superblock(txn), read_counters(txn)
+    finally:
+        txn.close()
+    snapshot = source.view.snapshot
+    link = Origin(
+        superblock.guid, partition, snapshot.guid.hex(), snapshot.epoch, counters.next_ino, counters.next_data
+    )
+    meta = LmdbMeta(into / META, create=True)
+    try:
+        format_clone(meta, guid=guid, now_ns=time.time_ns(), origin=link, kinds=kinds_of(snapshot))
+    finally:
+        meta.close()
+    Segments(into / SEGMENTS, guid=guid, create=True).close()
 
 
 def _check_guid(directory: Path, found: str, guid: bytes) -> None:
@@ -96,7 +128,7 @@ def _redo(directory: Path, guid: bytes) -> None:
         stack.callback(payload.close)
         log = RedoLog(directory / REDO_FILE, guid)
         stack.callback(log.close)
-        Engine(meta, payload, redo=log).close()
+        Engine(meta, payload, redo=log, ancestry=open_ancestry(directory, origin_of(meta), stack)).close()
 
 
 class Writer:
@@ -120,7 +152,8 @@ class Writer:
             failpoints.hit("writer.payload")
             redo = RedoLog(directory / REDO_FILE, guid)
             stack.callback(redo.close)
-            self.engine = Engine(meta, payload, redo=redo, settings=settings, disk=_free(directory))
+            ancestry = open_ancestry(directory, origin_of(meta), stack)
+            self.engine = Engine(meta, payload, redo=redo, settings=settings, disk=_free(directory), ancestry=ancestry)
             stack.callback(self.engine.close)
             self.engine.destroyer.readers = partial(no_new_readers, directory)
             self._stack = stack.pop_all()
@@ -150,25 +183,34 @@ class Writer:
 class Reader:
     """One snapshot open for reading: `view` has the calls; `meta` and `payload` are the filesystem's."""
 
-    def __init__(self, directory: Path, guid: bytes, snapshot: str, told: Mapping[str, str] | None = None) -> None:
-        """`told` says to others what for.  Raises `NotFound` where there is no such snapshot."""
+    def __init__(
+        self, directory: Path, guid: bytes, snapshot: str, told: Mapping[str, str] | None = None, *, of: str = ""
+    ) -> None:
+        """`told` says to others what for, `of` is the filesystem's name in messages.
+
+        Raises `NotFound` where there is no such snapshot.
+
+        `meta` and `payload` read through to the origins of a clone; `depth` is how many there are.
+        """
         with ExitStack() as stack:
             meta = LmdbMeta(directory / META, readonly=True)
             stack.callback(meta.close)
-            record = self._find(directory, meta, guid, snapshot)
+            record = self._find(directory, meta, guid, snapshot, of)
             with beginning_to_read(directory):
                 hold = ViewHold.acquire(directory, name=snapshot, epoch=record.epoch, info=told)
                 stack.callback(hold.release)
                 failpoints.hit("reader.hold")
-                record = self._find(directory, meta, guid, snapshot)  # it may have gone before it was held
+                record = self._find(directory, meta, guid, snapshot, of)  # it may have gone before it was held
             payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
             stack.callback(payload.close)
+            ancestry = open_ancestry(directory, origin_of(meta), stack)
             self._stack = stack.pop_all()
-        self.meta, self.payload = meta, payload
-        self.view = View(meta, payload, snapshot, record)
+        self.depth = 0 if ancestry is None else ancestry.depth
+        self.meta, self.payload = read_through(meta, payload, ancestry)
+        self.view = View(self.meta, self.payload, snapshot, record)
 
     @staticmethod
-    def _find(directory: Path, meta: LmdbMeta, guid: bytes, snapshot: str) -> Snapshot:
+    def _find(directory: Path, meta: LmdbMeta, guid: bytes, snapshot: str, of: str) -> Snapshot:
         txn = meta.begin_read()
         try:
             superblock = read_superblock(txn)
@@ -178,7 +220,7 @@ class Reader:
         finally:
             txn.close()
         if found is None:
-            raise NotFound(f"no snapshot {snapshot!r}")
+            raise NotFound(f"no snapshot {snapshot!r} of {of}" if of else f"no snapshot {snapshot!r}")
         return found
 
     def close(self) -> None:
@@ -203,10 +245,12 @@ class Committed:
         with ExitStack() as stack:
             if redo:
                 _redo(directory, guid)
-            self.meta = LmdbMeta(directory / META, readonly=True)
-            stack.callback(self.meta.close)
-            self.payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
-            stack.callback(self.payload.close)
+            meta = LmdbMeta(directory / META, readonly=True)
+            stack.callback(meta.close)
+            payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
+            stack.callback(payload.close)
+            ancestry = open_ancestry(directory, origin_of(meta), stack)
+            self.meta, self.payload = read_through(meta, payload, ancestry)
             self._stack = stack.pop_all()
 
     def close(self) -> None:

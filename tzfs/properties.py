@@ -184,6 +184,7 @@ _ALL: Final = (
     _fact("mounted", Kind.TEXT, "yes or no"),
     _fact("mountpoint", Kind.TEXT, "where it is mounted"),
     _fact("origin", Kind.TEXT, "the snapshot it is a clone of"),
+    _fact("clones", Kind.TEXT, "the filesystems that are clones of the snapshot", snapshots=True),
     _fact("snapshot_count", Kind.INTEGER, "how many snapshots it has"),
     _fact("guid", Kind.TEXT, "what tells it from every other, for good", snapshots=True),
     _setting(

@@ -30,7 +30,7 @@ from tzfs.layout import TransitionLock, check_folder, translating
 from tzfs.lifecycle import Command, State, check
 from tzfs.names import FilesystemName
 from tzfs.native import fnv1a64
-from tzfs.store.interface import WriteTransaction
+from tzfs.store.interface import ReadTransaction, WriteTransaction
 from tzfs.store.lease import VIEWS_FOLDER, Info, Lease, Value, live_views
 
 Formatter = Callable[[Path, bytes], None]  # (the filesystem's folder, its guid): makes it an empty filesystem, durably
@@ -108,17 +108,22 @@ class Transitions:
 
     # -- create --------------------------------------------------------------------------------------------------------
 
-    def create(self, name: FilesystemName, local: Mapping[str, str], formatter: Formatter) -> FilesystemInfo:
-        """A new filesystem, ACTIVE.  Whatever is raised on the way undoes it."""
+    def create(
+        self, name: FilesystemName, local: Mapping[str, str], formatter: Formatter, origin: str | None = None
+    ) -> FilesystemInfo:
+        """A new filesystem, ACTIVE.  Whatever is raised on the way undoes it.
+
+        `origin`: it is a clone.  Its origin is held from the first commit on, and until its folder is gone.
+        """
         self.settle_name(name)
-        record, lock = self._record_creation(name, local)
+        record, lock = self._record_creation(name, local, origin)
         with lock:
             try:
                 self._fill(record, formatter)
                 with self._session.write() as txn:
                     record = record.moved(State.ACTIVE, self._session.clock())
                     rows.put_filesystem(txn, record)
-                    self._note(txn, record, Command.CREATE, properties=local)
+                    self._note(txn, record, Command.CREATE if origin is None else Command.CLONE, properties=local)
                     info = self._session.info(txn, record)
                     txn.commit()
             except BaseException:
@@ -128,7 +133,7 @@ class Transitions:
         return info
 
     def _record_creation(
-        self, name: FilesystemName, local: Mapping[str, str]
+        self, name: FilesystemName, local: Mapping[str, str], origin: str | None
     ) -> tuple[FilesystemRecord, TransitionLock]:
         """Commits CREATING under the first free number, and holds its transition lock from before that on."""
         for _ in range(LOCK_TRIES_MAX):
@@ -143,7 +148,7 @@ class Transitions:
                     try:
                         now, guid = self._session.clock(), os.urandom(16).hex()
                         record = FilesystemRecord(
-                            name, guid, partition, State.CREATING, now, str(name), now, properties=local
+                            name, guid, partition, State.CREATING, now, str(name), now, origin, local
                         )
                         rows.put_filesystem(txn, record)
                         hit(_CREATE)
@@ -196,7 +201,7 @@ class Transitions:
 
     # -- destroy -------------------------------------------------------------------------------------------------------
 
-    def destroy(self, name: FilesystemName, *, dry_run: bool) -> FilesystemInfo:
+    def destroy(self, name: FilesystemName, *, dry_run: bool, clones_first: bool = False) -> FilesystemInfo:
         """Removes a filesystem, or goes on removing it; the answer is what it was."""
         self._session.check_writable()
         with self._session.read() as txn:
@@ -211,6 +216,8 @@ class Transitions:
             if info.state is not State.DELETING:
                 with self._unused(info), self._session.write(frees=True) as txn:
                     record = self._session.same(txn, info, Command.DESTROY)
+                    if not (dry_run and clones_first):
+                        self._check_clones(txn, record)
                     if dry_run:
                         return info
                     rows.put_filesystem(txn, record.moved(State.DELETING, self._session.clock()))
@@ -221,6 +228,16 @@ class Transitions:
             if not dry_run:
                 self._end(info.partition)
         return info
+
+    @staticmethod
+    def _check_clones(txn: ReadTransaction, record: FilesystemRecord) -> None:
+        clones = [str(clone.name) for _, clone in rows.clones_of(txn, record.partition)]
+        if clones:
+            raise Busy(
+                f"cannot destroy {record.name}: it has clones: {', '.join(clones)}",
+                holders=clones,
+                hint=f"destroy them first, or make them independent: tzfs flatten {clones[0]}",
+            )
 
     @contextmanager
     def _unused(self, info: FilesystemInfo) -> Iterator[None]:

@@ -23,6 +23,8 @@ TABLE = {
     Command.OPEN_SNAPSHOT: ("NW++W", "NW++W"),
     Command.RUN: ("NW+WW", "NW+WW"),
     Command.SNAPSHOT: ("NW+WW", "NW+WW"),
+    Command.CLONE: ("NW++W", "NW++W"),
+    Command.FLATTEN: ("NW++W", "NW++W"),
     Command.HOLD: ("NW++W", "NW++W"),
     Command.RELEASE: ("NW++W", "NW++W"),
     Command.BOOKMARK: ("NW++W", "NW++W"),

@@ -25,7 +25,7 @@ from tzfs.management import open_store
 
 # Columns: absent, CREATING, DELETING, ACTIVE, ARCHIVED; then ACTIVE and ARCHIVED mounted (the latter read-only).
 # +: done.  N: not there.  S: the state is named.  M: not mounted.  B: whoever has it is named.  X: there is one.
-# R: the read-only mount is named.  a: there is no such snapshot.
+# C: it is not a clone.  R: the read-only mount is named.  a: there is no such snapshot.
 COLUMNS: Final = ("absent", "making", "going", "active", "archived", "mounted", "readonly")
 TABLE: Final = {
     "create FS": " SSXXXX",
@@ -43,6 +43,7 @@ TABLE: Final = {
     "snapshot FS@s": "NSS+S+S",
     "hold keep FS@s": "NSS+a+a",
     "holds FS@s": "NSS+a+a",
+    "clone -o agent:x=1 FS@s cloned": "NSS+a+a",
     "bookmark FS@s #s": "NSS+a+a",
     "release keep FS@s": "NSS+a+a",
     "policy set FS 24x1h": "NSS++++",
@@ -59,6 +60,7 @@ TABLE: Final = {
     "destroy FS@s": "NSS+S+S",
     "sync FS": "NSS++++",
     "gc FS": "NSS+++R",
+    "flatten FS": "NSSCCCC",
     "check FS": "NSS++++",
     "status": "+++++++",
     "log FS": "N++++++",
@@ -143,6 +145,8 @@ def _undo(stage: Stage, command: str, name: str) -> None:
     match command:
         case "rename":
             tzfs.ok("rename", "renamed", name)
+        case "clone":
+            tzfs.ok("destroy", "cloned")
         case "archive":
             tzfs.ok("activate", name)
         case "activate":
@@ -168,6 +172,7 @@ def _check(line: str, letter: str, answer: Answer, name: str, state: str) -> Non
         "a": (1, "no snapshot"),
         "X": (1, f"there is one already, and it is {state}"),
         "S": (75, f"it is {state}"),
+        "C": (75, "it is not a clone"),
         "M": (75, "is not mounted"),
         "B": (75, r"in use by pid \d+, mounted at /|another process is changing it"),
         "R": (1, "is mounted read-only at /"),

@@ -324,7 +324,7 @@ def _change_superblock(store: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"format_version": 2}, "format version 2"),
-        ({"incompat": 1}, "origin"),
+        ({"incompat": 4}, "encryption"),
         ({"checksum": "crc32c"}, "crc32c"),
     ],
 )

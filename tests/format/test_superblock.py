@@ -59,13 +59,13 @@ def test_a_superblock_comes_back(generation: int, compat: int, ro_compat: int, i
     assert unpack_superblock(pack_superblock(made)) == made
 
 
-def test_a_clone_names_its_origin_and_keeps_out_who_does_not_know_origins() -> None:
+def test_a_clone_names_its_origin_and_has_the_bit_that_keeps_out_who_does_not_know_origins() -> None:
     back = unpack_superblock(pack_superblock(CLONE))
     assert back == CLONE
     assert back.origin is not None
     assert back.origin.partition == 0x0123456789ABCDEF
-    with pytest.raises(ForeignStore, match="origin"):
-        back.check(for_writing=False)
+    assert back.incompat == 1
+    back.check(for_writing=True)
 
 
 def test_the_next_generation_differs_in_nothing_else() -> None:

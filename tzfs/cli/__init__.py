@@ -31,6 +31,8 @@ COMMANDS = {
     "mount": "mounting",
     "umount": "mounting",
     "snapshot": "snapshots",
+    "clone": "cloning",
+    "flatten": "cloning",
     "hold": "marking",
     "holds": "marking",
     "release": "marking",

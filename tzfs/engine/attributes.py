@@ -11,6 +11,7 @@ from typing import Final
 from tzfs import limits
 from tzfs.engine import reads, slices
 from tzfs.engine.contents import ContentsTable
+from tzfs.engine.foreign import foreign, level_of, tagged
 from tzfs.engine.head import S_IFDIR, S_IFMT, S_IFREG, Head
 from tzfs.engine.reads import ReadPlan
 from tzfs.engine.versions import extent_charge
@@ -54,8 +55,14 @@ def xattr_names_at(txn: ReadTransaction, ino: int, epoch: int) -> list[bytes]:
 
 def _stored_value(txn: ReadTransaction, ino: int, name: bytes, epoch: int) -> Value | None:
     prefix = keys.xattr(ino, name)
-    body = reads.body_at(txn, Table.XATTR, prefix, epoch)
-    return None if body is None else records.unpack_xattr(prefix, body)
+    found = txn.seek(Table.XATTR, prefix, epoch)
+    if found is None:
+        return None
+    body = records.unseal(Table.XATTR, prefix + keys.suffix(found[0]), found[1])
+    if body is None:
+        return None
+    value = records.unpack_xattr(prefix, body)
+    return value if isinstance(value, bytes) or type(found[1]) is bytes else tagged(value, level_of(found[1]))
 
 
 def _load(payload: PayloadReader, value: Value) -> bytes:
@@ -111,6 +118,8 @@ class Attributes:
                 raise FileTooBig(f"a file may have {limits.FILE_BYTES_MAX} bytes, not {size}")
             if size > inode.size:
                 head.admit(limits.PAGE_BYTES)
+            elif head.ancestry is not None:
+                head.admit(1 << inode.chunk_shift)  # what is left of an inherited chunk is copied up
             self._contents.prepare_truncate(inode, size)
         head.begin_change()
         now = head.clock()
@@ -151,7 +160,7 @@ class Attributes:
             return changed[name]
         if not inode.flags & FLAG_XATTR or inode.ino >= head.first_ino:
             return None
-        return _stored_value(head.txn, inode.ino, name, head.epoch_of(inode.ino))
+        return _stored_value(head.look, inode.ino, name, head.epoch_of(inode.ino))
 
     @staticmethod
     def _check_name(name: bytes) -> None:
@@ -178,7 +187,7 @@ class Attributes:
             return []
         names: set[bytes] = set()
         if ino < head.first_ino:
-            names.update(xattr_names_at(head.txn, ino, head.epoch_of(ino)))
+            names.update(xattr_names_at(head.look, ino, head.epoch_of(ino)))
         for name, value in head.xattrs.get(ino, {}).items():
             if value is None:
                 names.discard(name)
@@ -259,7 +268,7 @@ class Attributes:
                 for value in head.xattrs.pop(ino, {}).values():
                     self._unused(value)
                 if ino < head.first_ino:
-                    for name in xattr_names_at(head.txn, ino, at):
+                    for name in xattr_names_at(head.look, ino, at):
                         self._publish(ino, name, None, at)
         for ino in sorted(head.xattrs):
             at = head.epoch_of(ino)
@@ -270,7 +279,7 @@ class Attributes:
     def _publish(self, ino: int, name: bytes, value: Value | None, at: Epoch) -> None:
         head = self._head
         versions, prefix, fresh = head.versions, keys.xattr(ino, name), ino >= head.first_ino
-        old = None if fresh else _stored_value(head.txn, ino, name, at)
+        old = None if fresh else _stored_value(head.look, ino, name, at)
         if value is not None:
             versions.put(Table.XATTR, prefix, records.pack_xattr(value), at, fresh=fresh)
         elif not fresh:
@@ -280,4 +289,7 @@ class Attributes:
 
 
 def _extents(value: Value | None) -> dict[tuple[ExtentId, Epoch], int]:
-    return {} if value is None or isinstance(value, bytes) else slices.extents(value)
+    """The lifetimes that a value names; an inherited one names none of ours."""
+    if value is None or isinstance(value, bytes) or (value and foreign(value[0].extent)):
+        return {}
+    return slices.extents(value)

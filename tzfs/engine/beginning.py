@@ -8,17 +8,20 @@ a commit of its own, unless the redo log has something: then it is part of the o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tzfs import failpoints, limits
 from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.head import S_IFDIR, Head, Settings
+from tzfs.engine.inherited import Ancestry, read_cursor
 from tzfs.engine.versions import Versions
+from tzfs.errors import InternalError
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
 from tzfs.format.operations import Operation
 from tzfs.format.records import Inode, Reclaim
-from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock
+from tzfs.format.superblock import SUPERBLOCK_KEY, Origin, Superblock, pack_superblock
 from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
 
 failpoints.declare("open.generation", "a writer is about to take a new lease generation")
@@ -49,6 +52,35 @@ def format_filesystem(
         raise
 
 
+def format_clone(
+    meta: MetaStore, *, guid: bytes, now_ns: int, origin: Origin, kinds: tuple[int, int, int, int]
+) -> None:
+    """Writes a filesystem that has nothing of its own yet, in one commit, whatever the size of its origin.
+
+    `kinds`: how many files, directories, symlinks and other inodes the origin's snapshot has.
+    """
+    txn = meta.begin_write()
+    try:
+        files, directories, symlinks, others = kinds
+        counters = replace(
+            Counters.of_empty(),
+            next_ino=origin.first_ino,
+            next_data=origin.first_data,
+            inodes=sum(kinds),
+            files=files,
+            directories=directories,
+            symlinks=symlinks,
+            others=others,
+        )
+        superblock = Superblock.new(guid=guid, created_ns=now_ns, origin=origin)
+        txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(superblock))
+        txn.put(Table.SYS, COUNTERS_KEY, records.seal(Table.SYS, COUNTERS_KEY, pack_counters(counters)))
+        txn.commit()
+    except BaseException:
+        txn.close()
+        raise
+
+
 def begin_writing(
     meta: MetaStore,
     payload: PayloadStore,
@@ -56,6 +88,7 @@ def begin_writing(
     *,
     settings: Settings,
     clock: Callable[[], int],
+    ancestry: Ancestry | None = None,
 ) -> tuple[Head, Superblock, list[Operation]]:
     """The head of the last commit, with its transaction open; the superblock as it stands from now on; and what an
     earlier writer left in the redo log, to be done again and committed before anything else."""
@@ -63,6 +96,8 @@ def begin_writing(
     try:
         superblock = read_superblock(txn)
         superblock.check(for_writing=True)
+        if superblock.origin != (None if ancestry is None else ancestry.link):
+            raise InternalError("a clone is opened without its origin")
         operations = redo.pending(meta.commit_number) if redo is not None else []
         superblock = superblock.next_generation()
         failpoints.hit("open.generation")
@@ -73,7 +108,9 @@ def begin_writing(
         counters = read_counters(txn)
         counters.txg = Txg(counters.txg + 1)  # the one that was committed is over
         _trim(txn, payload, counters)
-        head = Head(meta, payload, txn, counters, settings=settings, clock=clock)
+        if ancestry is not None:
+            ancestry.cursor, _ = read_cursor(txn)
+        head = Head(meta, payload, txn, counters, settings=settings, clock=clock, ancestry=ancestry)
         for key, value in txn.range(Table.ORPHAN, b""):
             body = records.unseal(Table.ORPHAN, key, value)
             if body is not None:

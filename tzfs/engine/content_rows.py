@@ -34,7 +34,7 @@ class ContentRows:
         head = self._head
         if data >= head.first_data:
             return []
-        found = reads.chunk_indexes(head.txn, data, lo, CHUNK_INDEX_MAX, limits.RECLAIM_AT_ONCE_CHUNKS + 1)
+        found = reads.chunk_indexes(head.look, data, lo, CHUNK_INDEX_MAX, limits.RECLAIM_AT_ONCE_CHUNKS + 1)
         if len(found) > limits.RECLAIM_AT_ONCE_CHUNKS:
             return None
         reclaims = head.reclaims.values()

@@ -15,9 +15,10 @@ from tzfs.engine import reads, slices
 from tzfs.engine.buffers import Buffer
 from tzfs.engine.chunks import CHUNK_INDEX_MAX, Chunk, Contents
 from tzfs.engine.content_rows import ContentRows
+from tzfs.engine.foreign import foreign
 from tzfs.engine.head import S_IFDIR, S_IFMT, S_IFREG, Drop, Head
 from tzfs.engine.reads import ReadPlan
-from tzfs.errors import FileTooBig, InvalidArgument, IsADirectory
+from tzfs.errors import CorruptionError, FileTooBig, InvalidArgument, IsADirectory, StoreError
 from tzfs.format import keys
 from tzfs.format.keys import Epoch, Table
 from tzfs.format.operations import Op
@@ -63,7 +64,7 @@ class ContentsTable:
             chunk = contents.chunks.get(index) if contents else None
             if chunk is None:
                 if inode.data < head.first_data:
-                    found = reads.slices_at(head.txn, inode.data, index, at, head.reclaims.values())
+                    found = reads.slices_at(head.look, inode.data, index, at, head.reclaims.values())
                     plan.add_slices(start - offset, found, lo, hi)
                 continue
             plan.add_slices(start - offset, chunk.slices, lo, hi)
@@ -79,7 +80,7 @@ class ContentsTable:
         if inode.data >= self._head.first_data or inode.size == 0:
             return b""
         prefix = keys.inline(inode.data)
-        return reads.body_at(self._head.txn, Table.INLINE, prefix, self._head.epoch_of(inode.ino)) or b""
+        return reads.body_at(self._head.look, Table.INLINE, prefix, self._head.epoch_of(inode.ino)) or b""
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -89,15 +90,39 @@ class ContentsTable:
             contents = self._head.contents[inode.data] = Contents(inode.ino, inode.data)
         return contents
 
-    def _chunk(self, inode: Inode, contents: Contents, index: int) -> Chunk:
-        chunk = contents.chunks.get(index)
-        if chunk is None:
-            base: slices.Slices = ()
-            head = self._head
-            if inode.data < head.first_data:
-                at = head.epoch_of(inode.ino)
-                base = reads.slices_at(head.txn, inode.data, index, at, head.reclaims.values())
-            chunk = contents.chunks[index] = Chunk(base)
+    def _load(self, inode: Inode, contents: Contents, index: int, lo: int, hi: int) -> None:
+        """The chunk comes into memory, where [lo, hi) of it is about to be overwritten, or to go."""
+        if index in contents.chunks:
+            return
+        base = self._stored(inode, index)
+        if not base or not foreign(base[0].extent):
+            contents.chunks[index] = Chunk(base)
+            return
+        try:
+            contents.chunks[index] = self._copied_up(base, lo, hi)
+        except (CorruptionError, StoreError):  # moved meanwhile, perhaps, by whoever writes the origin: look again
+            contents.chunks[index] = self._copied_up(self._stored(inode, index), lo, hi)
+
+    def _stored(self, inode: Inode, index: int) -> slices.Slices:
+        head = self._head
+        if inode.data >= head.first_data:
+            return ()
+        return reads.slices_at(head.look, inode.data, index, head.epoch_of(inode.ino), head.reclaims.values())
+
+    def _copied_up(self, base: slices.Slices, lo: int, hi: int) -> Chunk:
+        """An inherited chunk as a clone's own: what is kept of it becomes dirty, as if it had just been written."""
+        kept = slices.cut(base, lo, hi)
+        chunk = Chunk(())
+        chunk.changed = True  # also where nothing is kept: then a tombstone hides the origin's
+        if kept:
+            plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
+            plan.add_slices(0, kept, 0, plan.size)
+            found = memoryview(plan.execute())
+            chunk.dirty = Buffer()
+            for s in kept:
+                chunk.dirty.write(s.offset, found[s.offset : s.offset + s.length])
+            self._head.dirty_bytes += chunk.dirty.disk_bytes
+            self._head.dirty_rows += 2
         return chunk
 
     def write(self, ino: int, offset: int, payload: bytes | bytearray | memoryview) -> int:
@@ -118,7 +143,8 @@ class ContentsTable:
             raise FileTooBig(f"a file may have {limits.FILE_BYTES_MAX} bytes, this write ends at {offset + size}")
         if size == 0:
             return 0
-        head.admit(size + limits.PAGE_BYTES)
+        copied_up = 0 if head.ancestry is None else 2 << inode.chunk_shift  # the chunks at both ends
+        head.admit(size + copied_up + limits.PAGE_BYTES)
         prepared = self._prepare(inode, offset, size)
         head.begin_change()
         self._apply(inode, prepared, offset, payload)
@@ -149,7 +175,8 @@ class ContentsTable:
         else:
             shift = inode.chunk_shift
             for index in range(offset >> shift, (offset + size - 1 >> shift) + 1):
-                self._chunk(inode, contents, index)
+                start = index << shift
+                self._load(inode, contents, index, offset - start, offset + size - start)
         return contents
 
     def _apply(self, inode: Inode, contents: Contents, offset: int, payload: bytes | bytearray | memoryview) -> None:
@@ -244,10 +271,10 @@ class ContentsTable:
         elif 0 < size < inode.size:
             contents, shift = self._open(inode), inode.chunk_shift
             if size & ((1 << shift) - 1):
-                self._chunk(inode, contents, size >> shift)
+                self._load(inode, contents, size >> shift, size & ((1 << shift) - 1), 1 << shift)
             lo = (size + (1 << shift) - 1) >> shift
             for index in self._rows.stored(inode.data, lo) or ():
-                self._chunk(inode, contents, index)
+                self._load(inode, contents, index, 0, 1 << shift)
                 head.dirty_rows += 2
 
     def _shrink(self, inode: Inode, size: int) -> None:

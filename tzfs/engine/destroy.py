@@ -152,6 +152,8 @@ def _chosen(snapshots: dict[str, Snapshot], names: Iterable[str]) -> dict[str, S
 
 
 def _words(reader: Reader, snapshot: str) -> str:
+    if reader.get("clone"):
+        return f"clone {reader['clone']} of @{snapshot}"
     where = f", mounted at {reader['mountpoint']}" if reader.get("mountpoint") else ""
     return f"pid {reader.get('pid', '?')}, reading @{snapshot}{where}"
 
@@ -217,7 +219,7 @@ class Destroyer:
         head.check()
         chosen = _chosen(self._snapshots.all(), names)
         with self.readers() as readers:
-            check_unused(chosen, readers)
+            check_unused(chosen, [reader for reader in readers if not reader.get("clone")])  # which may go first
         return foreseen(head.txn, chosen, head.epoch)
 
     def destroy(self, names: Iterable[str]) -> Destroyed:

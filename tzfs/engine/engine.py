@@ -23,8 +23,10 @@ from tzfs.engine.compaction import Compactor
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.destroy import Destroyer
+from tzfs.engine.flatten import Flatten
 from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import Settings
+from tzfs.engine.inherited import Ancestry, ClonePayload
 from tzfs.engine.journal import Journal
 from tzfs.engine.listing import Listings
 from tzfs.engine.marks import Marks
@@ -39,6 +41,7 @@ from tzfs.engine.snapshots import Snapshots
 from tzfs.engine.staging import Staging
 from tzfs.engine.task_rows import TaskRows
 from tzfs.engine.txg import TxgCommitter
+from tzfs.errors import CorruptionError, StoreError
 from tzfs.format import keys
 from tzfs.format.counters import Counters
 from tzfs.format.keys import Ino, Table
@@ -73,15 +76,22 @@ class Engine:
         settings: Settings | None = None,
         clock: Callable[[], int] = time.time_ns,
         disk: Callable[[], tuple[int, int]] | None = None,
+        ancestry: Ancestry | None = None,
     ) -> None:
         """Opens for writing; operations that an earlier writer left in `redo` are done again in the first commit.
 
-        `disk` answers (bytes free for us, bytes free in all) of the disk below, for `statfs`.
+        `disk` answers (bytes free for us, bytes free in all) of the disk below, for `statfs`.  `ancestry`: the origins
+        of a clone.
         """
+        if ancestry is not None:
+            payload = ClonePayload(payload, ancestry)
         self.meta, self.payload = meta, payload
         self._disk = disk or (lambda: (1 << 40, 1 << 40))
-        head, superblock, operations = begin_writing(meta, payload, redo, settings=settings or Settings(), clock=clock)
+        head, superblock, operations = begin_writing(
+            meta, payload, redo, settings=settings or Settings(), clock=clock, ancestry=ancestry
+        )
         self._head = head
+        self.readable = head.readable  # for readers of the last commit, through to the origins of a clone
         rows = ContentRows(head)
         self._flusher = flusher = Flusher(head)
         self._contents = contents = ContentsTable(head, rows)
@@ -108,7 +118,8 @@ class Engine:
             head.txn.close()
             raise
         self._reclaimer = Reclaimer(head, rows, namespace)
-        self._reclaimer.more += (destroyer, self.bookmarks)
+        self.flattening = Flatten(head, self._txg)
+        self._reclaimer.more += (destroyer, self.bookmarks, self.flattening)
         self.task_rows = TaskRows(head)
         self.compactor = Compactor(head, self._txg)
         self.mover = Mover(head, self._reclaimer)
@@ -182,6 +193,11 @@ class Engine:
     def counters(self) -> Counters:
         """Inodes by kind, charged bytes, epoch, txg.  Not to be changed."""
         return self._head.counters
+
+    @property
+    def cloned(self) -> bool:
+        """Whether anything is still looked up in an origin."""
+        return self._head.ancestry is not None
 
     @property
     def failed(self) -> str | None:
@@ -317,7 +333,7 @@ class Engine:
         self._flusher.end()
 
     def background_step(self) -> bool:
-        """A bounded batch of reclaiming, destroying and punching; whether there may be more to do now."""
+        """A bounded batch of reclaiming, destroying, flattening and punching; whether there may be more to do now."""
         return self._reclaimer.step()
 
     @property
@@ -348,7 +364,12 @@ class Engine:
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset`; may block on the disk."""
-        return self._contents.plan_read(ino, offset, size).execute()
+        try:
+            return self._contents.plan_read(ino, offset, size).execute()
+        except (CorruptionError, StoreError):
+            if not self.cloned:
+                raise
+            return self._contents.plan_read(ino, offset, size).execute()  # moved meanwhile, perhaps, in the origin
 
     def pin(self) -> int:
         """Before a plan goes to another thread: what it wants is not given back until `unpin` of the answer."""
@@ -384,7 +405,7 @@ class Engine:
     def problems(self) -> list[Problem]:
         """Commits, then checks everything that is in the tables and segments."""
         self.commit()
-        return [found for found in check(self._head.txn, self.payload) if isinstance(found, Problem)]
+        return [found for found in check(self._head.look, self.payload) if isinstance(found, Problem)]
 
     def abandon(self) -> None:
         """Ends without committing, as a crash would; what is on disk stays as it is."""

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING
 
 from tzfs import limits
 from tzfs.engine import reads
+from tzfs.engine.inherited import Ancestry, CloneMeta
 from tzfs.engine.versions import Versions
 from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, QuotaExceeded, Stale
 from tzfs.format.counters import Counters
 from tzfs.format.keys import DataId, Epoch, ExtentId, Ino
 from tzfs.format.operations import Operation
 from tzfs.format.records import Inode, Reclaim, Slice
-from tzfs.store.interface import MetaStore, PayloadStore, WriteTransaction
+from tzfs.store.interface import MetaStore, PayloadStore, Readable, ReadTransaction, WriteTransaction
 
 if TYPE_CHECKING:
     from tzfs.engine.chunks import Contents
@@ -79,12 +80,19 @@ class Head:
         *,
         settings: Settings,
         clock: Callable[[], int],
+        ancestry: Ancestry | None = None,
     ) -> None:
         self.meta, self.payload, self.txn = meta, payload, txn
+        self.ancestry = ancestry  # of a clone
+        self.look: ReadTransaction = txn  # `txn`, read through to the origins of a clone
+        self.readable: Readable = meta if ancestry is None else CloneMeta(meta, ancestry)
+        if ancestry is not None:
+            self.look = ancestry.over(txn, momentary=True)
         self.counters, self.settings, self.clock = counters, settings, clock
         self.drift: list[str] = []
         self.versions = Versions(self.report_drift)
         self.versions.begin(txn)
+        self.versions.inherits = None if ancestry is None else ancestry.inherits
         self.referenced: Callable[[int], bool] = lambda ino: False
         self.thread = threading.get_ident()
         self.admit: Callable[[int], None] = lambda nbytes: None  # set by the committer, as the next two
@@ -127,6 +135,16 @@ class Head:
         self.unused_extents: list[
             tuple[int, int]
         ] = []  # allocated and written, then not needed: (extent, stored bytes)
+
+    def begin_group(self) -> None:
+        """The next transaction group has a transaction of its own."""
+        self.txn = self.meta.begin_write()
+        self.look = self.txn if self.ancestry is None else self.ancestry.over(self.txn, momentary=True)
+
+    def let_origin_go(self) -> None:
+        """Nothing is inherited any more."""
+        self.ancestry = self.versions.inherits = None
+        self.look = self.txn
 
     # -- the frame of an operation -------------------------------------------------------------------------------
 
@@ -202,7 +220,7 @@ class Head:
             return found
         if ino in self.buried or ino >= self.first_ino:
             raise Stale(f"inode {ino} is gone")
-        loaded = reads.inode_at(self.txn, ino, self.epoch_of(ino))
+        loaded = reads.inode_at(self.look, ino, self.epoch_of(ino))
         if loaded is None:
             raise Stale(f"inode {ino} is gone")
         self.inodes[ino] = loaded

@@ -28,7 +28,7 @@ class Listings:
         if ino < head.first_ino:
             hidden = len(changed) if changed else 0  # so many rows at most may turn out to be replaced or gone
             rows = reads.named_rows(
-                head.txn, Table.DIRENT, keys.u64(ino), after, head.epoch_of(ino), min(limit + hidden, 2 * limit)
+                head.look, Table.DIRENT, keys.u64(ino), after, head.epoch_of(ino), min(limit + hidden, 2 * limit)
             )
             for key, body in rows:
                 name = keys.dirent_name(key)
@@ -55,7 +55,7 @@ class Listings:
         known = head.inodes
         missing = sorted({i for _, i, _ in entries if i not in known})
         loaded: dict[int, Inode | None] = dict(
-            zip(missing, reads.inodes_at(head.txn, missing, head.epoch), strict=True) if missing else ()
+            zip(missing, reads.inodes_at(head.look, missing, head.epoch), strict=True) if missing else ()
         )
         out = []
         for name, i, _ in entries:

@@ -58,7 +58,7 @@ class Namespace:
             return changed[name]
         if directory >= head.first_ino:
             return None
-        return reads.dirent_at(head.txn, directory, name, head.epoch_of(directory))
+        return reads.dirent_at(head.look, directory, name, head.epoch_of(directory))
 
     def _entry_to_change(self, directory: int, name: bytes) -> tuple[Ino, int] | None:
         """`_entry`, of which publishing needs not look for the row again."""
@@ -72,6 +72,8 @@ class Namespace:
         if len(self._stored) > limits.DIRTY_ROWS_MAX:
             self._stored.clear()  # of operations that were refused
         found = self._stored[prefix] = head.txn.seek(Table.DIRENT, prefix, head.epoch)
+        if found is None and head.ancestry is not None:
+            return reads.dirent_at(head.look, directory, name, head.epoch)
         return reads.dirent_in(prefix, found)
 
     def _must(self, directory: int, name: bytes) -> Inode:
@@ -476,7 +478,7 @@ class Namespace:
                     versions.put(Table.DIRENT, prefix, pack_dirent(*entry), epoch, old=old)
                 elif old is UNKNOWN:
                     versions.remove(Table.DIRENT, prefix, epoch)
-                elif old is not None:
+                elif old is not None or versions.inherits is not None:
                     gone.append(prefix)
                     olds.append(old)
         versions.put_fresh(Table.DIRENT, made, epoch)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from tzfs.engine.foreign import level_of, tagged
 from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Ino, Table
@@ -121,7 +122,10 @@ def slices_at(
         return ()
     key = prefix + keys.suffix(found[0])
     body = records.unseal(Table.CHUNK, key, found[1])
-    return () if body is None else records.unpack_slices(Table.CHUNK, key, body)
+    if body is None:
+        return ()
+    slices = records.unpack_slices(Table.CHUNK, key, body)
+    return slices if type(found[1]) is bytes else tagged(slices, level_of(found[1]))
 
 
 def masked(reclaims: Iterable[Reclaim], data: int, index: int, epoch: int) -> bool:

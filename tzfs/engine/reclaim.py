@@ -149,7 +149,7 @@ class Reclaimer:
         number = min(head.reclaims)
         r = head.reclaims[number]
         failpoints.hit("reclaim.batch")
-        found = reads.chunk_indexes(head.txn, r.data, r.lo, r.hi, limits.RECLAIM_BATCH_CHUNKS)
+        found = reads.chunk_indexes(head.look, r.data, r.lo, r.hi, limits.RECLAIM_BATCH_CHUNKS)
         head.begin_change()
         self._rows.remove_chunks([keys.chunk(r.data, index) for index in found], r.at)
         head.versions.settle()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.chunks import CHUNK_INDEX_MAX
+from tzfs.engine.foreign import level_of, tagged
 from tzfs.engine.head import S_IFDIR, S_IFMT, Head, check_name
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.rollback import Changes, Kinds, body_of
@@ -158,14 +159,14 @@ class Restore:
 
     def _inode(self, ino: int) -> Inode:
         """An inode of the head, as committed."""
-        found = reads.inode_at(self._head.txn, ino, self._head.epoch)
+        found = reads.inode_at(self._head.look, ino, self._head.epoch)
         if found is None:
             raise Stale(f"inode {ino} is gone")
         return found
 
     def _then(self, ino: int) -> Inode:
         """An inode of the snapshot."""
-        found = reads.inode_at(self._head.txn, ino, self._at)
+        found = reads.inode_at(self._head.look, ino, self._at)
         if found is None:
             raise NotFound(f"inode {ino} is not in snapshot {self._name}")
         return found
@@ -187,7 +188,7 @@ class Restore:
                 raise NotFound(f"no directory to restore {shown} into")
             parents[parent.ino] = parent
             source = self._then(wanted.source)
-            entry = reads.dirent_at(head.txn, wanted.directory, wanted.name, head.epoch)
+            entry = reads.dirent_at(head.look, wanted.directory, wanted.name, head.epoch)
             if entry is None:
                 parent.size += 1
             else:
@@ -239,7 +240,7 @@ class Restore:
 
     def _entries(self, directory: int, epoch: int) -> Iterator[list[tuple[bytes, int]]]:
         after = b""
-        while rows := reads.named_rows(self._head.txn, Table.DIRENT, keys.u64(directory), after, epoch, LISTED):
+        while rows := reads.named_rows(self._head.look, Table.DIRENT, keys.u64(directory), after, epoch, LISTED):
             yield [(keys.dirent_name(key), records.unpack_dirent(key, body)[0]) for key, body in rows]
             after = keys.dirent_name(rows[-1][0])
 
@@ -260,17 +261,17 @@ class Restore:
         head, at = self._head, self._at  # its transaction ends with each commit
         if then.flags & FLAG_XATTR:
             prefix = keys.u64(then.ino)
-            for key, body in reads.named_rows(head.txn, Table.XATTR, prefix, b"", at, limits.XATTR_LIST_BYTES_MAX):
+            for key, body in reads.named_rows(head.look, Table.XATTR, prefix, b"", at, limits.XATTR_LIST_BYTES_MAX):
                 self._refer(Table.XATTR, key, body, keys.xattr(made.ino, keys.xattr_name(key)))
                 yield
         if then.data and then.flags & FLAG_INLINE:
-            inline = reads.body_at(head.txn, Table.INLINE, keys.inline(then.data), at)
+            inline = reads.body_at(head.look, Table.INLINE, keys.inline(then.data), at)
             if inline is not None:
                 self._put(Table.INLINE, keys.inline(made.data), inline, new=True)
         elif then.data:
             for index in self._indexes(then.data):
                 prefix = keys.chunk(then.data, index)
-                found = head.txn.seek(Table.CHUNK, prefix, at)
+                found = head.look.seek(Table.CHUNK, prefix, at)
                 slices = body_of(Table.CHUNK, prefix, found)
                 if found is not None and slices is not None:
                     self._refer(Table.CHUNK, prefix + keys.suffix(found[0]), slices, keys.chunk(made.data, index))
@@ -279,7 +280,7 @@ class Restore:
     def _indexes(self, data: int) -> Iterator[int]:
         """The chunks of a data id that have rows."""
         lo = 0
-        while found := reads.chunk_indexes(self._head.txn, DataId(data), lo, CHUNK_INDEX_MAX, LISTED):
+        while found := reads.chunk_indexes(self._head.look, DataId(data), lo, CHUNK_INDEX_MAX, LISTED):
             yield from found
             lo = found[-1] + 1
 
@@ -287,7 +288,12 @@ class Restore:
         """`prefix` gets the body of a version, and with it its extents."""
         found = slices_of(table, key[:-8], body)
         if found:
-            body = with_slices(table, self._staging.refer(Source(table, key[:-8], keys.birth_of(key)), found))
+            seen = None if self._head.ancestry is None else self._head.look.seek(table, key[:-8], self._at)
+            if seen is not None and (level := level_of(seen[1])):  # of a clone's origin
+                found = self._staging.copied_up(tagged(found, level))
+            else:
+                found = self._staging.refer(Source(table, key[:-8], keys.birth_of(key)), found)
+            body = with_slices(table, found)
         self._put(table, prefix, body, new=True)
 
     def _join(self) -> Generator[None, None, None]:
@@ -345,16 +351,16 @@ class Restore:
         yield
         if inode.flags & FLAG_XATTR:
             prefix, at = keys.u64(ino), self._head.epoch
-            for key, _ in reads.named_rows(head.txn, Table.XATTR, prefix, b"", at, limits.XATTR_LIST_BYTES_MAX):
+            for key, _ in reads.named_rows(head.look, Table.XATTR, prefix, b"", at, limits.XATTR_LIST_BYTES_MAX):
                 self._put(Table.XATTR, key[:-8], None)
                 yield
         if inode.data and inode.flags & FLAG_INLINE:
-            if reads.body_at(self._head.txn, Table.INLINE, keys.inline(inode.data), self._head.epoch) is not None:
+            if reads.body_at(self._head.look, Table.INLINE, keys.inline(inode.data), self._head.epoch) is not None:
                 self._put(Table.INLINE, keys.inline(inode.data), None)
         elif inode.data:
             for index in self._indexes(inode.data):
                 prefix = keys.chunk(inode.data, index)
-                found = self._head.txn.seek(Table.CHUNK, prefix, self._head.epoch)
+                found = self._head.look.seek(Table.CHUNK, prefix, self._head.epoch)
                 if found is not None and not records.is_tombstone(found[1]):
                     self._put(Table.CHUNK, prefix, None)
                 yield

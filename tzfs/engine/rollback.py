@@ -20,6 +20,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from tzfs import limits
+from tzfs.engine.foreign import level_of, tagged
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.reclaim import Reclaimer
@@ -173,12 +174,12 @@ class Rollback:
         by_table: dict[Table, set[bytes]] = defaultdict(set)
         for table, prefix in rows:
             by_table[table].add(prefix)
-        txn, before = self._head.txn, self.staged
+        txn, look, before = self._head.txn, self._head.look, self.staged
         try:
             for table, found in by_table.items():
                 prefixes = sorted(found)
                 heads = seek_all(txn, table, prefixes, self._staging.epoch)
-                for prefix, then in zip(prefixes, txn.seek_many(table, prefixes, self._at), strict=True):
+                for prefix, then in zip(prefixes, look.seek_many(table, prefixes, self._at), strict=True):
                     self.staged += self._key(table, prefix, heads[prefix], then)
         finally:  # each key whole or not at all: what is damaged can be passed by, by taking the others back
             self._staging.close_batch(6 * (self.staged - before))
@@ -191,7 +192,11 @@ class Rollback:
         if body is None and records.is_tombstone(newest[1]):
             return False
         if then is not None and (found := slices_of(table, prefix, body)):
-            body = with_slices(table, self._staging.refer(Source(table, prefix, then[0]), found, newest))
+            if level := level_of(then[1]):
+                found = self._staging.copied_up(tagged(found, level))
+            else:
+                found = self._staging.refer(Source(table, prefix, then[0]), found, newest)
+            body = with_slices(table, found)
         if table is Table.INODE:
             self._kinds.count(inode_of(prefix, newest), -1)
             self._kinds.count(inode_of(prefix, then), 1)

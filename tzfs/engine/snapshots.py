@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from tzfs import failpoints, limits
 from tzfs.engine.head import Head
@@ -19,6 +20,8 @@ from tzfs.format.keys import Epoch, Table
 from tzfs.format.log import Field
 from tzfs.format.records import Snapshot
 from tzfs.store.interface import ReadTransaction
+
+KINDS: Final = "kinds"  # in a snapshot's record: how many files, directories, symlinks and others it has
 
 failpoints.declare("snapshot.row", "a snapshot's row is written, not yet committed")
 failpoints.declare("snapshot.rewrite", "the rows of snapshots are written anew, not yet committed")
@@ -58,7 +61,7 @@ class Snapshots:
 
     def view(self, name: str) -> View:
         """The snapshot's tree, read-only, until the snapshot is destroyed; `NotFound`."""
-        view = View(self._head.meta, self._head.payload, name, self.get(name))
+        view = View(self._head.readable, self._head.payload, name, self.get(name))
         self._views.setdefault(view.snapshot.epoch, weakref.WeakSet()).add(view)
         return view
 
@@ -78,13 +81,24 @@ class Snapshots:
         head.pace()
         head.reserve(limits.PAGE_BYTES)
         guid, given = os.urandom(16), dict(properties or {})
-        records.pack_snapshot(Snapshot(head.epoch, guid, 0, 0, 0, 0, given))  # too long properties are refused now
+        records.pack_snapshot(
+            Snapshot(head.epoch, guid, 0, 0, 0, 0, given, extra={KINDS: [limits.INO_MAX] * 4})
+        )  # too long properties are refused now
         made: list[Snapshot] = []
 
         def finish() -> None:
             counters = head.counters
             made.append(
-                Snapshot(counters.epoch, guid, head.clock(), counters.txg, counters.inodes, counters.bytes, given)
+                Snapshot(
+                    counters.epoch,
+                    guid,
+                    head.clock(),
+                    counters.txg,
+                    counters.inodes,
+                    counters.bytes,
+                    given,
+                    extra={KINDS: [counters.files, counters.directories, counters.symlinks, counters.others]},
+                )
             )
             head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, records.pack_snapshot(made[0])))
             counters.epoch = Epoch(counters.epoch + 1)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from tzfs import failpoints, limits
 from tzfs.engine import slices
+from tzfs.engine.copying import copied
 from tzfs.engine.head import Head
 from tzfs.engine.shared import LIFETIMES_MAX, any_shared
 from tzfs.engine.txg import TxgCommitter
@@ -210,6 +211,12 @@ class Staging:
             head.unused_extents.append((extent, s.stored_bytes))
             raise
         return extent
+
+    def copied_up(self, found: tuple[Slice, ...]) -> tuple[Slice, ...]:
+        """The slices of an inherited version, as a version of the clone's own born at F may have them."""
+        made = copied(self._head, found, self.epoch)
+        self._head.versions.extents_born(slices.extents(made).items())
+        return made
 
     def _death(self, source: Source, s: Slice) -> Epoch:
         """When the lifetime that `source` names died; LIVE where the newest version of its key names it.

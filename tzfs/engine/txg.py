@@ -273,7 +273,7 @@ class TxgCommitter:
             raise
         finally:
             try:
-                head.txn = head.meta.begin_write()
+                head.begin_group()
                 self._base = head.meta.commit_number
                 head.versions.begin(head.txn)
             except BaseException as error:
@@ -323,7 +323,7 @@ class TxgCommitter:
     def _next_group(self) -> None:
         """The group is durable, and the next one begins."""
         head = self._head
-        head.txn = head.meta.begin_write()
+        head.begin_group()
         self._base = head.meta.commit_number
         head.logged = 0
         head.unlogged, head.unlogged_bytes = [], 0

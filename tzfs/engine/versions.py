@@ -23,13 +23,12 @@ from enum import Enum
 from typing import Final
 
 from tzfs.engine.shared import SharedExtents
+from tzfs.engine.totals import Totals
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.format.records import Shared
 from tzfs.limits import PAGE_BYTES
 from tzfs.store.interface import WriteTransaction
-
-COUNTERS_REMEMBERED_MAX: Final = 256
 
 _change_key: Final = keys.change
 _suffix: Final = keys.suffix
@@ -68,12 +67,12 @@ class Versions:
         self.snapshots: list[int] = []
         self.oldest_bookmark: int | None = None
         self.oldest_destroy: int | None = None  # the oldest snapshot whose destroy is under way
+        self.inherits: Callable[[Table, bytes], bool] | None = None  # of a clone: whether its origin shows a value
         self.txn: WriteTransaction
         self.live_bytes_delta = 0
         self.charged_bytes = 0  # added to all cells together; the quotas know from what on
         self.sought: dict[bytes, Version | None] = {}  # rows of entries that are about to change, by their prefix
         self.shared = SharedExtents()
-        self._drift = drift
         self._rows: dict[Table, list[tuple[bytes, bytes]]] = {}  # (key, body)
         self._tombstones: list[tuple[Table, bytes]] = []
         self._gone: dict[Table, list[bytes]] = {}
@@ -81,7 +80,7 @@ class Versions:
         self._holes: list[tuple[int, int, int]] = []  # (txg, extent, bytes) to be given back
         self._cells: dict[tuple[int, int], list[int]] = {}
         self._segments: dict[int, list[int]] = {}
-        self._counters: dict[tuple[Table, bytes], tuple[int, ...] | None] = {}  # rows of cells and segments, as settled
+        self._totals = Totals(drift)
 
     def begin(self, txn: WriteTransaction) -> None:
         """Works in `txn` from now on; what was not settled in the one before is forgotten."""
@@ -153,21 +152,31 @@ class Versions:
         `put`."""
         if old is UNKNOWN:
             old = self.txn.seek(table, prefix, at)
-        if old is None or records.is_tombstone(old[1]):
+        if old is None:
+            if self._inherited(table, prefix):
+                self._tombstone(table, prefix, at)
+            return
+        if records.is_tombstone(old[1]):
             return
         birth, _ = old
         kept = birth != at and self.seen(birth, at)
         if not kept:
             older = self._may_have_older(birth) and self.txn.seek(table, prefix, birth - 1) is not None
             self._free(table, prefix, old)
-            if not older and not self._bookmarked(at):
+            if not older and not self._bookmarked(at) and not self._inherited(table, prefix):
                 return
-        key = prefix + _suffix(at)
-        self._tombstones.append((table, key))
-        self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
-        self._count(LIVE, at, 1, 0)
+        self._tombstone(table, prefix, at)
         if kept:
             self.bury(table, prefix, old, at)
+
+    def _tombstone(self, table: Table, prefix: bytes, at: int) -> None:
+        self._tombstones.append((table, prefix + _suffix(at)))
+        self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
+        self._count(LIVE, at, 1, 0)
+
+    def _inherited(self, table: Table, prefix: bytes) -> bool:
+        """Whether something would show below the key's versions, if they were not there."""
+        return self.inherits is not None and self.inherits(table, prefix)
 
     def remove_many(
         self, table: Table, prefixes: Sequence[bytes], at: int, *, olds: Sequence[Version | None] | None = None
@@ -178,6 +187,10 @@ class Versions:
         """
         if olds is None:
             olds = self.txn.seek_many(table, prefixes, at)
+        if self.inherits is not None:
+            for prefix, old in zip(prefixes, olds, strict=True):
+                self.remove(table, prefix, at, old=old)
+            return
         gone, changes = self._gone.setdefault(table, []), self._gone.setdefault(Table.CHANGE, [])
         births: dict[int, tuple[bytes, bytes, list[int]] | None] = {}  # end of key, begin of change key, [count, bytes]
         for prefix, old in zip(prefixes, olds, strict=True):
@@ -234,7 +247,8 @@ class Versions:
         for prefix, newest in zip(prefixes, self.txn.seek_many(table, prefixes, keys.EPOCH_MAX), strict=True):
             if newest is None or not records.is_tombstone(newest[1]) or self._bookmarked(newest[0]):
                 continue
-            if newest[0] == 0 or self.txn.seek(table, prefix, newest[0] - 1) is None:
+            older = newest[0] > 0 and self.txn.seek(table, prefix, newest[0] - 1) is not None
+            if not older and not self._inherited(table, prefix):
                 self._free(table, prefix, newest)
                 if table is Table.DIRENT:
                     self.sought.pop(prefix, None)
@@ -478,41 +492,8 @@ class Versions:
             self.txn.put(table, key, records.tombstone(table, key))
         self._tombstones.clear()
         for (death, birth), (count, size) in sorted(self._cells.items()):
-            self._add(Table.CELL, keys.cell(death, birth), count, size)
+            self._totals.add(self.txn, Table.CELL, keys.cell(death, birth), count, size)
         self._cells.clear()
         for segment, (count, size, end) in sorted(self._segments.items()):
-            self._add(Table.SEGMENT, keys.segment(segment), count, size, end)
+            self._totals.add(self.txn, Table.SEGMENT, keys.segment(segment), count, size, end)
         self._segments.clear()
-
-    def _add(self, table: Table, key: bytes, count: int, size: int, *end: int) -> None:
-        """A counter row plus (count, size); its end, if it has one, grows to `end`.
-
-        A counter below zero stays at zero, and the difference is reported as drift.  A cell at zero goes.
-        """
-        old = self._counters[table, key] if (table, key) in self._counters else self._counter(table, key)
-        if old is not None:
-            count += old[0]
-            size += old[1]
-            end = tuple(map(max, end, old[2:]))
-        if count < 0 or size < 0:
-            self._drift(f"{table.name.lower()} {key.hex()}", min(count, size))
-            count, size = max(count, 0), max(size, 0)
-        if table is Table.CELL and count == 0 and size == 0:
-            self._counters[table, key] = None
-            if old is not None:
-                self.txn.delete(table, key)
-            return
-        self._counters[table, key] = (count, size, *end)
-        self.txn.put(table, key, _seal(table, key, records.pack_plain(table, count, size, *end)))
-
-    def _counter(self, table: Table, key: bytes) -> tuple[int, ...] | None:
-        """A counter's row; the few that the last settlings changed are remembered."""
-        if len(self._counters) > COUNTERS_REMEMBERED_MAX:
-            self._counters.clear()
-        value = self.txn.get(table, key)
-        if value is None:
-            return None
-        body = records.unseal(table, key, value)
-        if body is None:
-            raise records.damaged(table, key, "a tombstone in a table without versions")
-        return tuple(records.unpack_plain(table, key, body))

@@ -60,15 +60,16 @@ SHARED_EXTENTS: Final = Feature(Kind.RO_COMPAT, 0, "shared_extents", "extents ha
 STAGING: Final = Feature(
     Kind.RO_COMPAT, 1, "staging", "a rollback, receive or apply under way has rows born above the head"
 )
+ORIGIN: Final = Feature(Kind.INCOMPAT, 0, "origin", "what is not here is looked up in another filesystem's snapshot")
 FEATURES: Final = (
     SHARED_EXTENTS,
     STAGING,
     BOOKMARKS,
-    Feature(Kind.INCOMPAT, 0, "origin", "what is not here is looked up in another filesystem's snapshot"),
+    ORIGIN,
     Feature(Kind.INCOMPAT, 1, "codecs", "extents or inline contents are stored with a codec other than raw"),
     Feature(Kind.INCOMPAT, 2, "encryption", "extents or records are encrypted"),
 )
-SUPPORTED: Final[frozenset[Feature]] = frozenset({SHARED_EXTENTS, STAGING, BOOKMARKS})
+SUPPORTED: Final[frozenset[Feature]] = frozenset({SHARED_EXTENTS, STAGING, BOOKMARKS, ORIGIN})
 
 
 def feature_names(kind: Kind, bits: int) -> list[str]:
@@ -117,7 +118,7 @@ class Superblock:
     ) -> Superblock:
         """That of a filesystem just made."""
         made = cls(guid.hex(), created_ns, created_by, origin=origin)
-        return made if origin is None else made.with_features(f for f in FEATURES if f.name == "origin")
+        return made if origin is None else made.with_features([ORIGIN])
 
     def next_generation(self) -> Superblock:
         """For the writer who has just taken the lease: whoever had it before cannot commit any more."""

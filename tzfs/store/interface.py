@@ -116,7 +116,13 @@ class Compaction(Protocol):
         ...
 
 
-class MetaStore(Protocol):
+class Readable(Protocol):
+    """Whatever read transactions can be begun on."""
+
+    def begin_read(self) -> ReadTransaction: ...
+
+
+class MetaStore(Readable, Protocol):
     """Ordered tables behind transactions."""
 
     def slack(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from tzfs.engine import slices as slicing
 from tzfs.engine.check.problems import Findings, Rule
 from tzfs.engine.check.tables import Facts
 from tzfs.engine.check.versions import Version, Versions
+from tzfs.engine.foreign import tagged
 from tzfs.engine.reads import ReadPlan
 from tzfs.engine.versions import extent_charge
 from tzfs.errors import TzfsError
@@ -35,6 +36,10 @@ class Lifetimes:
         if self._unnamed is None:
             self._unnamed = set(deaths)
         seen = version.first < version.last
+        if version.level:
+            if self._payload is not None and seen and sound:
+                self._verify(self._payload, table, version, tagged(slices, version.level))
+            return
         for lifetime, stored in slicing.extents(slices).items():
             extent, birth = lifetime
             if birth > version.birth:

@@ -110,6 +110,8 @@ class Names:
             if wrong := inode_form(inode):
                 report(Rule.INODE, Table.INODE, version.key, wrong)
             if inode.nlink == 0:
+                if version.level:
+                    continue  # without a name in the origin: nobody here can come to it, and its contents are not ours
                 self._orphan(version, ino)
             elif version.first < version.last == len(self._facts.views):
                 self._counts[_KINDS.get(inode.mode & S_IFMT, "others")] += 1

@@ -33,7 +33,8 @@ def check(txn: ReadTransaction, payload: PayloadReader | None, *, read_payload: 
     say of them; with `read_payload` all that is referred to is read and compared with its sums.  While it runs
     nothing that `txn` sees may be punched or unlinked: the caller holds the lease, or pins the group.
 
-    Origins are not known here, since this tzfs writes none: the caller has refused such a filesystem.
+    Of a clone `txn` reads through to its origins (`engine.inherited`): what is inherited is checked where it comes
+    together with what is the clone's own, and as if it had been born at 0.
     """
     findings = Findings()
     tables = Tables(txn, findings)

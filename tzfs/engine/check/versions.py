@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tzfs.engine.check.forms import key_form
 from tzfs.engine.check.problems import Findings, Rule
 from tzfs.engine.check.tables import Facts, rows
+from tzfs.engine.foreign import level_of
 from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, VERSIONED, Table
@@ -28,7 +29,7 @@ _SUM_MASK = (1 << 64) - 1
 
 class Version(NamedTuple):
     """A version as `walk` finds it.  The views [first, last) see it.  `body` is None for a tombstone; `damaged`: its
-    value cannot be read, and nothing is known of it but that it is there."""
+    value cannot be read, and nothing is known of it but that it is there.  `level`: how many origins up it is."""
 
     key: bytes
     prefix: bytes
@@ -38,6 +39,7 @@ class Version(NamedTuple):
     newest: bool
     damaged: bool
     body: bytes | None
+    level: int = 0
 
 
 class Versions:
@@ -75,6 +77,12 @@ class Versions:
                 self._collected(table, lone)
                 last = len(views)
             first = bisect_left(views, birth)
+            if level := level_of(value):  # no row of this filesystem: no version, charge, change or death of its own
+                body = seal(table, key, value)
+                lone = b""
+                yield Version(key, prefix, birth, first, last, newest, False, body, level)
+                last = first
+                continue
             if birth > facts.epoch and not facts.staging:
                 report(Rule.ID, table, key, f"born at {birth}, above the head at {facts.epoch}")
             change = hash(keys.change(birth, table, prefix))
@@ -216,9 +224,9 @@ class Versions:
     def _again(self) -> Iterator[tuple[Table, bytes, bool]]:
         for table in VERSIONED:
             previous = b""
-            for key, _ in self._txn.range(table, b""):
+            for key, value in self._txn.range(table, b""):
                 self._findings.rows += 1
-                if key_form(table, key) is None:
+                if key_form(table, key) is None and not level_of(value):
                     yield table, key, key[:-8] != previous
                     previous = key[:-8]
 

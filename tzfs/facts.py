@@ -1,0 +1,85 @@
+"""The computed properties of filesystems and snapshots, put together from their tables, the catalog and the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tzfs import properties as props
+from tzfs.catalog import Catalog, FilesystemInfo
+from tzfs.engine.accounting import Accounts
+from tzfs.format.records import Snapshot
+from tzfs.ledger import Ledger
+from tzfs.lifecycle import State
+from tzfs.names import SnapshotName
+from tzfs.opening import CommittedState, committed_state
+from tzfs.settings import settings_of
+from tzfs.space import available, filesystem_facts, snapshot_facts
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot: its whole name, its record, and its properties."""
+
+    name: SnapshotName
+    record: Snapshot
+    properties: Mapping[str, props.Value]
+
+
+def snapshot_info(
+    catalog: Catalog, info: FilesystemInfo, name: str, state: CommittedState, also: Sequence[str] = ()
+) -> SnapshotInfo:
+    """The snapshot `name` of the filesystem, as last committed."""
+    record = state.snapshots[name]
+    guid = record.guid.hex()
+    facts = snapshot_facts(state.accounts, name, also) | {
+        "type": "snapshot",
+        "creation": str(record.created_ns // 1_000_000_000),
+        "guid": guid,
+    }
+    clones = [str(clone) for origin, clone in catalog.clones(info) if origin == guid]
+    if clones:
+        facts["clones"] = ",".join(clones)
+    layers = [(props.LOCAL, record.properties)]
+    found = props.resolve(layers, facts, snapshot=True)
+    whole = SnapshotName(info.name, name)
+    return SnapshotInfo(whole, record, found | {key: props.lookup(key, layers, facts) for key in also})
+
+
+def origin_fact(catalog: Catalog, info: FilesystemInfo) -> dict[str, str]:
+    """`origin` of a clone: the snapshot under the names that it and its filesystem have now."""
+    found = catalog.origin(info)
+    if found is None:
+        return {}
+    origin, guid = found
+    for name, record in committed_state(origin.folder).snapshots.items():
+        if record.guid.hex() == guid:
+            return {"origin": f"{origin.name}@{name}"}
+    return {"origin": f"{origin.name}@?"}
+
+
+def facts_of(catalog: Catalog, ledger: Ledger, info: FilesystemInfo, also: Sequence[str] = ()) -> dict[str, str]:
+    """Those of a filesystem, as last committed, beyond those that its record has."""
+    if info.state in (State.CREATING, State.DELETING):
+        return {}
+    state = committed_state(info.folder)
+    holder = catalog.holder(info)
+    mountpoint = holder.get("mountpoint") if holder else None
+    disk = os.statvfs(info.folder)
+    facts = filesystem_facts(state.accounts, also) | {
+        "available": str(_available(ledger, info, disk.f_bavail * disk.f_frsize, state.accounts)),
+        "mounted": "yes" if mountpoint else "no",
+        "snapshot_count": str(len(state.snapshots)),
+    }
+    if isinstance(mountpoint, str):
+        facts["mountpoint"] = mountpoint
+    return facts | origin_fact(catalog, info)
+
+
+def _available(ledger: Ledger, info: FilesystemInfo, disk: int, accounts: Accounts) -> int:
+    left = available(disk, accounts, lambda name: info.property(name).parsable)
+    quota = settings_of(info).store_quota_bytes
+    if quota:
+        left = min(left, max(0, quota - ledger.others(info.partition) - accounts.charged.used))
+    return left
