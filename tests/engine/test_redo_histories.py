@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.workload import MORE, Busy, small_batches, state_of
+from tests.crash.workload import OFTEN, small_batches, state_of
 from tests.engine.plain import Plain
 from tests.engine.test_model import WEIGHTS, DiskStores, MemoryStores, Step
 from tests.engine.test_redo import everything
+from tests.model.world import Everything
 from tzfs import errors, failpoints, limits
 from tzfs.engine.engine import Engine, Settings
 
@@ -29,7 +30,7 @@ DYING = ("open.generation", "open.trim", "redo.replay", "commit.begin", "commit.
 COMMITTING = ("harden", "commit", "restart", "crash", "dying")
 
 
-class Hardened(Busy):
+class Hardened(Everything):
     """`states` are those since it was last durable, that one first, each with the model as it was."""
 
     def __init__(self, stores: MemoryStores | DiskStores) -> None:
@@ -105,6 +106,7 @@ class Hardened(Busy):
 
     def _crash(self, deaths: list[str]) -> None:
         self._note()
+        self.moving = None
         self.engine.abandon()
         self.stores.crash()
         for death in deaths:
@@ -140,7 +142,7 @@ def generate(seed: int) -> list[Step]:
     r = random.Random(seed)
     steps: list[Step] = []
     for phase in range(8):
-        weights = LOGGED if phase % 2 else {**WEIGHTS, **MORE, **OURS}
+        weights = LOGGED if phase % 2 else {**WEIGHTS, **OFTEN, **OURS}
         kinds = r.choices(list(weights), [w * r.choice((0.3, 1, 1, 3)) for w in weights.values()], k=r.randint(5, 40))
         if phase % 2:
             kinds += ["harden", r.choice(("crash", "dying"))]
