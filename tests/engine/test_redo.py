@@ -276,12 +276,12 @@ def test_a_disk_that_is_full_when_it_is_opened_again_keeps_the_log_for_later() -
     fs.file(b"a", b"a" * 5000)
     fs.engine.harden()
     fs.engine.abandon()
-    fs.meta, fs.payload = fs.meta.after_crash(), fs.payload.after_crash()
-    fs.meta.full = fs.payload.full = True
     for _ in range(2):
+        fs.meta, fs.payload = fs.meta.after_crash(), fs.payload.after_crash()
+        fs.meta.full = fs.payload.full = True
         with pytest.raises(TzfsError, match="no space left"):
             fs._open()
-    fs.meta.full = fs.payload.full = False
+    fs.meta, fs.payload = fs.meta.after_crash(), fs.payload.after_crash()
     fs.engine = fs._open()
     assert fs.engine.redone == 2
     assert fs.contents(b"a") == b"a" * 5000
