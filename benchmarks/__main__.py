@@ -19,13 +19,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import diffs, peers, ping, report, snapshots, tree
+from benchmarks import curves, diffs, peers, ping, report, snapshots, tree
 from benchmarks.workloads import ROWS, Client, Job, Row
 
 PLACEMENTS: Final = ("pinned", "free")
 SNAPSHOT_SECTION: Final = "snapshots"
 PING_SECTION: Final = "ping"
 DIFF_SECTION: Final = "diff"
+CURVES_SECTION: Final = "curves"
 
 
 def tell(text: str) -> None:
@@ -118,8 +119,9 @@ def main(argv: Sequence[str]) -> int:
     reported, rows = chosen_rows(only)
     with_snapshots = "tzfs" in names and (not only or SNAPSHOT_SECTION in only)
     with_diffs = "tzfs" in names and (not only or DIFF_SECTION in only)
+    with_curves = "tzfs" in names and (not only or CURVES_SECTION in only)
     with_ping = "tzfs" in names and (not only or PING_SECTION in only)
-    if not rows and not with_snapshots and not with_ping and not with_diffs:
+    if not rows and not with_snapshots and not with_ping and not with_diffs and not with_curves:
         parser.error(
             f"--only: no row has {options.only!r} in its name; there are: {'; '.join(row.name for row in ROWS)}"
         )
@@ -154,6 +156,18 @@ def main(argv: Sequence[str]) -> int:
             compared = diffs.measure(base / "diffs", sizes=(100, 2000) if options.quick else (1000, 100_000), tell=tell)
             print("\n" + diffs.render(compared))
             document["diffs"] = compared
+        if with_curves:
+            grown = curves.measure_curves(
+                base / "curves", sizes=(100, 1000) if options.quick else curves.SIZES, tell=tell
+            )
+            crowd = curves.measure_look_ups(
+                base / "crowd",
+                many=20 if options.quick else 1000,
+                churned=3000 if options.quick else 100_000,
+                tell=tell,
+            )
+            print("\n" + curves.render(grown, crowd))
+            document |= {"curves": grown, "look-ups": crowd}
         if with_ping:
             try:
                 pings = ping.measure(
