@@ -49,6 +49,7 @@ from tzfs.runtime import socket_path
 from tzfs.settings import settings_of
 from tzfs.space import warnings as quota_warnings
 from tzfs.tasks import Tasks
+from tzfs.units import parse_percents
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +106,13 @@ class Mount:
         """What somebody who asks for the status should know, a line each."""
         found = [] if self.tasks is None else self.tasks.tasks.warnings()
         if self.writer is not None and self.failed is None:
-            found += quota_warnings(self.writer.engine.usages())
+            percents = parse_percents(self.prop("quota_warnings"))
+            found += [text for _, text in quota_warnings(self.writer.engine.usages(), percents).values()]
         return found
+
+    def freeing(self) -> int:
+        """The bytes of destroyed snapshots that are still to be freed."""
+        return 0 if self.writer is None or self.failed is not None else self.writer.engine.freeing()
 
     def fail(self, reason: str) -> None:
         """The engine has failed: the mount stays and answers EIO."""
@@ -218,7 +224,13 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 str(parsed), guid, store.path, where, options, operations, committer, writer, writer.engine, stop
             )
             mount.apply(store)
-            tasks = Tasks(writer.engine, mount.prop, info.state, destroyed=partial(destroyed, operations))
+            tasks = Tasks(
+                writer.engine,
+                mount.prop,
+                info.state,
+                destroyed=partial(destroyed, operations),
+                warn=lambda text: log.warning("%s: %s", mount.name, text),
+            )
             committer.background_failed = lambda error: tasks.failed("gc", error)
             mount.tasks = TaskRunner(tasks, committer, mount.write_out)
             writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})

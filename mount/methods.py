@@ -134,6 +134,7 @@ class _Methods:
             "xattr": mount.options.xattr,
             "failed": mount.failed,
             "warnings": [*mount.warnings()],
+            "freeing": mount.freeing(),
         }
 
     def unmount(self, params: Nothing) -> Json:

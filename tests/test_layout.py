@@ -59,7 +59,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.names": ("tzfs.limits", "tzfs.errors"),
     "tzfs.lifecycle": ("tzfs.errors",),
     "tzfs.retention": ("tzfs.errors", "tzfs.names"),
-    "tzfs.units": (),
+    "tzfs.units": ("tzfs.errors",),
     "tzfs.properties": ("tzfs.limits", "tzfs.errors", "tzfs.names", "tzfs.retention", "tzfs.units"),
     # the catalog makes, names and removes filesystems, and never looks into one
     "tzfs.layout": (*_GROUND, "tzfs.store"),
@@ -92,12 +92,21 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.opening": (*_STORE, "tzfs.layout", "tzfs.engine", "tzfs.origins"),
     # what all is tested for, here or by whoever has it mounted
     "tzfs.checking": (*_STORE, "tzfs.engine", "tzfs.opening", "tzfs.jsonrpc"),
+    # what properties say of space
+    "tzfs.space": (*_STORE, "tzfs.engine", *_NAMES),
     # background tasks: when they are due, and what each does with an engine
     "tzfs.schedule": (),
     "tzfs.pruning": (*_BYTES, "tzfs.names", "tzfs.retention"),
-    "tzfs.tasks": (*_BYTES, "tzfs.lifecycle", "tzfs.jsonrpc", "tzfs.engine", "tzfs.schedule", "tzfs.pruning"),
-    # what properties say of space
-    "tzfs.space": (*_STORE, "tzfs.engine", *_NAMES),
+    "tzfs.tasks": (
+        *_BYTES,
+        "tzfs.lifecycle",
+        "tzfs.jsonrpc",
+        "tzfs.engine",
+        "tzfs.schedule",
+        "tzfs.pruning",
+        "tzfs.space",
+        *_NAMES,
+    ),
     # how writers share the quota of the store
     "tzfs.ledger": ("tzfs.limits", "tzfs.errors", "tzfs.layout", "tzfs.store", "tzfs.opening"),
     # what properties decide for an engine

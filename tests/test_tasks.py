@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from tzfs import failpoints
-from tzfs.engine.engine import Engine
+from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.task_rows import read_task_rows
-from tzfs.errors import NoSpace, StoreError, TzfsError
+from tzfs.errors import InvalidArgument, NoSpace, StoreError, TzfsError
 from tzfs.lifecycle import Command, State
 from tzfs.management import Store, open_store
 from tzfs.schedule import SECOND_NS
 from tzfs.store.memory import MemoryMeta, MemoryPayload
-from tzfs.tasks import ALL, GC, Alone, Ask, Context, Steps, Task, Tasks
+from tzfs.tasks import ALL, GC, QUOTAS, Alone, Ask, Context, Steps, Task, Tasks
+from tzfs.units import parse_percents
 
 PROPS = {"gc_interval": "300", "gc_budget": "1", "every": "10", "budget": "0.5"}
 
@@ -156,6 +157,56 @@ def test_what_a_step_wants_is_done_before_the_next(world: World) -> None:
     tasks = world.tasks(Task("t", "", Command.GC, "every", "budget", work))
     assert tasks.run(tasks.by_name["t"]).said == "all"
     assert world.said == ["function", "dirty False"]
+
+
+def test_a_quota_is_warned_of_once_each_time_that_it_crosses_a_percent(world: World) -> None:
+    world.props |= {"quota_interval": "10", "quota_warnings": "100,50,75", "gc_budget": "1"}
+    world.engine.configure(Settings(inodes_max=8))
+    numbers = iter(range(100))
+
+    def watch() -> str:
+        tasks = Tasks(
+            world.engine, world.props.__getitem__, State.ACTIVE, tasks=(QUOTAS,),
+            clock=lambda: world.now, warn=world.said.append,
+        )  # fmt: skip
+        return tasks.run(QUOTAS).said
+
+    def more(inodes: int) -> None:
+        for _ in range(inodes):
+            world.engine.mknod(1, b"%d" % next(numbers), 0o100644, uid=0, gid=0)
+
+    more(2)  # three with the root
+    assert (watch(), world.said) == ("nothing to warn of", [])
+    more(1)
+    assert watch() == "inode_quota has reached 50%: 4 of 8"
+    more(1)
+    assert watch() == "inode_quota has reached 50%: 5 of 8"
+    assert world.said == ["inode_quota has reached 50%: 4 of 8"]
+    more(3)
+    world.engine.close()
+    world.open()
+    world.engine.configure(Settings(inodes_max=8))
+    watch()
+    assert world.said.pop() == "inode_quota has reached 100%: 8 of 8"
+    world.engine.unlink(1, b"0")
+    watch()
+    world.engine.unlink(1, b"1")
+    watch()
+    assert len(world.said) == 1, "it is less than it was"
+    more(2)
+    watch()
+    assert world.said.pop() == "inode_quota has reached 100%: 8 of 8"
+    world.props["quota_warnings"] = "none"
+    assert (watch(), len(world.said)) == ("nothing to warn of", 1)
+    assert world.engine.problems() == []
+
+
+def test_percents_as_people_write_them() -> None:
+    assert parse_percents(" 90, 80,90 ,100") == (80, 90, 100)
+    assert parse_percents("none") == ()
+    for text in ("", "0", "101", "80%", "80,,90", "-1", "1.5", "\u0661"):
+        with pytest.raises(InvalidArgument, match="are no percents"):
+            parse_percents(text)
 
 
 def test_what_a_writer_of_another_version_has_left_counts_as_never_run(world: World) -> None:

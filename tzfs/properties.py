@@ -150,6 +150,11 @@ def _setting(
     return Property(name, kind, help, default, least, most, power_of_two, tuple(choices), effect)
 
 
+def _interval(name: str, default: str, help: str) -> Property:
+    """How often a background task runs."""
+    return _setting(name, Kind.SECONDS, default, Effect.AT_ONCE, help, low=0, high=WEEK_S)
+
+
 def _limit(name: str, kind: Kind, help: str, *, own: bool = False) -> Property:
     most = Decimal((1 << 63) - 1)
     return Property(name, kind, help, "0", Decimal(1), most, effect=Effect.AT_ONCE, limit=True, own=own)
@@ -229,14 +234,12 @@ _ALL: Final = (
     _limit("refquota", Kind.SIZE, "what it may be charged without its snapshots"),
     _limit("inode_quota", Kind.INTEGER, "how many files, directories and other inodes it may have"),
     _limit("snapshot_limit", Kind.INTEGER, "how many snapshots it may have"),
-    _setting(
+    _interval("quota_interval", "60", "how often it is looked how far the quotas are used, to warn of it; 0: never"),
+    _setting("quota_warnings", Kind.TEXT, "80,90,95,100", Effect.AT_ONCE, "at which percents of a quota; or none"),
+    _interval(
         "snapshot_interval",
-        Kind.SECONDS,
         "0",
-        Effect.AT_ONCE,
         "how often a snapshot auto-TIME is taken while it is open for writing, if something has changed; 0: never",
-        low=0,
-        high=WEEK_S,
     ),
     _setting("retention", Kind.TEXT, retention.NONE, Effect.AT_ONCE, "which snapshots are kept: tzfs policy --help"),
     _setting(
@@ -246,34 +249,22 @@ _ALL: Final = (
         Effect.AT_ONCE,
         "the snapshots that retention is about; all others are kept",
     ),
-    _setting(
+    _interval(
         "prune_interval",
-        Kind.SECONDS,
         "3600",
-        Effect.AT_ONCE,
         "how often snapshots that retention does not keep are destroyed; 0: only by tzfs prune",
-        low=0,
-        high=WEEK_S,
     ),
     _setting("readonly", Kind.CHOICE, "off", Effect.NEXT_MOUNT, "refuse every change", choices=("off", "on")),
-    _setting(
+    _interval(
         "gc_interval",
-        Kind.SECONDS,
         "300",
-        Effect.AT_ONCE,
         "how often what was removed is looked for and given back, and after each commit; 0: only by tzfs gc",
-        low=0,
-        high=WEEK_S,
     ),
     _setting("gc_budget", Kind.SECONDS, "1", Effect.AT_ONCE, "how long one such run may take", low="0.01", high=3600),
-    _setting(
+    _interval(
         "compact_interval",
-        Kind.SECONDS,
         "3600",
-        Effect.AT_ONCE,
         "how often it is looked whether the tables have become half empty, to be made smaller; 0: only by tzfs gc",
-        low=0,
-        high=WEEK_S,
     ),
     _setting(
         "compact_budget",
@@ -393,6 +384,7 @@ def parse(name: str, text: str) -> str:
 
 
 _TEXTS: Final[Mapping[str, Callable[[str], str]]] = {
+    "quota_warnings": lambda text: ",".join(map(str, units.parse_percents(text))) or "none",
     "retention": lambda text: str(retention.parse_grid(text) or retention.NONE),
     "retention_names": lambda text: ",".join(retention.parse_names(text)),
 }

@@ -30,6 +30,7 @@ class Past:
     """What is remembered of a task: its last run, and what came of it.
 
     `error` is why the last `failures` runs failed, the newest one's reason.  `more`: the budget ended the last run.
+    `kept` is the task's own, for its next run.
     """
 
     last_ns: int
@@ -38,6 +39,7 @@ class Past:
     failures: int = 0
     more: bool = False
     took_ns: int = 0
+    kept: str = ""
 
 
 class Schedule:
@@ -83,9 +85,11 @@ class Schedule:
         """When the first task is due; None while all are off."""
         return min((at for name in self._names if (at := self.next_ns(name, now_ns)) is not None), default=None)
 
-    def succeeded(self, name: str, now_ns: int, said: str, *, took_ns: int = 0, more: bool = False) -> Past:
+    def succeeded(
+        self, name: str, now_ns: int, said: str, *, took_ns: int = 0, more: bool = False, kept: str = ""
+    ) -> Past:
         """The task has run, and says what it did."""
-        self._pasts[name] = past = Past(now_ns, said, more=more, took_ns=took_ns)
+        self._pasts[name] = past = Past(now_ns, said, more=more, took_ns=took_ns, kept=kept)
         return past
 
     def failed(self, name: str, now_ns: int, error: str) -> Past:

@@ -6,15 +6,12 @@ Everything is exact for the tables that the accounts were read from.  Pure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
 
 from tzfs.engine.accounting import Accounts
 from tzfs.engine.quotas import Usage, crossed
 from tzfs.errors import QuotaExceeded
 from tzfs.properties import NATIVE, WRITTEN_SINCE, Kind
 from tzfs.units import human_size
-
-WARN_PERCENTS: Final = (80, 90, 95, 100)  # of a quota: the first in time, the last where nothing more goes in
 
 
 def ratio(logical: int, charged: int) -> str:
@@ -59,12 +56,12 @@ def check_quota(what: object, name: str, exact: str, used: int) -> None:
         )
 
 
-def warnings(usages: Sequence[Usage]) -> list[str]:
-    """A line for each quota that has reached one of `WARN_PERCENTS`."""
-    found = []
-    for name, (percent, usage) in crossed(usages, WARN_PERCENTS).items():
+def warnings(usages: Sequence[Usage], percents: Sequence[int]) -> dict[str, tuple[int, str]]:
+    """For each quota that has reached one of `percents`: the highest that it has, and a line that says so."""
+    found = {}
+    for name, (percent, usage) in crossed(usages, percents).items():
         show = human_size if NATIVE[name].kind is Kind.SIZE else str
-        found.append(f"{name} has reached {percent}%: {show(usage.used)} of {show(usage.limit)}")
+        found[name] = percent, f"{name} has reached {percent}%: {show(usage.used)} of {show(usage.limit)}"
     return found
 
 

@@ -15,7 +15,8 @@ from tzfs.store.lease import live_views
 @dataclass(frozen=True, slots=True)
 class MountStatus:
     """What is mounted, or open, where: `what` is a filesystem or snapshot; `failed` why it answers nothing any more;
-    `warnings` what else somebody should know: background tasks that failed."""
+    `warnings` what else somebody should know: background tasks that failed, quotas that fill up; `freeing` the bytes
+    of destroyed snapshots that are still to be freed."""
 
     what: str
     mountpoint: str
@@ -23,6 +24,7 @@ class MountStatus:
     kind: str
     failed: str | None = None
     warnings: tuple[str, ...] = ()
+    freeing: int = 0
 
 
 def statuses(catalog: Catalog, *, ask: bool = True) -> list[MountStatus]:
@@ -55,11 +57,12 @@ def _holder_status(
             with connect(Path(where), timeout_s=5.0) as mount:
                 answer = mount.call("info")
             told = answer if isinstance(answer, dict) else {}
-            failed, warnings = told.get("failed"), told.get("warnings")
+            failed, warnings, freeing = told.get("failed"), told.get("warnings"), told.get("freeing")
             status = replace(
                 status,
                 failed=failed if isinstance(failed, str) else None,
                 warnings=tuple(map(str, warnings)) if isinstance(warnings, list) else (),
+                freeing=freeing if isinstance(freeing, int) else 0,
             )
         except (NotFound, StoreError) as error:  # it is just beginning, ending, or stuck
             if catalog.holder(info) is not None:

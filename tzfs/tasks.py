@@ -33,6 +33,8 @@ from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State, allowed
 from tzfs.pruning import automatic_name, verdicts
 from tzfs.schedule import SECOND_NS, Past, Schedule
+from tzfs.space import warnings
+from tzfs.units import parse_percents
 
 
 class Ask(Enum):
@@ -63,11 +65,16 @@ def _nothing_to_do(names: Sequence[str]) -> Step:
     return None
 
 
+def _unheard(text: str) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Context:
     """What a task works on.  `prop` answers the exact value of a property of the filesystem.
 
-    `destroyed` is told of snapshots that are gone, in the same step, and answers what has to be done then.
+    `destroyed` is told of snapshots that are gone, in the same step, and answers what has to be done then.  `warn` is
+    given a line for whoever looks after the filesystem.  `kept` is what the last run has left in it.
     """
 
     engine: Engine
@@ -76,6 +83,8 @@ class Context:
     demanded: bool = False  # somebody asked for it now, and waits: no budget, no threshold below which it does not pay
     figures: dict[str, int] = field(default_factory=dict)  # what was done, for whoever asked
     destroyed: Destroyed = _nothing_to_do
+    warn: Callable[[str], None] = _unheard
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +206,30 @@ PRUNE: Final = Task(
     budget="gc_budget",
     work=_prune,
 )
-ALL: Final = (GC, COMPACT, SNAPSHOT, PRUNE)
+
+
+def _watch_quotas(context: Context) -> Steps:
+    """Warns of each quota that has reached a higher percent than when it was last looked."""
+    yield None
+    percents = parse_percents(context.prop("quota_warnings"))
+    found = warnings(context.engine.usages(), percents)
+    before = dict(part.split("=") for part in context.kept.split())
+    for name, (percent, text) in found.items():
+        if percent > int(before.get(name, "0")):
+            context.warn(text)
+    context.kept = " ".join(f"{name}={percent}" for name, (percent, _) in found.items())
+    return "; ".join(text for _, text in found.values()) or "nothing to warn of"
+
+
+QUOTAS: Final = Task(
+    "quotas",
+    "looks how far the quotas are used",
+    Command.GC,
+    interval="quota_interval",
+    budget="gc_budget",
+    work=_watch_quotas,
+)
+ALL: Final = (GC, COMPACT, SNAPSHOT, PRUNE, QUOTAS)
 COLLECTING: Final = (GC, COMPACT)  # what `tzfs gc` runs, in this order
 
 
@@ -213,8 +245,10 @@ class Tasks:
         tasks: tuple[Task, ...] = ALL,
         clock: Callable[[], int] = time.time_ns,
         destroyed: Destroyed = _nothing_to_do,
+        warn: Callable[[str], None] = _unheard,
     ) -> None:
-        self.engine, self.prop, self.clock, self.destroyed = engine, prop, clock, destroyed
+        self.engine, self.prop, self.clock = engine, prop, clock
+        self.destroyed, self.warn = destroyed, warn
         self.by_name = {task.name: task for task in tasks if allowed(task.command, state)}
         pasts = {name: _past(fields) for name, fields in engine.task_rows.all().items()}
         born_ns = engine.superblock.created_ns
@@ -235,7 +269,12 @@ class Tasks:
 
     def begin(self, task: Task, *, demanded: bool = False) -> Run:
         """A run of the task, to be stepped by the caller."""
-        return Run(self, task, Context(self.engine, self.prop, self.clock, demanded, destroyed=self.destroyed))
+        past = self.schedule.past(task.name)
+        context = Context(
+            self.engine, self.prop, self.clock, demanded,
+            destroyed=self.destroyed, warn=self.warn, kept="" if past is None else past.kept,
+        )  # fmt: skip
+        return Run(self, task, context)
 
     def run(self, task: Task, *, demanded: bool = False, progress: Callable[[], None] | None = None) -> Run:
         """Runs the task here and now, within its budget unless it is `demanded`; its error is raised."""
@@ -351,7 +390,9 @@ class Run:
         took_ns = now_ns - self._began_ns - self.idle_ns
         if self.context.demanded:
             tasks.engine.journal.append(self.task.name, said=self.said)
-        past = tasks.schedule.succeeded(self.task.name, now_ns, self.said, took_ns=took_ns, more=more)
+        past = tasks.schedule.succeeded(
+            self.task.name, now_ns, self.said, took_ns=took_ns, more=more, kept=self.context.kept
+        )
         tasks.remember(self.task.name, past)
 
     def fail(self, error: TzfsError | OSError) -> None:
@@ -383,6 +424,7 @@ def _fields(past: Past) -> dict[str, str | int | bool | None]:
         "failures": past.failures,
         "more": past.more,
         "took_ns": past.took_ns,
+        "kept": past.kept,
     }
 
 
@@ -398,7 +440,7 @@ def _past(fields: dict[str, object]) -> Past:
     error = fields.get("error")
     return Past(
         last_ns, str(fields.get("said", "")), None if error is None else str(error), failures,
-        fields.get("more") is True, took_ns,
+        fields.get("more") is True, took_ns, str(fields.get("kept", "")),
     )  # fmt: skip
 
 
@@ -407,6 +449,7 @@ __all__ = [
     "COMPACT",
     "GC",
     "PRUNE",
+    "QUOTAS",
     "SNAPSHOT",
     "Alone",
     "Ask",

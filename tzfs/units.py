@@ -9,6 +9,8 @@ import re
 from decimal import Decimal
 from typing import Final
 
+from tzfs.errors import InvalidArgument
+
 _UNITS: Final = "KMGTPE"
 _SIZE: Final = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)([KMGTPE]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
 _SECONDS: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)?\Z", re.ASCII)
@@ -19,6 +21,16 @@ _PER_SECOND: Final = {
     "h": Decimal(3600),
     "d": Decimal(86400),
 }
+
+
+def parse_percents(text: str) -> tuple[int, ...]:
+    """From 1 to 100, ascending, from `80,90,100`; empty from `none`.  `InvalidArgument`."""
+    if text == "none":
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d?|100", part, re.ASCII) for part in parts):
+        raise InvalidArgument(f"{text!r} are no percents", hint="give 80,90,100, for example, from 1 to 100; or none")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def parse_size(text: str) -> Decimal | None:

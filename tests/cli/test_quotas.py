@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command_line import CommandLine
-from tests.mount.workspace import Workspace
+from tests.mount.workspace import Workspace, eventually
 from tzfs.errors import QuotaExceeded
 from tzfs.management import open_store
 
@@ -90,6 +90,10 @@ def test_a_mount_feels_a_quota_at_once_and_df_shows_it(workspace: Workspace) -> 
         warned = workspace.tzfs("status").splitlines()
         assert any("quota has reached 80%: 1.00M of 1.17M" in line for line in warned), warned
         assert any("refquota has reached 80%: 1.00M of 1.12M" in line for line in warned), warned
+        workspace.tzfs("set", "quota_warnings=99", "ws")
+        assert "has reached" not in workspace.tzfs("status")
+        workspace.tzfs("set", "quota_warnings=50,85,100", "quota_interval=10ms", "ws")
+        assert eventually(lambda: "WARNING tzfs.mount.daemon: ws: refquota has reached 85%: 1.00M" in workspace.log())
         workspace.tzfs("set", "refquota=none", "quota=none", "inode_quota=2", "ws")
         assert "inode_quota has reached 100%: 2 of 2" in workspace.tzfs("status")
         with pytest.raises(OSError, match="quota"):

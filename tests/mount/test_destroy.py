@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,18 @@ def test_a_read_only_mount_destroys_nothing(workspace: Workspace) -> None:
         with pytest.raises(ReadOnly, match="cannot destroy a snapshot of ws: it is mounted read-only"):
             destroy(workspace, "s")
         assert os.listdir(workspace.mnt / ".zfs" / "snapshot") == ["s"]
+
+
+def test_the_status_says_what_destroyed_snapshots_still_hold(mounted: Workspace) -> None:
+    mounted.call("property.set", name="gc_interval", value="0")
+    (mounted.mnt / "file").write_bytes(b"x" * 5_000_000)
+    mounted.call("snapshot.create", name="s")
+    (mounted.mnt / "file").unlink()
+    mounted.call("sync")
+    assert mounted.tzfs("status", "-H").endswith("\tok\n")
+    destroy(mounted, "s")
+    assert re.search(r"\tfreeing 4\.\d+M\n", mounted.tzfs("status", "-H"))
+    [told] = json.loads(mounted.tzfs("status", "--json"))
+    assert told["freeing"] >= 5_000_000
+    mounted.tzfs("gc", "ws")
+    assert mounted.tzfs("status", "-H").endswith("\tok\n")

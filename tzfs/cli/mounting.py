@@ -17,6 +17,7 @@ from tzfs.limits import PATH_BYTES_MAX
 from tzfs.management import MountStatus, Store
 from tzfs.names import SnapshotName, parse, show
 from tzfs.runtime import log_path, runtime_directory
+from tzfs.units import human_size
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import MountOptions
@@ -195,6 +196,13 @@ def _dead(store: Store, live: list[MountStatus]) -> list[Mounted]:
     ]
 
 
+def _state(status: MountStatus) -> str:
+    if status.failed:
+        return status.failed
+    freeing = [f"freeing {human_size(status.freeing)}"] if status.freeing else []
+    return "; ".join([*status.warnings, *freeing]) or "ok"
+
+
 @click.command()
 @click.option("-H", "scripted", is_flag=True, help="No headers, one tab between columns.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
@@ -205,7 +213,8 @@ def status_command(ctx: click.Context, scripted: bool, as_json: bool, statistics
 
     KIND is mount, snapshot, or what else has a filesystem open: a program, a command.  STATE is ok, or what is wrong:
     what has failed, background tasks that failed and will be tried again (tzfs status --statistics has more of them),
-    quotas that are 80% used and more, and, for a mount whose process has died, what to do.
+    quotas that are nearly used up (quota_warnings), what destroyed snapshots still hold, and, for a mount whose process
+    has died, what to do.
 
     \b
     tzfs status
@@ -236,10 +245,11 @@ def status_command(ctx: click.Context, scripted: bool, as_json: bool, statistics
                     "kind": s.kind,
                     "failed": s.failed,
                     "warnings": [*s.warnings],
+                    "freeing": s.freeing,
                 }
                 for s in found
             ]
         )
         return
-    rows = [[s.what, s.mountpoint, str(s.pid or "-"), s.kind, s.failed or "; ".join(s.warnings) or "ok"] for s in found]
+    rows = [[s.what, s.mountpoint, str(s.pid or "-"), s.kind, _state(s)] for s in found]
     table(["name", "mountpoint", "pid", "kind", "state"], rows, scripted=scripted)
