@@ -12,6 +12,7 @@ from tzfs.filesystem import FileSystem
 from tzfs.format.keys import Epoch
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.management import Store, open_store
+from tzfs.policies import prune
 from tzfs.pruning import automatic_name, verdicts
 from tzfs.tasks import PRUNE, SNAPSHOT, Task, Tasks
 
@@ -119,10 +120,22 @@ def test_what_the_policy_does_not_keep_is_destroyed_but_for_what_is_held_bookmar
     assert names(store) == ["auto-0", "auto-1", "auto-2", "auto-three", "auto-5"]
     assert take(store, PRUNE) == "destroyed 1 of 5 snapshots"
     assert names(store) == ["auto-0", "auto-1", "auto-2", "auto-5"]
+    store.clone("ws@auto-0", "clone")
+    store.clone("ws@auto-2", "other")
     marking.release(store, "keep", ["ws@auto-1"])
     marking.drop_bookmark(store, "ws#mark")
-    assert take(store, PRUNE) == "destroyed 2 of 4 snapshots"
+    assert [(v.name, v.kept_by) for v in prune(store, "ws", dry_run=True)[0]] == [
+        ("auto-0", "origin of clone"),
+        ("auto-1", None),
+        ("auto-2", "origin of other"),
+        ("auto-5", "it is the newest"),
+    ]
+    assert take(store, PRUNE) == "destroyed 1 of 4 snapshots"
+    store.destroy("other")
+    assert [v.name for v in prune(store, "ws")[0] if v.kept_by is None] == ["auto-2"]
     assert names(store) == ["auto-0", "auto-5"]
+    with store.open("clone") as fs:
+        assert fs.read_text("a") == "0"
     assert store.check("ws").found == 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from tzfs.catalog import FilesystemInfo
 from tzfs.destroying import destroy
+from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName
@@ -14,13 +16,13 @@ from tzfs.pruning import verdicts
 from tzfs.retention import Verdict
 
 
-def clones_of(store: Store, info: FilesystemInfo) -> dict[str, list[str]]:
+def clones_of(store: Store, info: FilesystemInfo, snapshots: Mapping[str, Snapshot]) -> dict[str, list[str]]:
     """The filesystems that have come from snapshots of this one, by the snapshot's name."""
+    names = {record.guid.hex(): name for name, record in snapshots.items()}
     found: dict[str, list[str]] = {}
-    for other in store.filesystems():
-        name, at, snapshot = (other.origin or "").partition("@")
-        if at and name == str(info.name):
-            found.setdefault(snapshot, []).append(str(other.name))
+    for guid, clone in store.catalog.clones(info):
+        if guid in names:
+            found.setdefault(names[guid], []).append(str(clone))
     return found
 
 
@@ -33,7 +35,7 @@ def kept(store: Store, name: str | FilesystemName, *, now_ns: int | None = None)
         info.property("retention_names").parsable,
         snapshots,
         bookmarks,
-        clones_of(store, info),
+        clones_of(store, info, snapshots),
         now_ns=time.time_ns() if now_ns is None else now_ns,
     )
 
