@@ -115,9 +115,9 @@ def test_an_origin_is_not_destroyed_while_it_has_clones(store: Store) -> None:
     store.clone("ws@s", "c")
     for dry_run in (True, False):
         with pytest.raises(errors.Busy, match="it has clones: c"):
-            store.destroy("ws", dry_run=dry_run)
+            store.destroy("ws", recursive=True, dry_run=dry_run)
     store.destroy("c")
-    store.destroy("ws")
+    store.destroy("ws", recursive=True)
     assert store.filesystems() == []
 
 
@@ -142,7 +142,7 @@ def test_flattened_it_needs_its_origin_no_more(store: Store) -> None:
     assert origin(store, "c") == "-"
     with pytest.raises(errors.WrongState, match="not a clone"):
         store.flatten("c")
-    store.destroy("ws")
+    store.destroy("ws", recursive=True)
     for name in ("c", "cc"):
         assert_as_cloned(store, name, changed=True)
         assert store.check(name, payload=True).problems == ()
@@ -155,7 +155,7 @@ def test_a_program_flattens_what_it_has_open(store: Store) -> None:
         fs.flatten()
         with pytest.raises(errors.WrongState):
             fs.flatten()
-    store.destroy("ws")
+    store.destroy("ws", recursive=True)
     with store.open("c") as fs:
         assert fs.read_bytes("/d/more") == b"m"
 
@@ -254,7 +254,7 @@ def test_a_process_that_dies_leaves_too_much_held_at_most(original: Path, tmp_pa
                 store.destroy("new")
             if "c" in names:
                 _flatten(store)
-            store.destroy("ws")
+            store.destroy("ws", recursive=True)
             if "c" in names:
                 assert_as_cloned(store, "c", changed=True)
                 assert store.check("c", payload=True).problems == ()

@@ -38,7 +38,7 @@ ACTS: dict[str, Callable[[Store], object]] = {
     **test_leaks.ACTS,
     "archive": lambda store: store.archive("ws"),
     "activate": lambda store: store.activate("ws"),
-    "destroy": lambda store: store.destroy("ws"),
+    "destroy": lambda store: store.destroy("ws", recursive=True),
 }
 DONE: dict[str, Callable[[Store], bool]] = {
     "create": lambda store: "new" in names(store),

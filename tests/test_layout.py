@@ -113,7 +113,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.settings": (*_CATALOG, "tzfs.engine", "tzfs.catalog"),
     # who has what open
     "tzfs.status": (*_STORE, *_CONTROL, "tzfs.catalog"),
-    "tzfs.dependants": (*_STORE, "tzfs.engine", "tzfs.catalog"),
+    "tzfs.dependants": (*_CATALOG, "tzfs.engine", "tzfs.opening", "tzfs.catalog"),
     "tzfs.facts": (
         *_STORE,
         *_NAMES,
@@ -138,7 +138,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "tzfs.marking": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.journal": (*_API, "tzfs.catalog", "tzfs.management"),
-    "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.management"),
+    "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.dependants", "tzfs.management"),
     "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.destroying"),
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning", "tzfs.destroying"),
     "tzfs.patch": (*_BYTES, "tzfs.engine"),

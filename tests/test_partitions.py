@@ -63,7 +63,7 @@ def test_filesystems_with_the_same_keys_never_see_each_others(tmp_path: Path) ->
         with store.open("ws") as fs:
             fs.rmtree("/d")
             fs.collect()
-        store.destroy("xs")
+        store.destroy("xs", recursive=True)
         assert_own(store, "ns/ws")
 
 
@@ -75,12 +75,12 @@ def test_an_old_name_created_again_has_nothing_of_what_was_there(tmp_path: Path)
             if way == "renamed":
                 store.rename("ws", "old")
             else:
-                store.destroy("ws")
+                store.destroy("ws", recursive=True)
             store.create("ws")
             with store.open("ws") as fs:
                 assert fs.listdir("/") == []
                 assert fs.snapshots() == {}
-            store.destroy("ws")
+            store.destroy("ws", recursive=True)
         with store.open("old") as fs:
             assert fs.read_bytes("/small") == b"ws"
         assert len(os.listdir(tmp_path / "store" / "fs")) == 1

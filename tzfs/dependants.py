@@ -1,14 +1,24 @@
-"""Who keeps a snapshot from being destroyed beside its readers: the clones that were made from it."""
+"""What keeps a filesystem or a snapshot from being destroyed: snapshots, holds, and the clones that were made from it.
+
+The command, `tzfs.destroy` and `Store.destroy` ask the same functions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Final
 
 from tzfs.catalog import Catalog, FilesystemInfo
+from tzfs.engine.destroy import check_unused
 from tzfs.engine.engine import Engine
+from tzfs.errors import Busy, NotEmpty, NotFound
+from tzfs.format.records import Snapshot
+from tzfs.lifecycle import State
+from tzfs.opening import committed_state
 from tzfs.store.lease import Info
 
+SHOWN_MAX: Final = 8  # names in a hint
 Readers = Callable[[], AbstractContextManager[list[Info]]]
 
 
@@ -32,3 +42,48 @@ def with_clones(readers: Readers, engine: Engine, catalog: Catalog, info: Filesy
             yield [*found, *clones]
 
     return both
+
+
+def check_empty(info: FilesystemInfo, *, recursive: bool) -> dict[str, Snapshot]:
+    """The snapshots of a filesystem that is to be destroyed with them; `NotEmpty` unless that is meant."""
+    there = snapshots_of(info)
+    if there and not recursive:
+        raise NotEmpty(
+            f"cannot destroy {info.name}: it has snapshots",
+            hint=f"-r destroys them too: {_some([f'{info.name}@{name}' for name in there])}",
+        )
+    return there
+
+
+def check_free(info: FilesystemInfo) -> None:
+    """`Busy` where one of the filesystem's snapshots is held."""
+    there = snapshots_of(info)
+    with naming(info, there):
+        check_unused(there, ())
+
+
+@contextmanager
+def naming(info: FilesystemInfo, names: Iterable[str]) -> Iterator[None]:
+    """Within, who is in the way of snapshots is told with the filesystem's name: an engine does not know it."""
+    try:
+        yield
+    except Busy as error:
+        if not error.holders:
+            raise
+        what = _some([f"{info.name}@{name}" for name in names])
+        text = f"cannot destroy {what}: in use by {'; '.join(error.holders)}"
+        raise Busy(text, holders=error.holders, hint=error.hint) from error
+
+
+def snapshots_of(info: FilesystemInfo) -> dict[str, Snapshot]:
+    """Those of a filesystem, oldest first."""
+    if info.state in (State.CREATING, State.DELETING):
+        return {}
+    try:
+        return committed_state(info.folder).snapshots
+    except NotFound:  # its folder is lost
+        return {}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= SHOWN_MAX else f"{', '.join(names[:SHOWN_MAX])} and others"

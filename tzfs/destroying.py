@@ -13,16 +13,15 @@ A snapshot that a clone has come from stays as long as the clone, unless `clones
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from tzfs.catalog import FilesystemInfo, describe_holder
+from tzfs.dependants import check_empty, check_free, naming, snapshots_of
 from tzfs.engine.committed import read_counters
 from tzfs.engine.destroy import check_unused, foreseen
 from tzfs.engine.snapshots import read_snapshots
-from tzfs.errors import Busy, InvalidArgument, MountFailed, NotEmpty, NotFound
+from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command, State, check
 from tzfs.management import Store
@@ -30,8 +29,6 @@ from tzfs.names import FilesystemName, Scope, SnapshotName, SnapshotRange, parse
 from tzfs.opening import Committed, committed_state
 from tzfs.store.lease import live_views
 from tzfs.tasks import collect
-
-SHOWN_MAX: Final = 8  # names in a hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +92,7 @@ class _Plan:
             return
         holder = self._store.catalog.holder(info)
         check(Command.DESTROY, info.name, info.state, None if holder is None else describe_holder(holder))
-        there = _snapshots(info)
-        if there and not recursive:
-            raise NotEmpty(
-                f"cannot destroy {info.name}: it has snapshots",
-                hint=f"-r destroys them too: {_some([f'{info.name}@{name}' for name in there])}",
-            )
+        there = check_empty(info, recursive=recursive)
         self._dependants(info, there)
         self._steps.append(_Step(info, tuple(there), whole=True))
 
@@ -108,7 +100,7 @@ class _Plan:
         """The snapshots of one filesystem, or of all that `where` means."""
         for info in self._meant(where):
             try:
-                names = _select(info.name, _snapshots(info), ranges)
+                names = _select(info.name, snapshots_of(info), ranges)
             except NotFound:
                 if not self._recursive:
                     raise
@@ -168,15 +160,14 @@ class _Plan:
         if step.whole:
             size = 0
             if info.state in (State.ACTIVE, State.ARCHIVED):
-                held = committed_state(info.folder)
-                with _naming(info, held.snapshots):
-                    check_unused(held.snapshots, ())
-                size = held.accounts.charged.used + held.accounts.charged.freeing
+                check_free(info)
+                charged = committed_state(info.folder).accounts.charged
+                size = charged.used + charged.freeing
             store.catalog.destroy(info.name, dry_run=dry_run, clones_first=True)
             return size
         mount = store.mounted(info)
         if mount is not None:
-            with mount, _naming(info, step.snapshots):
+            with mount, naming(info, step.snapshots):
                 answer = mount.ask("snapshot.destroy", {"names": [*step.snapshots], "dry_run": dry_run}, timeout_s=None)
             if not isinstance(answer, dict):
                 raise MountFailed("the mount did not say what it destroyed")
@@ -185,7 +176,7 @@ class _Plan:
             return self._foresee(info, step.snapshots)
         with store.writer(info.name, {"kind": "destroy"}, Command.DESTROY_SNAPSHOT) as writer:
             engine = writer.engine
-            with _naming(info, step.snapshots):
+            with naming(info, step.snapshots):
                 size = engine.destroy(step.snapshots).bytes
             collect(engine, None if progress is None else lambda: progress(engine.freeing()))
         return size
@@ -198,34 +189,11 @@ class _Plan:
             txn = committed.meta.begin_read()
             try:
                 there = read_snapshots(txn)
-                with _naming(found, names):
+                with naming(found, names):
                     check_unused({name: there[name] for name in names if name in there}, live_views(found.folder))
                 return foreseen(txn, names, read_counters(txn).epoch).bytes
             finally:
                 txn.close()
-
-
-@contextmanager
-def _naming(info: FilesystemInfo, names: Iterable[str]) -> Iterator[None]:
-    """Within, who is in the way of snapshots is told with the filesystem's name: an engine does not know it."""
-    try:
-        yield
-    except Busy as error:
-        if not error.holders:
-            raise
-        what = _some([f"{info.name}@{name}" for name in names])
-        text = f"cannot destroy {what}: in use by {'; '.join(error.holders)}"
-        raise Busy(text, holders=error.holders, hint=error.hint) from error
-
-
-def _snapshots(info: FilesystemInfo) -> dict[str, Snapshot]:
-    """Those of a filesystem, oldest first."""
-    if info.state in (State.CREATING, State.DELETING):
-        return {}
-    try:
-        return committed_state(info.folder).snapshots
-    except NotFound:  # its folder is lost
-        return {}
 
 
 def _select(name: FilesystemName, there: Mapping[str, Snapshot], ranges: Iterable[SnapshotRange]) -> list[str]:
@@ -244,7 +212,3 @@ def _select(name: FilesystemName, there: Mapping[str, Snapshot], ranges: Iterabl
     if not chosen:
         raise NotFound(f"{name} has no snapshots")
     return [each for each in ordered if each in chosen]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= SHOWN_MAX else f"{', '.join(names[:SHOWN_MAX])} and others"

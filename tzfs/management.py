@@ -25,7 +25,7 @@ from tzfs.catalog_rows import origin_text
 from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
 from tzfs.collecting import Collected
 from tzfs.control import TIMEOUT_S, ControlClient, connect
-from tzfs.dependants import with_clones
+from tzfs.dependants import check_empty, check_free, with_clones
 from tzfs.errors import (
     Busy,
     CorruptionError,
@@ -158,11 +158,15 @@ class Store:
         """Makes an archived filesystem writable again."""
         return self.catalog.activate(name)
 
-    def destroy(self, name: Name, *, dry_run: bool = False) -> FilesystemInfo:
-        """Removes a filesystem with all its snapshots.  `Busy` while it, or a snapshot of it, is mounted or open.
+    def destroy(self, name: Name, *, recursive: bool = False, dry_run: bool = False) -> FilesystemInfo:
+        """Removes a filesystem; `NotEmpty` where it has snapshots, unless they are to go too (`recursive`).
 
-        Snapshots alone, or whatever was cloned from them as well: `tzfs.destroy`.
+        `Busy` while it, or a snapshot of it, is mounted, open, held or cloned.  Snapshots alone, or whatever was cloned
+        from them as well: `tzfs.destroy`.
         """
+        info = self.catalog.destroy(name, dry_run=True)
+        check_empty(info, recursive=recursive)
+        check_free(info)
         return self.catalog.destroy(name, dry_run=dry_run)
 
     def open(self, name: Name) -> FileSystem:

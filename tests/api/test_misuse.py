@@ -12,7 +12,8 @@ import pytest
 import tzfs
 from tests.mount.workspace import NAME, Workspace
 from tzfs import FileSystem, Store
-from tzfs.errors import Busy, InvalidArgument, IsADirectory, NotFound, TzfsError, WrongState
+from tzfs.errors import Busy, InvalidArgument, IsADirectory, NotEmpty, NotFound, TzfsError, WrongState
+from tzfs.marking import hold, release
 
 
 @pytest.fixture
@@ -150,6 +151,27 @@ def test_opening_twice_names_who_has_it(store: Store) -> None:
                 opening()
             assert caught.value.holders == (f"pid {os.getpid()}",)
     store.open("ws").close()
+
+
+def test_what_the_command_would_refuse_to_destroy_is_refused(store: Store) -> None:
+    store.snapshot("ws@s")
+    hold(store, "keep", ["ws@s"])
+    for dry_run in (True, False):
+        with pytest.raises(NotEmpty, match="cannot destroy ws: it has snapshots") as caught:
+            store.destroy("ws", dry_run=dry_run)
+        assert caught.value.hint == "-r destroys them too: ws@s"
+        with pytest.raises(Busy, match="cannot destroy ws@s: in use by hold keep on @s"):
+            store.destroy("ws", recursive=True, dry_run=dry_run)
+    release(store, "keep", ["ws@s"])
+    store.clone("ws@s", "clone")
+    with pytest.raises(Busy, match="clone"):
+        store.destroy("ws", recursive=True)
+    store.destroy("clone")
+    with store.open("ws"), pytest.raises(Busy, match=f"in use by pid {os.getpid()}"):
+        store.destroy("ws")
+    assert store.destroy("ws", recursive=True, dry_run=True).name == store.get("ws").name
+    store.destroy("ws", recursive=True)
+    assert store.filesystems() == []
 
 
 def test_opening_what_is_mounted_names_the_mount(workspace: Workspace) -> None:

@@ -287,7 +287,7 @@ def test_mounted_or_not_the_answers_are_the_same(
         (mnt / "f").write_bytes(b"x" * 300_000)
     free = answers()
     with workspace.store() as store:
-        store.destroy("ws")  # with whatever is held in it
+        store.catalog.destroy("ws")  # with whatever is held in it
     tzfs.ok("create", "ws")
     with workspace.mounted() as mnt:
         (mnt / "f").write_bytes(b"x" * 300_000)

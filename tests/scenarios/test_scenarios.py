@@ -165,7 +165,7 @@ def test_a_whole_life_through_the_api(tmp_path: Path) -> None:
         store.activate("ws")
         with store.open("ws") as fs:
             assert fs.read_text("a.txt") == "two\n"
-        store.destroy("ws")
+        store.destroy("ws", recursive=True)
         assert not info.folder.exists()
         with pytest.raises(errors.NotFound):
             store.get("ws")
