@@ -61,6 +61,8 @@ def _diff(store: Store) -> None:
     for newer in (None, "@t"):
         assert b"Binary files a/file and b/file differ\n" in list(comparing.patch(store, "ws@s", newer))
     assert comparing.versions(store, "ws", "/file")[0].last == "s"
+    with store.open("ws") as fs:
+        fs.write_bytes("/file", CONTENTS)  # as every act leaves it
 
 
 def _snapshot(store: Store) -> None:
