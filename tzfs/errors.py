@@ -95,6 +95,10 @@ class WrongState(TzfsError):
     """The filesystem's lifecycle state forbids the command; the message names the state (EBUSY)."""
 
 
+class Diverged(TzfsError):
+    """The filesystem is not what a change starts from: it has not that snapshot, or has gone on since."""
+
+
 class NotSupported(TzfsError):
     """Well-formed, but this filesystem does not do it (ENOTSUP)."""
 
@@ -155,6 +159,10 @@ class Fenced(StoreError):
 
 class CorruptionError(TzfsError):
     """What is on disk is not what was written: a checksum, a key or a reference is wrong (EIO)."""
+
+
+class BadStream(CorruptionError):
+    """What came in is no stream of snapshots, or not all that was sent of one, or says what cannot be."""
 
 
 class InternalError(TzfsError):

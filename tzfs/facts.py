@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.accounting import Accounts
+from tzfs.engine.partial import pack_token
 from tzfs.format.records import Snapshot
 from tzfs.ledger import Ledger
 from tzfs.lifecycle import State
@@ -74,6 +75,8 @@ def facts_of(catalog: Catalog, ledger: Ledger, info: FilesystemInfo, also: Seque
     }
     if isinstance(mountpoint, str):
         facts["mountpoint"] = mountpoint
+    if state.partial is not None:
+        facts["receive_resume_token"] = pack_token(state.partial)
     return facts | origin_fact(catalog, info)
 
 

@@ -35,6 +35,7 @@ from tzfs.format.records import Bookmark, Inode, Snapshot
 from tzfs.names import check_snapshot_component
 from tzfs.restoring import Restored, restore
 from tzfs.rolling_back import RolledBack, roll_back
+from tzfs.streams import Own, Sent, plan, write_stream
 from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, components, to_stat
 
 
@@ -55,6 +56,7 @@ class FileSystem(Tree):
         `flattened` hears when it is a clone no more."""
         super().__init__(engine, f"filesystem {name}")
         self._run_tasks, self._flattened = run_tasks, flattened
+        self._name = name
         self.__engine = engine
         self._close = close
         self._umask = umask
@@ -211,6 +213,16 @@ class FileSystem(Tree):
     def log(self) -> list[Entry]:
         """What was done to it: snapshots, rollbacks, commands; oldest first, as many entries as `log_max` keeps."""
         return [*self._engine.journal.entries()][::-1]
+
+    def send(
+        self, snapshot: str, write: Callable[[bytes], object], *, base: str | None = None, recursive: bool = False
+    ) -> Sent:
+        """Writes a snapshot as a stream; with `base`, `SNAPSHOT` or `#BOOKMARK`, what has changed since.
+
+        `recursive` sends the snapshots between as well.  `tzfs.receiving` takes it in.  `NotFound`, `InvalidArgument`.
+        """
+        source = Own(self._engine, self._name)
+        return write_stream(source, plan(source.points(), snapshot, base=base, recursive=recursive), write)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,8 @@ class Command(StrEnum):
     BOOKMARK = "bookmark a snapshot of"
     ROLLBACK = "roll back"
     RESTORE = "restore into"
+    SEND = "send a snapshot of"
+    RECEIVE = "receive into"
     DESTROY_SNAPSHOT = "destroy a snapshot of"
     SYNC = "sync"
     GC = "collect garbage in"
@@ -99,6 +101,8 @@ RULES: Final[Mapping[Command, Rule]] = {
     Command.BOOKMARK: Rule(_STEADY),
     Command.ROLLBACK: Rule(_WRITABLE),
     Command.RESTORE: Rule(_WRITABLE),
+    Command.SEND: Rule(_STEADY),
+    Command.RECEIVE: Rule(_WRITABLE, free=True),
     Command.DESTROY_SNAPSHOT: Rule(_WRITABLE),
     Command.SYNC: Rule(_STEADY),
     Command.GC: Rule(_STEADY),  # gives space back, changes no contents

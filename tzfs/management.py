@@ -195,7 +195,8 @@ class Store:
         if command is Command.OPEN and info.property("readonly").exact == "on":
             lease.release()
             raise ReadOnly(f"filesystem {name} is read-only", hint=f"tzfs set readonly=off {name}")
-        writer = Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings_of(info))
+        settings, receiving = settings_of(info), command is Command.RECEIVE
+        writer = Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings, receiving=receiving)
         ledger, partition = self.ledger(), info.partition
         try:
             writer.share(

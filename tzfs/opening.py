@@ -26,6 +26,7 @@ from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.inherited import read_through
 from tzfs.engine.journal import read_log
+from tzfs.engine.partial import Partial, read_partial
 from tzfs.engine.quotas import Claim
 from tzfs.engine.rollback import inodes_changed
 from tzfs.engine.snapshots import read_snapshots
@@ -134,8 +135,10 @@ def _redo(directory: Path, guid: bytes) -> None:
 class Writer:
     """One filesystem open for writing: `engine` does the work, `lease` says who may."""
 
-    def __init__(self, directory: Path, guid: bytes, *, lease: Lease, settings: Settings) -> None:
-        """Takes over the lease, and releases it also where opening fails."""
+    def __init__(
+        self, directory: Path, guid: bytes, *, lease: Lease, settings: Settings, receiving: bool = False
+    ) -> None:
+        """Takes over the lease, and releases it also where opening fails.  `receiving`: as for `Engine`."""
         with ExitStack() as stack:
             self.lease = lease
             stack.callback(lease.release)
@@ -153,7 +156,15 @@ class Writer:
             redo = RedoLog(directory / REDO_FILE, guid)
             stack.callback(redo.close)
             ancestry = open_ancestry(directory, origin_of(meta), stack)
-            self.engine = Engine(meta, payload, redo=redo, settings=settings, disk=_free(directory), ancestry=ancestry)
+            self.engine = Engine(
+                meta,
+                payload,
+                redo=redo,
+                settings=settings,
+                disk=_free(directory),
+                ancestry=ancestry,
+                receiving=receiving,
+            )
             stack.callback(self.engine.close)
             self.engine.destroyer.readers = partial(no_new_readers, directory)
             self._stack = stack.pop_all()
@@ -315,6 +326,7 @@ class CommittedState:
     counters: Counters
     snapshots: dict[str, Snapshot]
     accounts: Accounts
+    partial: Partial | None  # of a receive that was cut
 
 
 def committed_state(directory: Path) -> CommittedState:
@@ -325,7 +337,7 @@ def committed_state(directory: Path) -> CommittedState:
         try:
             read_superblock(txn).check(for_writing=False)
             counters, snapshots = read_counters(txn), read_snapshots(txn)
-            return CommittedState(counters, snapshots, Accounts(txn, snapshots, counters.epoch))
+            return CommittedState(counters, snapshots, Accounts(txn, snapshots, counters.epoch), read_partial(txn))
         finally:
             txn.close()
     finally:

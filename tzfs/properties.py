@@ -191,6 +191,7 @@ _ALL: Final = (
     _fact("origin", Kind.TEXT, "the snapshot it is a clone of"),
     _fact("clones", Kind.TEXT, "the filesystems that are clones of the snapshot", snapshots=True),
     _fact("snapshot_count", Kind.INTEGER, "how many snapshots it has"),
+    _fact("receive_resume_token", Kind.TEXT, "where a receive that was cut goes on: tzfs send -t"),
     _fact("guid", Kind.TEXT, "what tells it from every other, for good", snapshots=True),
     _setting(
         "txg_interval",

@@ -43,6 +43,8 @@ COMMANDS = {
     "restore": "restoring",
     "diff": "comparing",
     "versions": "comparing",
+    "send": "streaming",
+    "receive": "streaming",
     "sync": "snapshots",
     "gc": "collecting",
     "check": "checking",

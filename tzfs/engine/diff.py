@@ -169,6 +169,18 @@ class Changes:
     def touched_xattrs(self, ino: int) -> bool:
         return _in(self._xattrs, ino) if self._complete else self._sought(Table.XATTR, ino)
 
+    def prefixes(self, table: Table, number: int) -> list[bytes]:
+        """The prefixes of a table that begin with a number and were touched, ascending."""
+        found: set[bytes] = set()
+        for epoch in self._epochs:
+            txn = self._meta.begin_read()
+            try:
+                start = keys.change(epoch, table, keys.u64(number))
+                found.update(key[9:] for key, _ in txn.range(Table.CHANGE, start, keys.after(start)))
+            finally:
+                txn.close()
+        return sorted(found)
+
     def chunks(self, data: int) -> Iterator[int]:
         """The indexes of the chunks of a data id that were touched, some of them more than once."""
         for epoch in self._changing():

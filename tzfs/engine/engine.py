@@ -32,7 +32,9 @@ from tzfs.engine.listing import Listings
 from tzfs.engine.marks import Marks
 from tzfs.engine.moving import Mover
 from tzfs.engine.namespace import Namespace
+from tzfs.engine.partial import read_partial
 from tzfs.engine.quotas import Claim, Quotas, Usage
+from tzfs.engine.receive import Receiver
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.replay import redo_operations
 from tzfs.engine.restore import Restore, Wanted
@@ -41,7 +43,7 @@ from tzfs.engine.snapshots import Snapshots
 from tzfs.engine.staging import Staging
 from tzfs.engine.task_rows import TaskRows
 from tzfs.engine.txg import TxgCommitter
-from tzfs.errors import CorruptionError, StoreError
+from tzfs.errors import Busy, CorruptionError, NotSupported, StoreError
 from tzfs.format import keys
 from tzfs.format.counters import Counters
 from tzfs.format.keys import Ino, Table
@@ -77,11 +79,12 @@ class Engine:
         clock: Callable[[], int] = time.time_ns,
         disk: Callable[[], tuple[int, int]] | None = None,
         ancestry: Ancestry | None = None,
+        receiving: bool = False,
     ) -> None:
         """Opens for writing; operations that an earlier writer left in `redo` are done again in the first commit.
 
         `disk` answers (bytes free for us, bytes free in all) of the disk below, for `statfs`.  `ancestry`: the origins
-        of a clone.
+        of a clone.  Where a receive was suspended, only who goes on `receiving` may: `Busy`.
         """
         if ancestry is not None:
             payload = ClonePayload(payload, ancestry)
@@ -112,8 +115,14 @@ class Engine:
                 self._txg.commit()
             if redo is not None:
                 redo.clear()
-            while head.staging is not None:  # of a writer that did not come to the end of it
-                self._staging.withdraw()
+            if read_partial(head.txn) is None:
+                while head.staging is not None:  # of a writer that did not come to the end of it
+                    self._staging.withdraw()
+            elif not receiving:
+                raise Busy(
+                    "a receive into the filesystem was cut, and is to go on",
+                    hint="tzfs get receive_resume_token says where; tzfs receive -A gives it up",
+                )
         except BaseException:
             head.txn.close()
             raise
@@ -343,6 +352,11 @@ class Engine:
     @property
     def reclaimer(self) -> Reclaimer:
         return self._reclaimer
+
+    def receiver(self) -> Receiver:
+        """Whoever has nothing else done meanwhile receives snapshots by it."""
+        self._head.check()
+        return Receiver(self._head, self._staging, self._txg, self._snapshots, self._namespace, self._reclaimer)
 
     def rollback(self, name: str) -> Rollback:
         """A rollback to a snapshot, to be done by its steps; until then nothing else may change.  `NotFound`."""

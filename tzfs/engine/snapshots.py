@@ -110,6 +110,23 @@ class Snapshots:
         head.versions.snapshots.append(made[0].epoch)
         return made[0]
 
+    def check_new(self, name: str) -> None:
+        """Whether a snapshot may get the name; `Exists`, `QuotaExceeded`."""
+        if name in self._by_name:
+            raise Exists(f"snapshot {name!r} exists")
+        self.admit(len(self._by_name))
+
+    def put(self, name: str, record: Snapshot) -> None:
+        """Within a commit in which the head's epoch is the snapshot's: it is over with it."""
+        key = name.encode()
+        self._head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, records.pack_snapshot(record)))
+        self._head.counters.epoch = Epoch(record.epoch + 1)
+
+    def put_committed(self, name: str, record: Snapshot) -> None:
+        """The commit with `put` has happened."""
+        self._by_name[name] = record
+        self._head.versions.snapshots.append(record.epoch)
+
     def unchanged(self) -> str | None:
         """The newest snapshot, if nothing has been committed that it does not see; None if something has.
 

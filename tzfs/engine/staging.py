@@ -248,8 +248,11 @@ class Staging:
 
     # -- the end of it -----------------------------------------------------------------------------------------------
 
-    def flip(self, change: Callable[[], None]) -> None:
-        """The head becomes what is staged, in one commit; `change` does what else belongs to it."""
+    def flip(self, change: Callable[[], None], then: Callable[[], None] = lambda: None) -> None:
+        """The head becomes what is staged, in one commit; `change` does what else belongs to it.
+
+        `then` is called within the same commit when the head's epoch is F.
+        """
         head, versions = self._head, self._head.versions
         at = self.epoch
         failpoints.hit("staging.flip")
@@ -260,6 +263,7 @@ class Staging:
             newest = versions.snapshots[-1] if versions.snapshots else -1
             self._queue(Destroy(newest, at - 1, at))
             counters.epoch = at
+            then()
             if self._marked:
                 self._mark(on=False)
             failpoints.hit("staging.flipped")

@@ -11,6 +11,7 @@ A view must be protected from the destruction of its snapshot by whoever opens i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 from tzfs import limits
@@ -31,7 +32,7 @@ from tzfs.errors import (
 )
 from tzfs.format import keys
 from tzfs.format.keys import ROOT, Epoch, Ino, Table
-from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, Snapshot, unpack_dirent
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, Snapshot, is_tombstone, unpack_dirent, unseal
 from tzfs.store.interface import PayloadReader, ReadTransaction
 
 T = TypeVar("T")
@@ -222,3 +223,56 @@ class View:
             return [0] if lo == 0 else []
         count = (inode.size - 1 >> inode.chunk_shift) + 1
         return self._in(lambda txn: reads.chunk_indexes(txn, inode.data, lo, count, limit))
+
+    # -- what a stream asks ------------------------------------------------------------------------------------------
+
+    def numbers(self, lo: int, limit: int) -> list[int]:
+        """At most `limit` numbers from `lo` on of inodes that there are, or have been, or will be, ascending."""
+
+        def look(txn: ReadTransaction) -> list[int]:
+            out: list[int] = []
+            at = lo
+            while len(out) < limit:
+                key = next((key for key, _ in txn.range(Table.INODE, keys.u64(at))), None)
+                if key is None:
+                    break
+                out.append(int.from_bytes(key[:8], "big"))
+                at = out[-1] + 1
+            return out
+
+        return self._in(look)
+
+    def bodies(self, table: Table, prefixes: Sequence[bytes]) -> list[bytes | None]:
+        """The body of each of `prefixes`, which must ascend; None where there is nothing."""
+
+        def look(txn: ReadTransaction) -> list[bytes | None]:
+            found = txn.seek_many(table, prefixes, self._epoch)
+            return [
+                None if f is None else unseal(table, prefix + keys.suffix(f[0]), f[1])
+                for prefix, f in zip(prefixes, found, strict=True)
+            ]
+
+        return self._in(look)
+
+    def kept_since(self, inode: Inode, epoch: int) -> bool:
+        """Whether there is anything in its contents that was there at `epoch`, and its chunks since then are in
+        `change`, which those that are being removed are not."""
+        if inode.flags & FLAG_INLINE:
+            return self._in(lambda txn: self._seen_before(txn, Table.INLINE, keys.inline(inode.data), epoch))
+        reclaims = [r for r in self._in(reads.reclaims_of) if r.data == inode.data and r.at <= self._epoch]
+        if any(r.at > epoch for r in reclaims):
+            return False
+        lo = 0
+        while inode.size and (found := self.chunks(inode, lo, 128)):
+            for index in found:
+                before = partial(
+                    self._seen_before, table=Table.CHUNK, prefix=keys.chunk(inode.data, index), epoch=epoch
+                )
+                if not reads.masked(reclaims, inode.data, index, self._epoch) and self._in(before):
+                    return True
+            lo = found[-1] + 1
+        return False
+
+    def _seen_before(self, txn: ReadTransaction, table: Table, prefix: bytes, epoch: int) -> bool:
+        found = txn.seek(table, prefix, self._epoch)
+        return found is not None and found[0] <= epoch and not is_tombstone(found[1])
