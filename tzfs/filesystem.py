@@ -222,7 +222,7 @@ class FileSystem(Tree):
         `recursive` sends the snapshots between as well.  `tzfs.receiving` takes it in.  `NotFound`, `InvalidArgument`.
         """
         source = Own(self._engine, self._name)
-        return write_stream(source, plan(source.points(), snapshot, base=base, recursive=recursive), write)
+        return write_stream(source, plan(source.name, source.points(), snapshot, base=base, recursive=recursive), write)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

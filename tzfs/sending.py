@@ -80,7 +80,7 @@ def send(
     """Writes a snapshot as a stream; with `base` what has changed since; `recursive` sends those between as well."""
     parsed = parse_snapshot(name) if isinstance(name, str) else name
     source = Stored(store, store.get(parsed.filesystem, Command.SEND))
-    made = plan(source.points(), parsed.snapshot, base=_base(parsed.filesystem, base), recursive=recursive)
+    made = plan(source.name, source.points(), parsed.snapshot, base=_base(parsed.filesystem, base), recursive=recursive)
     return write_stream(source, made, write, progress)
 
 
@@ -99,7 +99,9 @@ def estimate(
     """What would be sent, and about how many bytes each takes."""
     parsed = parse_snapshot(name) if isinstance(name, str) else name
     info = store.get(parsed.filesystem, Command.SEND)
-    made = plan(committed_points(info.folder), parsed.snapshot, base=_base(info.name, base), recursive=recursive)
+    made = plan(
+        str(info.name), committed_points(info.folder), parsed.snapshot, base=_base(info.name, base), recursive=recursive
+    )
     state = committed_state(info.folder)
     pieces = []
     for start, step in made.steps:

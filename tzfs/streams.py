@@ -74,17 +74,17 @@ class Plan:
 # -- what is to be sent ------------------------------------------------------------------------------------------------
 
 
-def plan(points: Points, snapshot: str, *, base: str | None = None, recursive: bool = False) -> Plan:
+def plan(of: str, points: Points, snapshot: str, *, base: str | None = None, recursive: bool = False) -> Plan:
     """`base`: the older end, `SNAPSHOT`, `@SNAPSHOT` or `#BOOKMARK`.  `NotFound`, `InvalidArgument`."""
     snapshots, bookmarks = points
     if snapshot not in snapshots:
-        raise NotFound(f"no snapshot {snapshot!r}", hint="tzfs list -t snapshot shows those there are")
+        raise NotFound(f"no snapshot {of}@{snapshot}", hint="tzfs list -t snapshot shows those there are")
     start: tuple[str, Snapshot | Bookmark] | None = None
     if base is not None:
         where: Mapping[str, Snapshot | Bookmark] = bookmarks if base.startswith("#") else snapshots
         name = base.lstrip("@#")
         if name not in where:
-            raise NotFound(f"no {'bookmark' if where is bookmarks else 'snapshot'} {name!r} to start from")
+            raise NotFound(f"no {'bookmark' if where is bookmarks else 'snapshot'} {name!r} of {of} to start from")
         start = base if base.startswith("#") else name, where[name]
         if start[1].epoch >= snapshots[snapshot].epoch:
             raise InvalidArgument(

@@ -47,7 +47,7 @@ def test_a_closed_pipe_ends_it_quietly(tzfs: CommandLine, arguments: Sequence[st
     assert done.returncode in ((1, 141) if "--help" in arguments else (141,))
 
 
-def on_a_terminal(store: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:
+def on_a_terminal(store: Path, *arguments: str, environment: dict[str, str] | None = None, code: int = 0) -> str:
     """What a command writes to a terminal."""
     pid, terminal = pty.fork()
     if pid == 0:
@@ -61,7 +61,7 @@ def on_a_terminal(store: Path, *arguments: str, environment: dict[str, str] | No
     except OSError:  # the terminal has gone with the command
         pass
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
     return seen.decode()
 
 

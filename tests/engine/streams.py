@@ -22,7 +22,7 @@ __all__ = ["frames_of", "into", "sent", "sent_on", "tree"]
 def sent(engine: Engine, snapshot: str, base: str | None = None, *, recursive: bool = False) -> bytes:
     out = io.BytesIO()
     source = Own(engine, "source")
-    write_stream(source, plan(source.points(), snapshot, base=base, recursive=recursive), out.write)
+    write_stream(source, plan(source.name, source.points(), snapshot, base=base, recursive=recursive), out.write)
     return out.getvalue()
 
 

@@ -172,7 +172,7 @@ class Changes:
     def prefixes(self, table: Table, number: int) -> list[bytes]:
         """The prefixes of a table that begin with a number and were touched, ascending."""
         found: set[bytes] = set()
-        for epoch in self._epochs:
+        for epoch in self._changing():
             txn = self._meta.begin_read()
             try:
                 start = keys.change(epoch, table, keys.u64(number))

@@ -135,6 +135,7 @@ class Receiver:
         made: list[Snapshot] = []
 
         def change() -> None:
+            head.note("receive", snapshot=self._name, guid=record.guid.hex())
             verifier.kinds.apply(head)
             head.counters.next_ino = Ino(max(head.counters.next_ino, verifier.last_ino + 1))
 

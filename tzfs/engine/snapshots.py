@@ -75,9 +75,7 @@ class Snapshots:
         key = name.encode()
         if not key or len(key) > limits.SNAPSHOT_NAME_BYTES_MAX:
             raise InvalidArgument(f"a snapshot's name has 1 to {limits.SNAPSHOT_NAME_BYTES_MAX} bytes")
-        if name in self._by_name:
-            raise Exists(f"snapshot {name!r} exists")
-        self.admit(len(self._by_name))
+        self.check_new(name)
         head.pace()
         head.reserve(limits.PAGE_BYTES)
         guid, given = os.urandom(16), dict(properties or {})

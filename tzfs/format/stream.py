@@ -94,7 +94,7 @@ class Reader:
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
         self.frames = self.bytes = 0
-        preamble = self._exactly(_PREAMBLE.size, "a stream of snapshots")
+        preamble = self._exactly(_PREAMBLE.size, "its first bytes")
         magic, version, features = _PREAMBLE.unpack(preamble)
         if magic != MAGIC:
             raise BadStream("this is no stream of snapshots", hint="give the output of tzfs send")
