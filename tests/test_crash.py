@@ -21,6 +21,7 @@ from tests import test_clones as clone_suite
 from tests import test_leaks
 from tests.catalog import test_crash as catalog_suite
 from tests.engine import test_crash as engine_suite
+from tests.engine import test_stream_crash as stream_suite
 from tests.mount import test_lifecycle as mount_suite
 from tests.test_leaks import CONTENTS, crash
 from tzfs import failpoints
@@ -148,7 +149,5 @@ def test_every_failpoint_there_is_is_died_at_by_a_suite() -> None:
         if module.name.rpartition(".")[2] not in ("__main__", "build"):
             importlib.import_module(module.name)
     declared = {name for name in failpoints.KNOWN if not name.startswith("test.")}
-    assert (
-        declared
-        == POINTS | catalog_suite.POINTS | set(engine_suite.POINTS) | clone_suite.POINTS | mount_suite.CRASHED_AT
-    )
+    of_engine = set(engine_suite.POINTS) | clone_suite.POINTS | stream_suite.POINTS
+    assert declared == POINTS | catalog_suite.POINTS | of_engine | mount_suite.CRASHED_AT

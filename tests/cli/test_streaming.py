@@ -85,8 +85,8 @@ def test_a_bad_stream_leaves_no_filesystem(tzfs: CommandLine, pipes: Pipes) -> N
     whole = pipes("send", "ws@a")
     before = tzfs.ok("list", "-H", "-o", "name", "-t", "all")
     for bad in (b"", whole[: len(whole) // 2], whole[:-1], b"x" * 1000, whole[:5000] + b"?" + whole[5001:]):
-        pipes("receive", "copy", data=bad, code=1)
-        pipes("receive", "-n", "copy", data=bad, code=1)
+        pipes("receive", "copy", data=bad, code=65)
+        pipes("receive", "-n", "copy", data=bad, code=65)
         assert tzfs.ok("list", "-H", "-o", "name", "-t", "all") == before
     for refused in (
         ("receive", "copy", pipes("send", "-i", "a", "ws@b")),
@@ -136,8 +136,8 @@ def test_force_rolls_back_to_where_the_stream_starts(tzfs: CommandLine, pipes: P
 
 
 def test_no_stream_goes_to_a_terminal(tzfs: CommandLine, pipes: Pipes) -> None:
-    assert "not written to a terminal" in on_a_terminal(tzfs.store, "send", "ws@a")
-    assert "not read from a terminal" in on_a_terminal(tzfs.store, "receive", "copy")
+    assert "not written to a terminal" in on_a_terminal(tzfs.store, "send", "ws@a", code=2)
+    assert "not read from a terminal" in on_a_terminal(tzfs.store, "receive", "copy", code=2)
 
 
 def test_a_mounted_filesystem_is_sent_while_it_is_written_and_not_received_into(workspace: Workspace) -> None:
