@@ -39,6 +39,7 @@ CODES = {
     "Busy":               (errno.EBUSY,         75, 3),
     "WrongState":         (errno.EBUSY,         75, 4),
     "NotSupported":       (errno.ENOTSUP,        1, 8),
+    "Diverged":           (errno.EIO,            1, 13),
     "LimitReached":       (errno.ENOSPC,         1, 7),
     "TooManyLinks":       (errno.EMLINK,         1, 7),
     "FileTooBig":         (errno.EFBIG,          1, 7),
@@ -52,6 +53,7 @@ CODES = {
     "MountFailed":        (errno.EIO,           74, 11),
     "Fenced":             (errno.EIO,           74, 11),
     "CorruptionError":    (errno.EIO,           65, 12),
+    "BadStream":          (errno.EIO,           65, 12),
     "InternalError":      (errno.EIO,           70, -32603),
 }  # fmt: skip
 

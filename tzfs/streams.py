@@ -58,7 +58,7 @@ class Own:
 
     @contextmanager
     def opened(self, snapshot: str) -> Iterator[tuple[Tables, View]]:
-        yield self._engine.meta, self._engine.view(snapshot)
+        yield self._engine.readable, self._engine.view(snapshot)
 
 
 @dataclass(frozen=True, slots=True)

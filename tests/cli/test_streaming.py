@@ -135,6 +135,29 @@ def test_force_rolls_back_to_where_the_stream_starts(tzfs: CommandLine, pipes: P
     assert tzfs.ok("list", "-H", "-o", "name", "-t", "snapshot", "copy") == "copy@a\ncopy@b\n"
 
 
+def test_a_clone_is_sent_whole_with_what_it_shares(tzfs: CommandLine, pipes: Pipes) -> None:
+    tzfs.ok("clone", "ws@a", "clone")
+    with open_store(tzfs.store) as store, store.open("clone") as fs:
+        fs.write_text("own", "own")
+        fs.unlink("small")
+        fs.snapshot("first")
+        with fs.open("d/large", "r+b") as file:
+            file.write(b"changed")
+        fs.snapshot("second")
+    pipes("receive", "copy", data=pipes("send", "clone@first"))
+    more = pipes("send", "-i", "first", "clone@second")
+    assert len(more) < 1 << 19
+    pipes("receive", "copy", data=more)
+    with open_store(tzfs.store) as store, store.open_snapshot("copy@second") as view:
+        assert sorted(view.listdir("/")) == ["d", "own"]
+        with store.open_snapshot("clone@second") as source:
+            assert view.read_bytes("d/large") == source.read_bytes("d/large")
+    assert "no problems" in tzfs.ok("check", "--payload", "copy")
+    tzfs.ok("clone", "copy@first", "other")
+    pipes("receive", "other", data=more, code=1)
+    assert "into a clone" in pipes.err
+
+
 def test_no_stream_goes_to_a_terminal(tzfs: CommandLine, pipes: Pipes) -> None:
     assert "not written to a terminal" in on_a_terminal(tzfs.store, "send", "ws@a", code=2)
     assert "not read from a terminal" in on_a_terminal(tzfs.store, "receive", "copy", code=2)

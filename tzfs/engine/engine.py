@@ -354,8 +354,12 @@ class Engine:
         return self._reclaimer
 
     def receiver(self) -> Receiver:
-        """Whoever has nothing else done meanwhile receives snapshots by it."""
+        """Whoever has nothing else done meanwhile receives snapshots by it.  `NotSupported` in a clone."""
         self._head.check()
+        if self._head.ancestry is not None:
+            raise NotSupported(
+                "nothing is received into a clone", hint="flatten it first, or receive into a filesystem of its own"
+            )
         return Receiver(self._head, self._staging, self._txg, self._snapshots, self._namespace, self._reclaimer)
 
     def rollback(self, name: str) -> Rollback:

@@ -28,7 +28,7 @@ from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.partial import PARTIAL, Partial, pack_partial, read_partial
 from tzfs.engine.reclaim import Reclaimer
-from tzfs.engine.snapshots import Snapshots
+from tzfs.engine.snapshots import KINDS, Snapshots
 from tzfs.engine.staging import Staging, with_slices
 from tzfs.engine.txg import TxgCommitter
 from tzfs.engine.verify import Verifier
@@ -131,7 +131,7 @@ class Receiver:
         verifier.run()
         if verifier.kinds.inodes > 0:
             head.check_inos(verifier.kinds.inodes - 1)
-        records.pack_snapshot(record)  # too long properties are refused now
+        records.pack_snapshot(replace(record, extra={KINDS: [limits.INO_MAX] * 4}))  # too long ones are refused now
         made: list[Snapshot] = []
 
         def change() -> None:
@@ -141,7 +141,17 @@ class Receiver:
 
         def then() -> None:
             counters = head.counters
-            made.append(replace(record, epoch=at, txg=counters.txg, inodes=counters.inodes, bytes=counters.bytes))
+            kinds = [counters.files, counters.directories, counters.symlinks, counters.others]
+            made.append(
+                replace(
+                    record,
+                    epoch=at,
+                    txg=counters.txg,
+                    inodes=counters.inodes,
+                    bytes=counters.bytes,
+                    extra={KINDS: kinds},
+                )
+            )
             self._snapshots.put(self._name, made[0])
             self._put_partial(self._after())
 
