@@ -72,6 +72,7 @@ LINES = {
     "diff": ("diff", "--", "NAME"),
     "diff to": ("diff", "--", "ws@s", "NAME"),
     "versions": ("versions", "--", "NAME", "/x"),
+    "log": ("log", "--", "NAME"),
     "sync": ("sync", "--", "NAME"),
     "gc": ("gc", "--", "NAME"),
     "check": ("check", "--", "NAME"),
