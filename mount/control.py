@@ -179,6 +179,7 @@ class _Conversation:
         self._received = bytearray()
         self._reporting = trio.Lock()  # two tasks of one handler may report at a time
         self._lost = False  # a report could not be sent whole: nothing sensible can follow it
+        self._stream: trio.CancelScope | None = None  # of the method that reports until it is spoken to
 
     async def run(self) -> None:
         """Answers until the client leaves.  `OSError` and `trio.TooSlowError` where it is lost."""
@@ -273,7 +274,31 @@ class _Conversation:
         if request.params is None:
             raise ProtocolError(jsonrpc.INVALID_PARAMS, "parameters are given by name")
         value = run.call(request.params, self._report(request))
-        return await value if isinstance(value, Awaitable) else value
+        if not isinstance(value, Awaitable):
+            return value
+        return await (self._until_spoken_to(value) if run.endless else value)
+
+    async def _until_spoken_to(self, stream: Awaitable[Json]) -> Json:
+        """Runs what reports without an end, until the client leaves, is lost, or sends something."""
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            self._stream = nursery.cancel_scope
+            nursery.start_soon(self._end_stream_when_spoken_to)
+            try:
+                await stream
+            except Exception as error:  # raised below, outside of the nursery, as itself
+                failure = error
+            nursery.cancel_scope.cancel()
+        self._stream = None
+        if failure is not None:
+            raise failure
+        return None
+
+    async def _end_stream_when_spoken_to(self) -> None:
+        if not self._received:
+            await trio.lowlevel.wait_readable(self._socket.fileno())
+        assert self._stream is not None
+        self._stream.cancel()
 
     def _report(self, request: Request) -> Report:
         async def report(value: Json) -> None:
@@ -287,6 +312,11 @@ class _Conversation:
                     await self._send(message)
                 except (OSError, trio.TooSlowError):
                     self._lost = True
+                    if self._stream is not None:
+                        self._stream.cancel()
+                except trio.Cancelled:
+                    self._lost = True
+                    raise
 
         return report
 

@@ -39,6 +39,7 @@ from tzfs.mount import pump
 from tzfs.mount.committing import Committer
 from tzfs.mount.control import ControlServer
 from tzfs.mount.destroying import destroyed
+from tzfs.mount.events import Events
 from tzfs.mount.methods import methods
 from tzfs.mount.operations import Operations
 from tzfs.mount.tasks import TaskRunner
@@ -96,6 +97,11 @@ class Mount:
     last_collection: dict[str, Json] | None = None
     info: FilesystemInfo | None = None  # as `apply` last found it
     tasks: TaskRunner | None = None  # of a filesystem that is mounted for writing
+    events: Events = field(init=False)
+
+    def __post_init__(self) -> None:
+        journal = None if self.writer is None else self.writer.engine.journal
+        self.events = Events(lambda: self.name, journal)
 
     def prop(self, name: str) -> str:
         """The exact value of a property."""
@@ -110,6 +116,15 @@ class Mount:
             found += [text for _, text in quota_warnings(self.writer.engine.usages(), percents).values()]
         return found
 
+    def warn(self, text: str) -> None:
+        """Something that whoever looks after the filesystem should know."""
+        log.warning("%s: %s", self.name, text)
+        self.events.publish("warning", said=text)
+
+    def task_failed(self, name: str, error: Exception) -> None:
+        """Tells whoever listens."""
+        self.events.publish("task failed", task=name, error=str(error))
+
     def freeing(self) -> int:
         """The bytes of destroyed snapshots that are still to be freed."""
         return 0 if self.writer is None or self.failed is not None else self.writer.engine.freeing()
@@ -120,6 +135,7 @@ class Mount:
             self.failed = reason
             self.operations.engine_failed()
             log.error("the mount has failed: %s", reason)
+            self.events.publish("failed", reason=reason)
 
     async def write_out(self) -> None:
         """The kernel hands over what it has of programs' writes."""
@@ -229,10 +245,11 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 mount.prop,
                 info.state,
                 destroyed=partial(destroyed, operations),
-                warn=lambda text: log.warning("%s: %s", mount.name, text),
+                warn=mount.warn,
             )
             committer.background_failed = lambda error: tasks.failed("gc", error)
             mount.tasks = TaskRunner(tasks, committer, mount.write_out)
+            mount.tasks.failed = mount.task_failed
             writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
         store.close()  # the catalog is opened again when it is needed
         control = ControlServer(socket_path(guid, tag), methods(mount))

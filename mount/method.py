@@ -73,6 +73,7 @@ class Declared:
     """A method as the server calls it, its parameters still unchecked."""
 
     call: Callable[[Params, Report], Answer]
+    endless: bool = False  # ends when its client leaves, or says something else
 
 
 def method(shape: type[Shape], handler: Callable[[Shape], Answer]) -> Declared:
@@ -92,6 +93,11 @@ def reporting(shape: type[Shape], handler: Callable[[Shape, Report], Answer]) ->
         return handler(cast(Shape, params), report)
 
     return Declared(call)
+
+
+def streaming(shape: type[Shape], handler: Callable[[Shape, Report], Awaitable[Json]]) -> Declared:
+    """A method that reports until its client leaves or sends another request: it is cancelled then, answering null."""
+    return Declared(reporting(shape, handler).call, endless=True)
 
 
 @dataclass(frozen=True, slots=True)

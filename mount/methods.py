@@ -3,7 +3,7 @@
 The methods are faces of the engine, of the committer and of `tzfs.management`; nothing is decided here but what a mount
 that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
 
-    every mount             ping, info, stats, unmount
+    every mount             ping, info, stats, unmount, events
     of a filesystem         snapshot.create, snapshot.list, rollback, restore, sync, settle, gc, flatten,
                             check, diff, versions,
                             archive, those of `marking` and `destroying`,
@@ -32,9 +32,10 @@ from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
 from tzfs.mount.comparing import Compare, Versions, diff_mounted, versions_mounted
 from tzfs.mount.destroying import destroying_methods
+from tzfs.mount.events import Follow
 from tzfs.mount.flattening import flatten_mounted
 from tzfs.mount.marking import marking_methods
-from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting
+from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting, streaming
 from tzfs.mount.rolling_back import RestoreInto, RollBack, restore_mounted, roll_back_mounted
 from tzfs.mount.statistics import statistics
 from tzfs.names import check_snapshot_component
@@ -76,6 +77,7 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "info": method(Nothing, m.info),
         "stats": method(Nothing, lambda params: statistics(mount)),
         "unmount": method(Nothing, m.unmount),
+        "events": streaming(Follow, mount.events.follow),
     }
     if mount.snapshots is None:  # of one snapshot
         return table

@@ -28,6 +28,7 @@ class TaskRunner:
     def __init__(self, tasks: Tasks, committer: Committer, settle: Callable[[], Awaitable[None]]) -> None:
         self.tasks = tasks
         self._committer, self._settle = committer, settle
+        self.failed: Callable[[str, Exception], None] = lambda name, error: None
         self._one = trio.Lock()
         self._changed = trio.Event()
 
@@ -71,6 +72,7 @@ class TaskRunner:
                 run.idle_ns += self.tasks.clock() - began
         if run.error is not None:
             log.error("%s: %s", task.name, run.error)
+            self.failed(task.name, run.error)
         return run
 
     async def _do(self, run: Run) -> None:

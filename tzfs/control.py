@@ -46,6 +46,11 @@ class ControlClient:
     def close(self) -> None:
         self._socket.close()
 
+    def hang_up(self) -> None:
+        """Ends a call that another thread waits in: it raises `StoreError` there."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def call(self, method: str, /, **params: Json) -> Json:
         """The method's result, within `TIMEOUT_S`; otherwise as `ask`."""
         return self.ask(method, params)

@@ -84,6 +84,7 @@ SCRIPTS: dict[str, Sequence[Sequence[str]]] = {
         ["log", "-H", "-n", "2", "ws"],
         ["log", "--json", "ws"],
         ["log", "-n", "-1", "ws"],
+        ["events", "ws"],
         ["log", "ws@b"],
         ["log", "none"],
     ),

@@ -66,6 +66,7 @@ TABLE: Final = {
     "check FS": "NSS++++",
     "status": "+++++++",
     "log FS": "N++++++",
+    "events FS": "N++++++",
     "status --statistics FS": "NMMMM++",
     "run FS -- true": "NSS+S+S",
     "destroy -r FS": "NSB++BB",

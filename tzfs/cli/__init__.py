@@ -50,6 +50,7 @@ COMMANDS = {
     "check": "checking",
     "status": "mounting",
     "log": "journal",
+    "events": "journal",
     "run": "running",
     "completion": "completion",
 }

@@ -1,17 +1,17 @@
-"""log: what was done to a filesystem."""
+"""log, events: what was done to a filesystem, and what happens."""
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import click
 
-from tzfs import journal
-from tzfs.cli.output import document, printable, table
+from tzfs import events, journal
+from tzfs.cli.output import document, json_line, printable, table
 from tzfs.cli.parameters import FILESYSTEM, store_of
-from tzfs.format.log import Field
+from tzfs.format.log import Field, Fields
 from tzfs.journal import Logged
 
 
@@ -44,14 +44,50 @@ def log_command(ctx: click.Context, limit: int | None, scripted: bool, as_json: 
     table(columns, rows, scripted=scripted, right=("entry",))
 
 
+@click.command()
+@click.option("-f", "following", is_flag=True, help="Go on with what happens, until interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line, with all that is known of each event.")
+@click.argument("name", metavar="[FILESYSTEM]", required=False, type=FILESYSTEM)
+@click.pass_context
+def events_command(ctx: click.Context, following: bool, as_json: bool, name: str | None) -> None:
+    """Show what happened in a filesystem, or in all of the store, a line an event; with -f also what happens.
+
+    Events are the entries of the log (tzfs log), and with -f what mounts say beside them: quotas that fill up
+    (warning), background tasks that fail (task failed), a mount that has (failed).  New mounts are picked up.
+
+    \b
+    tzfs events ws
+    tzfs events -f --json
+    """
+    store = store_of(ctx)
+    found: Iterable[events.Event] = (
+        events.follow(store, name) if following else (logged.to_json() for logged in journal.log(store, name))
+    )
+    for event in found:
+        if as_json:
+            json_line(event)
+        else:
+            click.echo(_line(event))
+
+
+def _line(event: events.Event) -> str:
+    """An event on a line: when, where, what, and its fields."""
+    told = {key: value for key, value in event.items() if key not in ("filesystem", "time_ns", "kind", "entry")}
+    words = [_when(int(str(event["time_ns"]))), str(event["filesystem"]), str(event["kind"]), _fields(told)]
+    return "  ".join(word for word in words if word)
+
+
+def _when(time_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns / 1e9))
+
+
 def _row(logged: Logged) -> list[str]:
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(logged.time_ns / 1e9))
-    return ["-" if logged.number is None else str(logged.number), when, logged.kind, what(logged)]
+    number = "-" if logged.number is None else str(logged.number)
+    return [number, _when(logged.time_ns), logged.kind, _fields(logged.fields)]
 
 
-def what(logged: Logged) -> str:
-    """The fields of an entry on a line."""
-    return " ".join(f"{name}={_words(value)}" for name, value in logged.fields.items() if value is not None)
+def _fields(fields: Fields) -> str:
+    return " ".join(f"{name}={_words(value)}" for name, value in fields.items() if value is not None)
 
 
 def _words(value: Field) -> str:

@@ -99,6 +99,10 @@ class Journal:
         self._head.check()
         return read_log(self._head.txn, after=after)
 
+    def durable(self, entry: Entry) -> bool:
+        """Whether listeners have heard of it as it is; asked while there are any."""
+        return all(waiting.number != entry.number for waiting in self._untold)
+
     def _put(self, entry: Entry) -> None:
         put_entry(self._head.txn, entry)
         if self.listeners:
