@@ -37,6 +37,7 @@ from tzfs.mount.flattening import flatten_mounted
 from tzfs.mount.marking import marking_methods
 from tzfs.mount.method import Declared, Nothing, Report, Within, method, reporting, streaming
 from tzfs.mount.rolling_back import RestoreInto, RollBack, restore_mounted, roll_back_mounted
+from tzfs.mount.running import running_methods
 from tzfs.mount.statistics import statistics
 from tzfs.names import check_snapshot_component
 from tzfs.properties import USER_NAME_BYTES_MAX, USER_VALUE_BYTES_MAX
@@ -88,6 +89,7 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         **destroying_methods(mount.operations, m.writing),
         "restore": reporting(RestoreInto, lambda params, report: restore_mounted(mount, params, report)),
         "rollback": reporting(RollBack, lambda params, report: roll_back_mounted(mount, params, report)),
+        **running_methods(mount),
         "sync": method(Nothing, m.sync),
         "settle": method(Nothing, m.settle),
         "gc": reporting(Nothing, m.gc),

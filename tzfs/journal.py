@@ -9,8 +9,9 @@ The filesystem's log (`engine/journal.py`) has commands that were run in it, sna
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tzfs import runs
 from tzfs.catalog import FilesystemInfo
 from tzfs.format.log import Entry, Field, Fields
 from tzfs.lifecycle import State
@@ -56,6 +57,9 @@ def of_filesystem(store: Store, info: FilesystemInfo, *, limit: int | None = Non
         return
     store.settle(info)
     for entry in reversed(committed_log(info.folder, limit)):
+        if entry.kind == runs.KIND and "code" not in entry.fields:
+            state = "running" if runs.running(entry.fields) else "interrupted"
+            entry = replace(entry, fields={**entry.fields, "state": state})
         yield logged(str(info.name), entry)
 
 

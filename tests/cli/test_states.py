@@ -26,6 +26,7 @@ from tzfs.management import open_store
 # Columns: absent, CREATING, DELETING, ACTIVE, ARCHIVED; then ACTIVE and ARCHIVED mounted (the latter read-only).
 # +: done.  N: not there.  S: the state is named.  M: not mounted.  B: whoever has it is named.  X: there is one.
 # C: it is not a clone.  R: the read-only mount is named.  a: there is no such snapshot.
+# e: no entry of its log changed anything.
 COLUMNS: Final = ("absent", "making", "going", "active", "archived", "mounted", "readonly")
 TABLE: Final = {
     "create FS": " SSXXXX",
@@ -66,6 +67,8 @@ TABLE: Final = {
     "check FS": "NSS++++",
     "status": "+++++++",
     "log FS": "N++++++",
+    "show FS": "NSSeeee",
+    "undo FS": "NSSeeee",
     "events FS": "N++++++",
     "status --statistics FS": "NMMMM++",
     "run FS -- true": "NSS+S+S",
@@ -173,6 +176,7 @@ def _check(line: str, letter: str, answer: Answer, name: str, state: str) -> Non
     code, text = {
         "N": (1, "there is no such filesystem"),
         "a": (1, "no snapshot"),
+        "e": (1, "has no entry that changed anything"),
         "X": (1, f"there is one already, and it is {state}"),
         "S": (75, f"it is {state}"),
         "C": (75, "it is not a clone"),

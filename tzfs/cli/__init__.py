@@ -51,6 +51,8 @@ COMMANDS = {
     "status": "mounting",
     "log": "journal",
     "events": "journal",
+    "show": "undoing",
+    "undo": "undoing",
     "run": "running",
     "completion": "completion",
 }

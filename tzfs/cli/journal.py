@@ -13,6 +13,7 @@ from tzfs.cli.output import document, json_line, printable, table
 from tzfs.cli.parameters import FILESYSTEM, store_of
 from tzfs.format.log import Field, Fields
 from tzfs.journal import Logged
+from tzfs.runs import KIND
 
 
 @click.command()
@@ -83,7 +84,22 @@ def _when(time_ns: int) -> str:
 
 def _row(logged: Logged) -> list[str]:
     number = "-" if logged.number is None else str(logged.number)
-    return [number, _when(logged.time_ns), logged.kind, _fields(logged.fields)]
+    return [number, _when(logged.time_ns), logged.kind, _what(logged)]
+
+
+def _what(logged: Logged) -> str:
+    """What an entry says, on a line: of a command its words first, and how it ended; else its fields."""
+    fields, words = dict(logged.fields), ""
+    if logged.kind == KIND:
+        argv = fields.pop("argv", ())
+        words = " ".join(map(_words, argv if isinstance(argv, list | tuple) else ())) + "  "
+        for field in ("cwd", "pid", "started", "cut"):
+            fields.pop(field, None)
+        duration = fields.pop("duration_ns", None)
+        fields = {"state": fields.pop("state", None), "code": fields.pop("code", None), **fields}
+        if isinstance(duration, int):
+            fields["took"] = f"{duration / 1e9:.2f}s"
+    return words + _fields({name: value for name, value in fields.items() if value is not None})
 
 
 def _fields(fields: Fields) -> str:

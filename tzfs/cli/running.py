@@ -14,6 +14,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,11 +24,13 @@ from typing import Final
 import click
 
 from tzfs.cli import mounting
+from tzfs.cli.forking import FORKS_MAX, run_forks
 from tzfs.cli.output import say
 from tzfs.cli.parameters import COMMAND, FILESYSTEM, store_of
-from tzfs.errors import Busy, MountFailed, NotFound
+from tzfs.errors import Busy, MountFailed, NotFound, ReadOnly, TzfsError
 from tzfs.lifecycle import Command
 from tzfs.management import Store, open_store
+from tzfs.remembering import Remembered
 from tzfs.runtime import runtime_directory
 
 PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -37,10 +40,27 @@ _FROM_KERNEL: Final = 0x80  # si_code of what the terminal sends, to the whole g
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-o", "options", metavar="OPTION,...", multiple=True, help="Mount options, where it has to be mounted.")
+@click.option(
+    "--fork",
+    "forks",
+    metavar="N",
+    type=click.IntRange(1, FORKS_MAX),
+    help="In N fresh clones at once, each with its number in TZFS_FORK; then a table of what came of each.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --fork: the outcomes as JSON.")
+@click.option("--no-journal", is_flag=True, help="Remember nothing: no entry, no snapshots.")
 @click.argument("name", metavar="FILESYSTEM", type=FILESYSTEM)
 @click.argument("command", metavar="-- COMMAND [ARGUMENT...]", nargs=-1, required=True, type=COMMAND)
 @click.pass_context
-def run_command(ctx: click.Context, options: tuple[str, ...], name: str, command: tuple[str, ...]) -> int:
+def run_command(
+    ctx: click.Context,
+    options: tuple[str, ...],
+    forks: int | None,
+    as_json: bool,
+    no_journal: bool,
+    name: str,
+    command: tuple[str, ...],
+) -> int:
     """Run a command with its working directory in a filesystem.
 
     The mount there is is used; else the filesystem is mounted for as long as commands run in it.  Signals and the exit
@@ -49,15 +69,34 @@ def run_command(ctx: click.Context, options: tuple[str, ...], name: str, command
     \b
     tzfs run ws -- make test
     tzfs run ws -- sh -c 'git add -A && git commit -qm wip'
+
+    What it changes is remembered: a snapshot before, one after, and an entry in `tzfs log ws` with its arguments, exit
+    code, duration, and how many paths were added, removed, modified and renamed.  `tzfs show` shows the diff, `tzfs
+    undo` takes it back.  A command that changes nothing leaves an entry, and no snapshots.  The snapshots are called
+    run-N-before and run-N-after, which a policy can be told of: tzfs policy --help.
+
+    \b
+    tzfs run --fork 4 ws -- ./attempt.sh
+
+    With --fork the filesystem itself stays as it is: the command runs in clones of it (ws-fork1-0 and so on), with
+    TZFS_FORK from 0 to N-1 in its environment, and prints to standard error, the number of the clone before each line.
+    The clones stay, to be looked at, and are destroyed like any filesystem.
     """
     if command[0] == "--":
         command = command[1:]
     if not command:
         raise click.UsageError("missing argument 'COMMAND'")
+    if (forks is None and as_json) or (forks is not None and no_journal):
+        raise click.UsageError("--json is for --fork, and --no-journal is not")
     with _interruptible() as interrupted:
         try:
-            with _mounted(store_of(ctx), name, options) as where:
-                return _execute(command, where)
+            store = store_of(ctx)
+            if forks is not None:
+                return run_forks(store, name, forks, options, command, as_json=as_json)
+            guid = store.get(name).guid
+            with _mounted(store, name, options) as where:
+                code = _execute(command, where) if no_journal else _remembered(store.path, guid, command, where)
+                return 128 - code if code < 0 else code
         except KeyboardInterrupt:
             return 128 + (interrupted[0] if interrupted else signal.SIGINT)
 
@@ -191,11 +230,49 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
+# -- what is remembered of it ------------------------------------------------------------------------------------------
+
+
+def _remembered(store_path: Path, guid: str, command: Sequence[str], where: Path) -> int:
+    """`_execute`, remembered where that can be done; it is run in any case."""
+    remembered = _begin(store_path, guid, command, where)
+    began_ns = time.monotonic_ns()
+    code = _execute(command, where)
+    duration_ns = time.monotonic_ns() - began_ns
+    if remembered is not None:
+        ended_by = signal.Signals(-code).name if code < 0 else None
+        try:
+            with open_store(store_path, create=False) as store:
+                ended = remembered.end(
+                    store, code=128 - code if code < 0 else code, duration_ns=duration_ns, signal=ended_by
+                )
+            if ended.said is not None:
+                say("tzfs", f"no snapshot after the command: {ended.said}")
+        except TzfsError as error:
+            say("tzfs", f"how the command ended is not in the log: {error}")
+    return code
+
+
+def _begin(store_path: Path, guid: str, command: Sequence[str], where: Path) -> Remembered | None:
+    try:
+        with open_store(store_path, create=False) as store:
+            info = next(info for info in store.filesystems() if info.guid == guid)
+            remembered = Remembered.begin(store, info, command, os.fspath(where), os.getpid())
+    except ReadOnly:
+        return None  # nothing can be changed
+    except TzfsError as error:
+        say("tzfs", f"the command is not in the log: {error}")
+        return None
+    if remembered.said is not None:
+        say("tzfs", f"no snapshot before the command: {remembered.said}")
+    return remembered
+
+
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
 def _execute(command: Sequence[str], where: Path) -> int:
-    """Runs it; its exit code, or 128 and the number of the signal that ended it, as a shell has it.
+    """Runs it; its exit code as a shell has it, or the number of the signal that ended it, negative.
 
     Signals are waited for, not handled, so that none is lost between its start and its end.  What the terminal sends,
     the command has got itself.
@@ -221,6 +298,6 @@ def _execute(command: Sequence[str], where: Path) -> int:
             told = signal.sigwaitinfo(waited_for)
             if told.si_signo != signal.SIGCHLD and told.si_code != _FROM_KERNEL:
                 child.send_signal(told.si_signo)
-        return 128 - child.returncode if child.returncode < 0 else child.returncode
+        return child.returncode
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -222,8 +222,8 @@ class Destroyer:
             check_unused(chosen, [reader for reader in readers if not reader.get("clone")])  # which may go first
         return foreseen(head.txn, chosen, head.epoch)
 
-    def destroy(self, names: Iterable[str]) -> Destroyed:
-        """Destroys snapshots of the filesystem, all of them or none; durable when it returns.
+    def destroy(self, names: Iterable[str], *, log: bool = True) -> Destroyed:
+        """Destroys snapshots of the filesystem, all of them or none; durable when it returns.  `log`: with an entry.
 
         `NotFound`, `Busy` naming who holds or reads one, or during a rollback.
         """
@@ -244,7 +244,8 @@ class Destroyer:
                 del left[at]
                 head.txn.delete(Table.SNAPSHOT, name.encode())
                 self.queue(Destroy(older, record.epoch, newer))
-            head.note("destroy", snapshots=[*chosen], bytes=size)
+            if log:
+                head.note("destroy", snapshots=[*chosen], bytes=size)
             failpoints.hit("destroy.rows")
             answer.append(Destroyed(tuple(chosen), size))
 

@@ -65,10 +65,11 @@ class Snapshots:
         self._views.setdefault(view.snapshot.epoch, weakref.WeakSet()).add(view)
         return view
 
-    def create(self, name: str, properties: dict[str, str] | None = None) -> Snapshot:
+    def create(self, name: str, properties: dict[str, str] | None = None, *, log: bool = True) -> Snapshot:
         """A snapshot of everything answered so far, durable when it returns; its cost does not depend on the size.
 
-        `name` is what follows the `@`; the caller has validated it.  Raises `Exists`, `NoSpace`.
+        `name` is what follows the `@`; the caller has validated it.  `log`: with an entry in the log.  Raises `Exists`,
+        `NoSpace`.
         """
         head = self._head
         head.check()
@@ -100,7 +101,8 @@ class Snapshots:
             )
             head.txn.put(Table.SNAPSHOT, key, records.seal(Table.SNAPSHOT, key, records.pack_snapshot(made[0])))
             counters.epoch = Epoch(counters.epoch + 1)
-            head.note("snapshot", snapshot=name)
+            if log:
+                head.note("snapshot", snapshot=name)
             failpoints.hit("snapshot.row")
 
         self._commit(finish)

@@ -57,9 +57,14 @@ def unpack_entry(table: int, key: bytes, body: bytes, number: int) -> Entry:
     return Entry(number, time_ns, kind, fields)
 
 
+def readable(text: str) -> str:
+    """The text with what is no UTF-8 (the bytes that os.fsdecode escaped) written as backslash, x and digits."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _text(value: Field) -> Field:
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return readable(value)
     if isinstance(value, Mapping):
         return {str(_text(name)): _text(each) for name, each in value.items()}
     if isinstance(value, Sequence):
