@@ -53,7 +53,7 @@ from tzfs.names import (
 )
 from tzfs.opening import HeadReader, Reader, Writer, committed_state, format_clone_of, format_filesystem
 from tzfs.runtime import default_store
-from tzfs.settings import settings_of
+from tzfs.settings import check_changeable, settings_of
 from tzfs.space import check_quota
 from tzfs.status import MountStatus, statuses
 from tzfs.tasks import COLLECTING, Tasks
@@ -425,7 +425,7 @@ class Store:
             if isinstance(where, FilesystemName):
                 self.catalog.get(where, Command.SET)
             if "readonly" in changes:
-                self._check_unused(where, changes["readonly"])
+                check_changeable(self.catalog, where, changes["readonly"])
             for name in changes.keys() & {"quota", "refquota"}:
                 self._check_quota(where, name, props.parse(name, changes[name]))
         for target in targets:
@@ -448,7 +448,7 @@ class Store:
         whom.
         """
         if name == "readonly":
-            self._check_unused(props_target(target), None if text is None else props.parse(name, text))
+            check_changeable(self.catalog, props_target(target), None if text is None else props.parse(name, text))
         if name in ("quota", "refquota") and text is not None:
             self._check_quota(props_target(target), name, props.parse(name, text), settle=settle)
         if text is None:
@@ -467,20 +467,6 @@ class Store:
             self.settle(info)
         sums = committed_state(info.folder).accounts.charged
         check_quota(where, name, exact, sums.used if name == "quota" else sums.referenced)
-
-    def _check_unused(self, where: FilesystemName | Scope, exact: str | None) -> None:
-        for info in self.catalog.list(where) if isinstance(where, Scope) else [self.catalog.get(where)]:
-            now = info.property("readonly")
-            if now.exact == exact or (isinstance(where, Scope) and now.source == props.LOCAL):
-                continue
-            holder = self.catalog.holder(info)
-            if holder is not None:
-                text = describe_holder(holder)
-                raise Busy(
-                    f"cannot change readonly of {info.name}: it is in use by {text}",
-                    holders=(text,),
-                    hint=f"unmount it first: tzfs umount {info.name}",
-                )
 
     def _tell_mounts(self, target: str | FilesystemName | Scope) -> None:
         where = props_target(target)

@@ -1,11 +1,12 @@
-"""What a filesystem's properties decide for its engine."""
+"""What a filesystem's properties decide for its engine, and which of them stay as they are while somebody uses it."""
 
 from __future__ import annotations
 
-from tzfs.catalog import FilesystemInfo
+from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.engine.engine import Settings
-from tzfs.names import STORE_SCOPE
-from tzfs.properties import inherited_from
+from tzfs.errors import Busy
+from tzfs.names import STORE_SCOPE, FilesystemName, Scope
+from tzfs.properties import LOCAL, inherited_from
 
 
 def settings_of(info: FilesystemInfo) -> Settings:
@@ -26,3 +27,19 @@ def settings_of(info: FilesystemInfo) -> Settings:
         snapshots_max=int(exact("snapshot_limit")),
         store_quota_bytes=int(dict(info.layers).get(inherited_from(STORE_SCOPE), {}).get("quota", "0")),
     )
+
+
+def check_changeable(catalog: Catalog, where: FilesystemName | Scope, readonly: str | None) -> None:
+    """`Busy` where `readonly` would change for a filesystem that is in use: it is what that was opened by."""
+    for info in catalog.list(where) if isinstance(where, Scope) else [catalog.get(where)]:
+        now = info.property("readonly")
+        if now.exact == readonly or (isinstance(where, Scope) and now.source == LOCAL):
+            continue
+        holder = catalog.holder(info)
+        if holder is not None:
+            text = describe_holder(holder)
+            raise Busy(
+                f"cannot change readonly of {info.name}: it is in use by {text}",
+                holders=(text,),
+                hint=f"unmount it first: tzfs umount {info.name}",
+            )
