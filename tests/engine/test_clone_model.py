@@ -7,63 +7,24 @@ copies that know nothing of each other.
 
 from __future__ import annotations
 
-import copy
 import os
 import random
 import time
 
 import pytest
 
-from tests.engine.plain import Plain
-from tests.engine.test_model import GUID, MemoryStores, Step, World
+from tests.engine.plain import Plain, copied
+from tests.engine.test_model import MemoryStores, Step, World
 from tests.engine.test_rollback import WEIGHTS, TimeWorld
+from tests.model.inheriting import ClonedInMemory
 from tzfs import limits
-from tzfs.engine.beginning import format_clone
-from tzfs.engine.cloning import kinds_of
-from tzfs.engine.committed import read_superblock
-from tzfs.engine.engine import Engine, Settings
-from tzfs.engine.inherited import Above, Ancestry
-from tzfs.format.superblock import Origin
-from tzfs.store.interface import MetaStore
-from tzfs.store.memory import MemoryMeta, MemoryPayload, MemoryRedo
-
-
-class CloneStores(MemoryStores):
-    """The stores of a clone of the snapshot `name` of `origin`."""
-
-    def __init__(self, origin: World, name: str) -> None:
-        self.meta, self.payload = MemoryMeta(), MemoryPayload()
-        self.redo = MemoryRedo(room=4)
-        self._origin = origin
-        record = origin.engine.snapshots()[name]
-        origin.engine.commit()
-        self.link = Origin(
-            GUID.hex(), 1, record.guid.hex(), record.epoch,
-            origin.engine.counters.next_ino, origin.engine.counters.next_data,
-        )  # fmt: skip
-        format_clone(self.meta, guid=GUID, now_ns=1, origin=self.link, kinds=kinds_of(record))
-
-    def ancestry(self) -> Ancestry:
-        stores = self._origin.stores
-        above = stores.ancestry() if isinstance(stores, CloneStores) and cloned(stores.meta) else None
-        return Ancestry(Above(stores.meta, stores.payload, self.link, above))
 
 
 class CloneWorld(TimeWorld):
-    def __init__(self, stores: CloneStores, nodes: Plain) -> None:
+    def __init__(self, stores: ClonedInMemory, nodes: Plain) -> None:
         super().__init__(stores)
         self.model = nodes
         self.committed = nodes.copy()
-
-    def _open(self) -> Engine:
-        assert isinstance(self.stores, CloneStores)
-        meta, payload, redo = self.stores.stores()
-        settings = Settings(chunk_shift=12, dirty_rows_max=10_000)
-        ancestry = self.stores.ancestry() if cloned(meta) else None
-        engine = Engine(meta, payload, redo=redo, settings=settings, clock=self._clock, ancestry=ancestry)
-        engine.referenced = lambda ino: ino in self.model.open
-        self.commits = engine.commits
-        return engine
 
     def do_flatten(self, a: int, b: int, c: int, d: int) -> None:
         self._let_jobs_end()
@@ -72,19 +33,10 @@ class CloneWorld(TimeWorld):
             self.engine.flattening.step()
 
 
-def cloned(meta: MetaStore) -> bool:
-    """Whether what is committed names an origin."""
-    txn = meta.begin_read()
-    try:
-        return read_superblock(txn).origin is not None
-    finally:
-        txn.close()
-
-
 def clone_of(world: World, name: str) -> CloneWorld:
     model = Plain()
-    model.nodes = copy.deepcopy(world.model.snapshots[name])
-    return CloneWorld(CloneStores(world, name), model)
+    model.nodes = copied(world.model.snapshots[name])
+    return CloneWorld(ClonedInMemory(world, name), model)
 
 
 def generate(r: random.Random, n: int, *, crashes: bool, flattens: bool = False) -> list[Step]:

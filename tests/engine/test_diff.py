@@ -28,7 +28,7 @@ Name = tuple[int, bytes]
 
 
 def diff(engine: Engine, older: str, newer: str | None = None, *, tables: Tables | None = None) -> list[Difference]:
-    with Moments(tables or engine.meta, engine.payload) as moments:
+    with Moments(tables or engine.readable, engine.payload) as moments:
         return [d for d in Comparison(*moments.ordered(older, newer), moments.tables).run() if d is not None]
 
 

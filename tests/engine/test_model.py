@@ -21,6 +21,7 @@ from tzfs.engine.accounting import Accounts
 from tzfs.engine.committed import read_counters
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
+from tzfs.engine.inherited import Ancestry
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
 from tzfs.format.records import Inode
@@ -54,6 +55,9 @@ class MemoryStores:
     def stores(self) -> tuple[MetaStore, PayloadStore, RedoStore]:
         return self.meta, self.payload, self.redo
 
+    def ancestry(self) -> Ancestry | None:
+        return None
+
     def crash(self) -> None:
         self.meta, self.payload = self.meta.after_crash(), self.payload.after_crash()
 
@@ -76,6 +80,9 @@ class DiskStores:
 
     def stores(self) -> tuple[MetaStore, PayloadStore, RedoStore]:
         return self.meta, self.payload, self.redo
+
+    def ancestry(self) -> Ancestry | None:
+        return None
 
     def restart(self) -> None:
         self.close()
@@ -107,7 +114,8 @@ class World(Marking):
     def _open(self) -> Engine:
         settings = Settings(chunk_shift=12, dirty_rows_max=10_000)
         meta, payload, redo = self.stores.stores()
-        engine = Engine(meta, payload, redo=redo, settings=settings, clock=self._clock)
+        above = self.stores.ancestry()
+        engine = Engine(meta, payload, redo=redo, settings=settings, clock=self._clock, ancestry=above)
         engine.referenced = lambda ino: ino in self.model.open
         self.commits = engine.commits
         return engine

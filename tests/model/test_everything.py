@@ -1,5 +1,5 @@
 """A rule machine on the real engine, on LMDB and segments: every operation there is, in any order, crashes and restarts
-included, against a model that keeps a full copy for each snapshot.
+included, in a filesystem and its clones, against a model that keeps a full copy for each snapshot.
 
 After each step every snapshot, the head and the counters are compared, and every few steps the figures of the
 accounting with a recount, diffs and versions of files with the copies, and everything in the tables by `problems`.  The
@@ -22,18 +22,20 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from tests.engine.test_model import DiskStores
-from tests.model.world import WEIGHTS, Everything
+from tests.model import family
+from tests.model.family import Family
+from tests.model.world import WEIGHTS
 from tzfs import limits
 from tzfs.engine import moving
 
 NUMBERS: Final = st.integers(0, 63)
+KINDS: Final = {**WEIGHTS, **family.KINDS}
 RULES_OF_WEIGHT: Final = 4  # a step of so much weight is a rule; of more, several
 Rule = Callable[..., None]
 
 
 class Machine(RuleBasedStateMachine):
-    """One world; the rules below are its steps."""
+    """A filesystem and its clones; the rules below are their steps."""
 
     every = 1  # steps between two comparisons
     done: ClassVar[Counter[str]] = Counter()
@@ -41,44 +43,46 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="tzfs-model-"))
-        self.world = Everything(DiskStores(self.folder))
+        self.family = Family(self.folder)
         self.steps = 0
 
-    def step(self, kind: str, a: int, b: int, c: int, d: int) -> None:
-        self.world.apply((kind, a, b, c, d))
+    def step(self, kind: str, which: int, a: int, b: int, c: int, d: int) -> None:
+        self.family.apply(which, (kind, a, b, c, d))
         self.done[kind] += 1
         self.steps += 1
 
     @rule(a=NUMBERS, b=NUMBERS)
     def figures_and_travels(self, a: int, b: int) -> None:
-        self.world.figures()
-        self.world.travels(a, b)
+        for world in self.family:
+            world.figures()
+            world.travels(a, b)
 
     @invariant()
     def everything_agrees(self) -> None:
         if self.steps % self.every == 0:
-            self.world.check(1 + self.steps % 5)
+            for world in self.family:
+                world.check(1 + self.steps % 5)
 
     def teardown(self) -> None:
         try:
-            self.world.check(3)
-            self.world.figures()
-            self.world.travels(self.steps, self.steps // 64)
-            self.world.engine.close()
+            for world in self.family:
+                world.check(3)
+                world.figures()
+                world.travels(self.steps, self.steps // 64)
         finally:
-            self.world.stores.close()
+            self.family.close()
             shutil.rmtree(self.folder)
 
 
 def _rule(kind: str) -> Rule:
-    def step(self: Machine, a: int, b: int, c: int, d: int) -> None:
-        self.step(kind, a, b, c, d)
+    def step(self: Machine, which: int, a: int, b: int, c: int, d: int) -> None:
+        self.step(kind, which, a, b, c, d)
 
     step.__name__ = step.__qualname__ = kind
-    return rule(a=NUMBERS, b=NUMBERS, c=NUMBERS, d=NUMBERS)(step)
+    return rule(which=st.integers(0, 3), a=NUMBERS, b=NUMBERS, c=NUMBERS, d=NUMBERS)(step)
 
 
-for kind, weight in WEIGHTS.items():
+for kind, weight in KINDS.items():
     for number in range(-(-weight // RULES_OF_WEIGHT)):
         setattr(Machine, f"{kind}_{number}", _rule(kind))
 
@@ -90,6 +94,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
     monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
     monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
+    monkeypatch.setattr(limits, "FLATTEN_BATCH_KEYS", 5)
     monkeypatch.setattr("tzfs.engine.restore.LISTED", 2)
     monkeypatch.setattr("tzfs.engine.diff.BATCH", 3)
     monkeypatch.setattr("tzfs.engine.diff.ROWS_BETWEEN", 2)
@@ -129,4 +134,4 @@ def test_in_thousands_of_steps_all_agrees_with_the_plain_model() -> None:
     )
     done = run(first=first, runs=runs, steps=steps, every=5)
     print(f"{done.total()} steps: {dict(sorted(done.items()))}")
-    assert done.keys() == WEIGHTS.keys() or done.total() < 2000
+    assert done.keys() == KINDS.keys() or done.total() < 2000

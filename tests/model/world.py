@@ -212,7 +212,7 @@ class Everything(RestoringWorld):
             self._versions(paths[(a * 64 + b) % len(paths)], moments)
 
     def _versions(self, path: tuple[bytes, ...], moments: list[tuple[str | None, NODES]]) -> None:
-        with Moments(self.engine.meta, self.engine.payload) as opened:
+        with Moments(self.engine.readable, self.engine.payload) as opened:
             told = [v for v in file_versions(opened, path) if v is not None]
         at = {name: (nodes, _find(nodes, path)) for name, nodes in moments}
         names = [name for name, (_, ino) in at.items() if ino is not None]

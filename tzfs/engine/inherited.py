@@ -74,7 +74,7 @@ def write_cursor(txn: WriteTransaction, cursor: Cursor) -> None:
 class Above:
     """One origin: its tables and payload, open for reading, the epoch to read at, and its own ancestry."""
 
-    meta: MetaStore
+    meta: Readable
     payload: PayloadReader
     link: Origin  # what the clone's superblock says of it
     ancestry: Ancestry | None
