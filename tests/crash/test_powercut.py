@@ -48,10 +48,16 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("recorder"))
 
 
-def recorded(recorder: Path, where: Path, seed: int, count: int) -> Recorded:
+def recorded(recorder: Path, where: Path, seed: int, count: int, *, cloned: bool = False) -> Recorded:
+    """`cloned`: of a clone; its origin lies beside it, and images are to be made beside it too."""
     folder = where / "fs"
     folder.mkdir(parents=True, mode=0o700)
-    format_filesystem(folder, GUID, uid=0, gid=0)
+    if cloned:
+        origin = where / f"{workload.PARTITION:016x}"
+        origin.mkdir(mode=0o700)
+        workload.clone(origin, folder)
+    else:
+        format_filesystem(folder, GUID, uid=0, gid=0)
     shutil.copytree(folder, where / "before", symlinks=True)
     events = record(recorder, folder, where / "log", workload.__name__, str(seed), str(count))
     return Recorded(where / "before", folder, events)
@@ -186,6 +192,16 @@ def test_a_power_cut_leaves_a_commit_no_older_than_the_last_acknowledged(recorde
     assert failures == [], "\n".join(failures)
 
 
+def test_a_power_cut_while_a_clone_is_changed_and_flattened_leaves_a_commit(recorder: Path, tmp_path: Path) -> None:
+    failures: list[str] = []
+    for seed in range(2):
+        place = tmp_path / str(seed)
+        history = recorded(recorder, place, seed, 100, cloned=True)
+        failures += [f"history {seed}, {wrong}" for wrong in cut(history, place, seed=seed, images=20)]
+        failures += cut_again(history, recorder, place, seed=seed, images=5)
+    assert failures == [], "\n".join(failures)
+
+
 def test_a_power_cut_during_recovery_changes_nothing(recorder: Path, tmp_path: Path) -> None:
     history = recorded(recorder, tmp_path / "history", 11, 120)
     failures: list[str] = []
@@ -216,10 +232,11 @@ def test_many_power_cuts_each_leave_a_commit(recorder: Path, tmp_path: Path) -> 
     made = 0
     failures: list[str] = []
     while made < left and len(failures) < 20:
-        history = recorded(recorder, tmp_path / str(seed), seed, 200)
-        failures += [f"history {seed}, {wrong}" for wrong in cut(history, tmp_path, seed=seed, images=50)]
-        failures += cut_again(history, recorder, tmp_path, seed=seed, images=10)
-        shutil.rmtree(tmp_path / str(seed))
+        place = tmp_path / str(seed)
+        history = recorded(recorder, place, seed, 200, cloned=seed % 3 == 2)
+        failures += [f"history {seed}, {wrong}" for wrong in cut(history, place, seed=seed, images=50)]
+        failures += cut_again(history, recorder, place, seed=seed, images=10)
+        shutil.rmtree(place)
         made, seed = made + 60, seed + 1
     print(f"{made} images, {len(failures)} failures")
     assert failures == [], "\n".join(failures)

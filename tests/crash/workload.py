@@ -1,4 +1,5 @@
-"""The program that is recorded: the engine and its model side by side, on disk, any operations in any order.
+"""The program that is recorded: the engine and its model side by side, on disk, any operations in any order; where the
+folder has a clone, flattening too.
 
 After each operation it says what the model looks like, and whether that has been acknowledged as durable:
 
@@ -13,6 +14,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +22,15 @@ import pytest
 
 from tests.engine.plain import ROOT, Node, Plain
 from tests.engine.test_model import GUID, DiskStores, Step
-from tests.model.world import WEIGHTS, Everything
+from tests.model.family import Clone
+from tests.model.world import EDITS, WEIGHTS, Everything
 from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.head import S_IFLNK, S_IFMT, S_IFREG
+from tzfs.engine.inherited import Ancestry
 from tzfs.engine.view import View
+from tzfs.opening import Reader, format_clone_of
+from tzfs.origins import open_ancestry, origin_of
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
@@ -47,6 +53,9 @@ OFTEN: Final = {
     "restore_broken_off": 1,
 }
 MARKS: Final = "#"
+PARTITION: Final = 1  # of a clone's origin, which lies beside it
+ORIGIN_SNAPSHOT: Final = "origin"
+CLONE_SEED: Final = 1
 State = dict[str, str]  # a digest of each: "" is the head, MARKS what is said of snapshots, the others are snapshots
 
 
@@ -58,11 +67,34 @@ class Formatted(DiskStores):
         self.meta = LmdbMeta(folder / "meta")
         self.payload = Segments(folder / "segments", guid=GUID)
         self.redo = RedoLog(folder / "redo", GUID)
+        self._origins = ExitStack()
+
+    def ancestry(self) -> Ancestry | None:
+        """Its origins do not change: they are opened once, and again where it is opened again."""
+        self._origins.close()
+        return open_ancestry(self._folder, origin_of(self.meta), self._origins)
+
+    def close(self) -> None:
+        self._origins.close()
+        super().close()
 
 
-def generate(seed: int, count: int) -> list[Step]:
+def clone(origin: Path, folder: Path) -> None:
+    """Makes `folder` a clone of a snapshot with something of everything in it, of a filesystem made in `origin`."""
+    world = Everything(DiskStores(origin))
+    steps = [step for step in generate(CLONE_SEED, 400) if step[0] in EDITS or step[0] in ("pour", "snapshot", "open")]
+    for step in steps[:120]:
+        world.apply(step)
+    world.engine.snapshot(ORIGIN_SNAPSHOT)
+    world.engine.close()
+    world.stores.close()
+    with Reader(origin, GUID, ORIGIN_SNAPSHOT) as source:
+        format_clone_of(source, folder, GUID, partition=PARTITION)
+
+
+def generate(seed: int, count: int, *, cloned: bool = False) -> list[Step]:
     r = random.Random(seed)
-    weights = {**WEIGHTS, **OFTEN}
+    weights = {**WEIGHTS, **OFTEN, "flatten": 6} if cloned else {**WEIGHTS, **OFTEN}
     chosen = [w * r.choice((0.3, 1, 1, 3)) for w in weights.values()]
     kinds = r.choices(list(weights), chosen, k=count)
     return [(kind, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64)) for kind in kinds]
@@ -74,6 +106,18 @@ def small_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
     patch.setattr(limits, "STAGING_BATCH_KEYS", 5)
     patch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
+    patch.setattr(limits, "FLATTEN_BATCH_KEYS", 5)
+
+
+def as_cloned(stores: Formatted) -> Clone:
+    """A world of a clone in which nothing has happened yet; its model is what the engine shows."""
+    world = Clone(stores, Plain())
+    world.model.nodes = _nodes(world.engine)
+    for ino, node in world.model.nodes.items():
+        if node.is_dir:
+            node.parent = world.engine.parent_of(ino)
+    world.committed = world.model.copy()
+    return world
 
 
 # -- states ------------------------------------------------------------------------------------------------------------
@@ -152,9 +196,11 @@ def main(folder: Path, marks: Path, seed: int, count: int) -> None:
     def mark(**said: object) -> None:
         os.write(out, json.dumps(said).encode())
 
-    world = Everything(Formatted(folder))
+    stores = Formatted(folder)
+    cloned = origin_of(stores.meta) is not None
+    world = as_cloned(stores) if cloned else Everything(stores)
     mark(op=0, state=state_of_model(world.model), durable=True)
-    for number, step in enumerate(generate(seed, count), 1):
+    for number, step in enumerate(generate(seed, count, cloned=cloned), 1):
         mark(op=number, begins=step[0])
         commits = world.commits
         world.apply(step)

@@ -21,12 +21,13 @@ KINDS: Final = {"clone": 5, "flatten": 4, "drop": 2}  # the steps of a family be
 class Clone(Everything):
     """A clone of a snapshot whose tree `model` has."""
 
-    def __init__(self, stores: ClonedOnDisk, model: Plain) -> None:
+    def __init__(self, stores: DiskStores, model: Plain) -> None:
         super().__init__(stores)
         self.model = model
         self.committed = model.copy()
 
-    def flatten(self, steps: int) -> None:
+    def do_flatten(self, a: int, b: int, c: int, d: int) -> None:
+        """Begins, or goes on."""
         self._let_jobs_end()
         flattening: Flatten = self.engine.flattening
         try:
@@ -34,7 +35,7 @@ class Clone(Everything):
         except QuotaExceeded:
             assert self.limits
             return
-        for _ in range(steps):
+        for _ in range(b % 20):
             flattening.step()
         self.settled()
 
@@ -97,7 +98,7 @@ class Family:
 
     def _flatten(self, member: Member, a: int, b: int, c: int, d: int) -> None:
         if isinstance(member.world, Clone):
-            member.world.flatten(b % 20)
+            member.world.apply(("flatten", a, b, c, d))
 
     def _drop(self, member: Member, a: int, b: int, c: int, d: int) -> None:
         if member.above is not None and all(other.above is not member for other in self.members):
