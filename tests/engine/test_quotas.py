@@ -17,6 +17,7 @@ from tzfs import limits
 from tzfs.engine.accounting import Accounts
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.quotas import ROW_BYTES, crossed
+from tzfs.engine.restore import Wanted
 from tzfs.errors import QuotaExceeded
 
 PAGE = limits.PAGE_BYTES
@@ -188,6 +189,26 @@ def test_a_quota_counts_snapshots_and_a_refquota_does_not(ws: Workspace) -> None
         ws.file(b"i", b"x" * (400 * 1024))
     stat = ws.engine.statfs()
     assert stat.blocks_available * PAGE <= MIB - used(ws)
+
+
+def test_what_is_restored_by_reference_is_charged_once(ws: Workspace) -> None:
+    ino = ws.file(b"f", b"x" * (400 * 1024))
+    ws.engine.snapshot("a")
+    limit(ws.engine, quota_bytes=MIB, refquota_bytes=MIB)
+    for number in range(5):
+        restore = ws.engine.restore("a", [Wanted(ino, 1, b"copy %d" % number)])
+        while restore.step():
+            pass
+        ws.engine.commit()
+        found = accounts(ws.engine).charged
+        assert {u.name: u.used for u in ws.engine.usages()} == {"quota": found.used, "refquota": found.referenced}
+    assert used(ws) < 420 * 1024
+    stat = ws.engine.statfs()
+    assert (stat.blocks - stat.blocks_free) * PAGE < 420 * 1024
+    limit(ws.engine)
+    limit(ws.engine, refquota_bytes=MIB)
+    assert ws.engine.usages()[0].used == accounts(ws.engine).charged.referenced
+    ws.engine.write(ino, 0, b"y" * (400 * 1024))
 
 
 def test_a_full_filesystem_can_be_emptied_and_looked_at(ws: Workspace) -> None:

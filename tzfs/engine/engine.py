@@ -407,7 +407,7 @@ class Engine:
         if left is not None:
             available, free = min(available, left), min(free, left)
         block = limits.PAGE_BYTES
-        used = (self._head.counters.bytes + self._head.uncommitted_bytes + block - 1) // block
+        used = (self._quotas.referenced + self._head.uncommitted_bytes + block - 1) // block
         inodes = self._head.counters.inodes
         inodes_free = min(limits.INO_MAX - self._head.counters.next_ino, available // 1024)
         left = self._quotas.free_inodes()

@@ -25,7 +25,7 @@ from typing import Final
 
 from tzfs.engine.accounting import Accounts
 from tzfs.engine.head import Head
-from tzfs.engine.shared import hidden
+from tzfs.engine.shared import doubled, hidden
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.errors import QuotaExceeded
 from tzfs.format import records
@@ -112,11 +112,13 @@ class Quotas:
             if body is not None:
                 total += records.unpack_charged(Table.CELL, key, body)[0][1]
         versions.charged_bytes = total + versions.unsettled_bytes
-        versions.shared.hidden_bytes = 0
+        versions.shared.hidden_bytes = versions.shared.doubled_bytes = 0
         for key, value in txn.range(Table.SHARED, b""):
             body = records.unseal(Table.SHARED, key, value)
             if body is not None:
-                versions.shared.hidden_bytes += hidden(records.unpack_shared(key, body))
+                shared = records.unpack_shared(key, body)
+                versions.shared.hidden_bytes += hidden(shared)
+                versions.shared.doubled_bytes += doubled(shared)
 
     def _freeing(self) -> int:
         """What is charged and nobody sees any more."""
@@ -129,17 +131,21 @@ class Quotas:
 
     @property
     def _used(self) -> int:
-        return self._head.versions.charged_bytes + self._head.versions.shared.hidden_bytes
+        versions = self._head.versions
+        return versions.charged_bytes + versions.shared.hidden_bytes - versions.shared.doubled_bytes
 
     @property
-    def _referenced(self) -> int:
-        return self._head.counters.bytes + self._head.versions.live_bytes_delta
+    def referenced(self) -> int:
+        """What the head is charged; while there are no quotas, with what is in more than one cell."""
+        head = self._head
+        doubles = head.versions.shared.doubled_bytes if self._active else 0
+        return head.counters.bytes + head.versions.live_bytes_delta - doubles
 
     def _fits(self, more: int) -> bool:
         if self._used + more > self._granted:
             self._ask(self._used + more)
         used_max = min(self._used_max, self._granted)
-        return self._used + more <= used_max and self._referenced + more <= self._referenced_max
+        return self._used + more <= used_max and self.referenced + more <= self._referenced_max
 
     def _check(self, nbytes: int) -> None:
         head, versions = self._head, self._head.versions
@@ -167,9 +173,9 @@ class Quotas:
                 f"the quota of {self._used_max} bytes is used up: {self._used} are charged, snapshots included",
                 hint="destroy snapshots, remove files, or raise it: tzfs set quota=",
             )
-        if self._referenced + nbytes > self._referenced_max:
+        if self.referenced + nbytes > self._referenced_max:
             raise QuotaExceeded(
-                f"the refquota of {self._referenced_max} bytes is used up: {self._referenced} are charged",
+                f"the refquota of {self._referenced_max} bytes is used up: {self.referenced} are charged",
                 hint="remove files, or raise it: tzfs set refquota=",
             )
 
@@ -177,7 +183,7 @@ class Quotas:
         """What can still be written; None where no quota says so."""
         if self._head.room is None:
             return None
-        used, referenced = self._used, self._referenced
+        used, referenced = self._used, self.referenced
         left = min(self._used_max - used, self._referenced_max - referenced, self._room - used)
         if left < self._referenced_max - referenced and left < self._head.uncommitted_bytes + (1 << 20):
             more = self._used_max - used + self._freeing()
@@ -207,7 +213,7 @@ class Quotas:
         if settings.quota_bytes:
             found.append(Usage("quota", self._used - self._freeing() + head.uncommitted_bytes, settings.quota_bytes))
         if settings.refquota_bytes:
-            found.append(Usage("refquota", self._referenced + head.uncommitted_bytes, settings.refquota_bytes))
+            found.append(Usage("refquota", self.referenced + head.uncommitted_bytes, settings.refquota_bytes))
         if settings.inodes_max:
             found.append(Usage("inode_quota", head.counters.inodes, settings.inodes_max))
         if settings.snapshots_max:

@@ -27,6 +27,7 @@ class SharedExtents:
     def __init__(self) -> None:
         self.any = False
         self.hidden_bytes = 0  # added to the charge that is in no cell; the quotas know from what on
+        self.doubled_bytes = 0  # likewise, to what is in more than one
         self._txn: WriteTransaction
         self._rows: dict[int, Shared | None] = {}
 
@@ -52,7 +53,9 @@ class SharedExtents:
 
     def put(self, extent: int, shared: Shared | None) -> None:
         """What the extent's row says from now on; None: it has one lifetime again."""
-        self.hidden_bytes += hidden(shared) - hidden(self.get(extent))
+        before = self.get(extent)
+        self.hidden_bytes += hidden(shared) - hidden(before)
+        self.doubled_bytes += doubled(shared) - doubled(before)
         self.any = True
         self._rows[extent] = shared
 
@@ -71,6 +74,11 @@ class SharedExtents:
 def hidden(shared: Shared | None) -> int:
     """The charge of an extent that no cell has: none of its lifetimes, of which there are several, is live."""
     return 0 if shared is None or LIVE in shared.lifetimes.values() else shared.charge
+
+
+def doubled(shared: Shared | None) -> int:
+    """The charge of an extent that cells have beyond the first: each of its live lifetimes has it in its own."""
+    return 0 if shared is None else shared.charge * max(0, list(shared.lifetimes.values()).count(LIVE) - 1)
 
 
 def any_shared(txn: ReadTransaction) -> bool:
