@@ -82,9 +82,9 @@ def clone(origin: Path, folder: Path) -> None:
     """Makes `folder` a clone of a snapshot with something of everything in it, of a filesystem made in `origin`."""
     world = Everything(DiskStores(origin))
     r = random.Random(0)
-    for kind in r.choices(sorted((EDITS | {"snapshot", "open"}) - {"prune_tree", "unlink", "rmdir"}), k=200):
+    for kind in r.choices(sorted((EDITS | {"snapshot", "open"}) - {"prune_tree", "unlink", "rmdir"}), k=300):
         world.apply((kind, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64)))
-    assert len(world.model.nodes) > 20
+    assert len(world.model.nodes) > 8
     world.engine.snapshot(ORIGIN_SNAPSHOT)
     world.engine.close()
     world.stores.close()

@@ -98,12 +98,11 @@ EPOCHS = st.integers(0, 12)
 
 @st.composite
 def lifetimes(draw: st.DrawFn) -> tuple[tuple[int, int], ...]:
-    """One or more, apart from each other, the last perhaps live."""
-    ends = sorted(draw(st.sets(EPOCHS, min_size=2, max_size=6)))
-    pairs = list(zip(ends[::2], ends[1::2], strict=False))
-    if draw(st.booleans()):
-        pairs[-1] = (pairs[-1][0], LIVE)
-    return tuple(pairs)
+    """One or more, some of them perhaps live: after a restore two files have the extent at once."""
+    births = sorted(draw(st.sets(EPOCHS, min_size=1, max_size=4)))
+    lengths = draw(st.lists(st.integers(1, 9), min_size=len(births), max_size=len(births)))
+    live = draw(st.lists(st.booleans(), min_size=len(births), max_size=len(births)))
+    return tuple((b, LIVE if on else b + n) for b, n, on in zip(births, lengths, live, strict=True))
 
 
 THINGS = st.lists(st.builds(Thing, st.integers(1, 1000), lifetimes()), max_size=12)

@@ -126,8 +126,8 @@ class Sums:
         total = sum(cell.charge for cell in self._cells if since < cell.birth <= epoch < cell.death)
         for extent in self._shared:
             lifetimes = extent.lifetimes.items()
-            if any(death == LIVE and since < birth <= epoch for birth, death in lifetimes):
-                total -= extent.charge  # the cell's
+            live = sum(death == LIVE and since < birth <= epoch for birth, death in lifetimes)
+            total -= live * extent.charge  # that of the cells
             if any(birth <= epoch < death for birth, death in lifetimes) and not any(
                 birth <= since < death for birth, death in lifetimes
             ):
