@@ -18,6 +18,8 @@ from tests.engine.test_model import MemoryStores, Step, World
 from tests.engine.test_rollback import WEIGHTS, TimeWorld
 from tests.model.inheriting import ClonedInMemory
 from tzfs import limits
+from tzfs.engine.restore import Wanted
+from tzfs.errors import Stale
 
 
 class CloneWorld(TimeWorld):
@@ -119,3 +121,24 @@ def test_many_chains_of_clones_agree_with_plain_copies() -> None:
     first = int(os.environ.get("TZFS_MODEL_SEED", "1000"))
     done = search(first, float(os.environ.get("TZFS_MODEL_S", "600")), 10**9)
     print(f"{done} chains from seed {first}")
+
+
+def test_a_restore_in_a_clone_replaces_all_that_it_inherits() -> None:
+    world = TimeWorld(MemoryStores())
+    directory = world.engine.mkdir(1, b"d", 0o755, uid=0, gid=0).ino
+    file = world.engine.mknod(directory, b"f", 0o100644, uid=0, gid=0).ino
+    world.engine.write(file, 0, b"f" * 9000)
+    world.engine.setxattr(file, b"user.a", b"v" * 6000)
+    world.engine.snapshot("s")
+    world.model.snapshot("s")
+    clone = clone_of(world, "s").engine
+    clone.snapshot("mine")
+    restore = clone.restore("mine", [Wanted(directory, 1, b"d")], force=True)
+    while restore.step():
+        assert clone.problems() == []
+    assert clone.problems() == []
+    assert clone.lookup(1, b"d").ino != directory
+    for ino in (directory, file):
+        with pytest.raises(Stale):
+            clone.inode(ino)
+    assert clone.view("mine").read(file, 0, 9001) == b"f" * 9000

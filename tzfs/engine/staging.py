@@ -143,7 +143,7 @@ class Staging:
         at, versions = self.epoch, self._head.versions
         if old is not None and old[0] == at:
             raise InternalError("a key is staged twice")
-        if body is None and old is None:
+        if body is None and old is None and not versions.inherited(table, prefix):
             return
         named = {} if old is None else self._named(table, prefix, old)  # which may fail
         versions.insert(table, prefix, body, at)

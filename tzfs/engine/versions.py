@@ -153,7 +153,7 @@ class Versions:
         if old is UNKNOWN:
             old = self.txn.seek(table, prefix, at)
         if old is None:
-            if self._inherited(table, prefix):
+            if self.inherited(table, prefix):
                 self._tombstone(table, prefix, at)
             return
         if records.is_tombstone(old[1]):
@@ -163,7 +163,7 @@ class Versions:
         if not kept:
             older = self._may_have_older(birth) and self.txn.seek(table, prefix, birth - 1) is not None
             self._free(table, prefix, old)
-            if not older and not self._bookmarked(at) and not self._inherited(table, prefix):
+            if not older and not self._bookmarked(at) and not self.inherited(table, prefix):
                 return
         self._tombstone(table, prefix, at)
         if kept:
@@ -174,7 +174,7 @@ class Versions:
         self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
         self._count(LIVE, at, 1, 0)
 
-    def _inherited(self, table: Table, prefix: bytes) -> bool:
+    def inherited(self, table: Table, prefix: bytes) -> bool:
         """Whether something would show below the key's versions, if they were not there."""
         return self.inherits is not None and self.inherits(table, prefix)
 
@@ -248,7 +248,7 @@ class Versions:
             if newest is None or not records.is_tombstone(newest[1]) or self._bookmarked(newest[0]):
                 continue
             older = newest[0] > 0 and self.txn.seek(table, prefix, newest[0] - 1) is not None
-            if not older and not self._inherited(table, prefix):
+            if not older and not self.inherited(table, prefix):
                 self._free(table, prefix, newest)
                 if table is Table.DIRENT:
                     self.sought.pop(prefix, None)
