@@ -158,7 +158,15 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "tzfs.time_travel",
         "tzfs.comparing",
     ),
-    "tzfs": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.marking", "tzfs.destroying"),
+    "tzfs": (
+        *_API,
+        "tzfs.catalog",
+        "tzfs.management",
+        "tzfs.marking",
+        "tzfs.destroying",
+        "tzfs.journal",
+        "tzfs.remembering",
+    ),
     "tzfs.mount": (
         *_API,
         "tzfs.catalog",

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import tzfs
 from tests.engine.conftest import Workspace
 from tzfs.errors import NotFound
+from tzfs.lifecycle import Command
 from tzfs.runs import MARK, Runs, running, undone
 
 
@@ -107,3 +109,22 @@ def test_a_process_runs_until_it_has_ended() -> None:
     assert running({"pid": os.getpid(), "started": stat})
     assert not running({"pid": os.getpid(), "started": "1"})
     assert not running({"pid": None, "started": None})
+
+
+def test_the_library_logs_and_undoes_as_the_command_line_does(tmp_path: Path) -> None:
+    with tzfs.open_store(tmp_path) as store:
+        store.create("ws")
+        writer = store.writer("ws", {"kind": "test"}, Command.OPEN)
+        with writer:
+            runs = Runs(writer.engine)
+            entry = runs.begin(["make"], "/", os.getpid()).entry
+            writer.engine.mkdir(1, b"made", 0o755, uid=0, gid=0)
+            runs.end(entry, {"code": 0})
+        assert tzfs.undo(store, "ws").undone == entry
+        with store.open("ws") as fs:
+            assert fs.listdir("/") == []
+            assert [logged.kind for logged in fs.log()] == ["run", "snapshot", "rollback", "undo"]
+        tzfs.undo(store, "ws")
+        with store.open("ws") as fs:
+            assert fs.listdir("/") == ["made"]
+        assert [logged.kind for logged in tzfs.log(store, "ws")][:2] == ["create", "run"]

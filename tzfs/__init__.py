@@ -25,7 +25,9 @@ from tzfs.engine.diff import Difference
 from tzfs.engine.history import FileVersion
 from tzfs.errors import TzfsError
 from tzfs.filesystem import FileSystem
+from tzfs.journal import Logged, log
 from tzfs.management import MountStatus, SnapshotInfo, Store, open_store
+from tzfs.remembering import Undone, undo
 from tzfs.tree import SnapshotView, Stat
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "FileSystem",
     "FileVersion",
     "FilesystemInfo",
+    "Logged",
     "MountStatus",
     "Problem",
     "Progress",
@@ -44,8 +47,11 @@ __all__ = [
     "Stat",
     "Store",
     "TzfsError",
+    "Undone",
     "destroy",
     "errors",
+    "log",
     "open_store",
+    "undo",
 ]
 __version__ = "0.1.0"

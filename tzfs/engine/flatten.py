@@ -172,6 +172,7 @@ class Flatten:
         head.begin_change()
         committer.put_superblock(replace(committer.superblock, origin=None).with_features([ORIGIN], on=False))
         head.let_origin_go()
+        head.note("flatten")
         self._under_way = False
         head.end_change()
         committer.commit()
