@@ -53,6 +53,7 @@ class Plain:
         self.holds: dict[str, set[str]] = {}  # of snapshots
         self.labels: dict[str, dict[str, str]] = {}
         self.bookmarks: dict[str, tuple[int, list[int]]] = {}  # the epoch, and the inodes there were
+        self.notes: list[tuple[int, int]] = []  # lines of the log: their numbers, and how long they are
 
     def copy(self) -> Plain:
         """One that changes by itself.  The trees of snapshots never change, and so are shared."""
@@ -63,6 +64,7 @@ class Plain:
         other.holds = {name: set(tags) for name, tags in self.holds.items()}
         other.labels = {name: dict(labels) for name, labels in self.labels.items()}
         other.bookmarks = dict(self.bookmarks)
+        other.notes = list(self.notes)
         return other
 
     def directory(self, ino: int) -> Node:

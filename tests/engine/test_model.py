@@ -385,9 +385,9 @@ class World(Marking):
     # -- comparing ---------------------------------------------------------------------------------------------------
 
     def check(self, page: int) -> None:
-        _compare(self.engine, self.model.nodes, self.model.orphans, page)
+        compare(self.engine, self.model.nodes, self.model.orphans, page)
         for name, nodes in self.model.snapshots.items():
-            _compare(self.engine.view(name), nodes, set(), page)
+            compare(self.engine.view(name), nodes, set(), page)
         c = self.engine.counters
         assert (c.inodes, c.files, c.directories, c.symlinks, c.others) == self.model.counted()
         assert self.engine.drift == []
@@ -400,7 +400,7 @@ class World(Marking):
             self.committed = self.model.copy()
 
 
-def _compare(source: Engine | View, nodes: dict[int, Node], orphans: set[int], page: int) -> None:
+def compare(source: Engine | View, nodes: dict[int, Node], orphans: set[int], page: int) -> None:
     seen, todo = set(), [ROOT]
     while todo:
         ino = todo.pop()

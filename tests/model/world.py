@@ -14,8 +14,10 @@ from typing import Final
 
 from tests.engine import test_accounting as accounting
 from tests.engine import test_diff as diffs
+from tests.engine.conftest import Workspace
 from tests.engine.plain import ROOT, Node, Plain
-from tests.engine.test_model import DiskStores, MemoryStores, Step
+from tests.engine.streams import into, sent
+from tests.engine.test_model import DiskStores, MemoryStores, Step, compare
 from tests.engine.test_quotas import accounts, limit
 from tests.engine.test_restore import WEIGHTS as RESTORE_WEIGHTS
 from tests.engine.test_restore import RestoringWorld
@@ -35,9 +37,11 @@ MORE: Final = {
     "collect": 3,
     "quota": 2,
     "prune_tree": 3,
+    "send": 2,
+    "note": 2,
 }
 WEIGHTS: Final = {**RESTORE_WEIGHTS, **MORE}
-REORDERING: Final = ("compact", "collect", "quota")  # which commit, and so want no job under way
+REORDERING: Final = ("compact", "collect", "quota", "send")  # which commit, and so want no job under way
 NODES = dict[int, Node]
 
 
@@ -155,6 +159,30 @@ class Everything(RestoringWorld):
         self.engine.end_flush()
         collect(self.engine)
 
+    def do_send(self, a: int, b: int, c: int, d: int) -> None:
+        """A snapshot and perhaps a later one, sent to another filesystem, which has their trees then."""
+        order = [name for name, _ in self.moments() if name is not None]
+        if not order:
+            return
+        i, j = sorted((a % len(order), b % len(order)))
+        target = Workspace().engine
+        into(target, sent(self.engine, order[i]))
+        if i < j:
+            into(target, sent(self.engine, order[j], order[i]))
+        for name in {order[i], order[j]}:
+            compare(target.view(name), self.model.snapshots[name], set(), 1 + c % 5)
+        assert target.problems() == []
+        target.close()
+
+    def do_note(self, a: int, b: int, c: int, d: int) -> None:
+        """A line in the log, or a change to the last."""
+        if self.model.notes and c % 3 == 0:
+            number, _ = self.model.notes.pop()
+            self.engine.journal.amend(number, text="n" * a)
+        else:
+            number = self.engine.journal.append("run", text="n" * a)
+        self.model.notes.append((number, a))
+
     def do_quota(self, a: int, b: int, c: int, d: int) -> None:
         """Other limits, most often none, or some that are soon reached."""
         self.engine.commit()
@@ -174,6 +202,11 @@ class Everything(RestoringWorld):
     def _reopen(self, model: Plain) -> None:
         self.moving = None
         super()._reopen(model)
+
+    def check(self, page: int) -> None:
+        super().check(page)
+        told = [(e.number, len(str(e.fields["text"]))) for e in self.engine.journal.entries() if e.kind == "run"]
+        assert told[::-1] == self.model.notes
 
     # -- comparing -----------------------------------------------------------------------------------------------------
 
