@@ -238,5 +238,5 @@ def test_many_power_cuts_each_leave_a_commit(recorder: Path, tmp_path: Path) -> 
         failures += cut_again(history, recorder, place, seed=seed, images=10)
         shutil.rmtree(place)
         made, seed = made + 60, seed + 1
-    print(f"{made} images, {len(failures)} failures")
+        print(f"history {seed - 1}: {made} images in all, {len(failures)} failures", flush=True)
     assert failures == [], "\n".join(failures)
