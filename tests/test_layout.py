@@ -166,6 +166,8 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "tzfs.destroying",
         "tzfs.journal",
         "tzfs.remembering",
+        "tzfs.sending",
+        "tzfs.receiving",
     ),
     "tzfs.mount": (
         *_API,

@@ -27,7 +27,10 @@ from tzfs.errors import TzfsError
 from tzfs.filesystem import FileSystem
 from tzfs.journal import Logged, log
 from tzfs.management import MountStatus, SnapshotInfo, Store, open_store
+from tzfs.receiving import Received, receive
 from tzfs.remembering import Undone, undo
+from tzfs.sending import send
+from tzfs.streams import Sent
 from tzfs.tree import SnapshotView, Stat
 
 __all__ = [
@@ -42,6 +45,8 @@ __all__ = [
     "MountStatus",
     "Problem",
     "Progress",
+    "Received",
+    "Sent",
     "SnapshotInfo",
     "SnapshotView",
     "Stat",
@@ -52,6 +57,8 @@ __all__ = [
     "errors",
     "log",
     "open_store",
+    "receive",
+    "send",
     "undo",
 ]
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tzfs import rolling_back
+from tzfs import limits, rolling_back
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.partial import Partial, pack_token
 from tzfs.engine.receive import Receiver
@@ -53,6 +53,18 @@ class Header:
     snapshots: int
     last: str
     properties: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A snapshot as a stream announces it: where the receive begins, whether the stream goes on with it, its record as
+    far as it is known, and the inode number that the sender gives next."""
+
+    name: str
+    at: Partial
+    resumed: bool
+    record: Snapshot
+    next_ino: int
 
 
 class Cut(TzfsError):
@@ -191,8 +203,7 @@ def _guid(said: Mapping[str, object], name: str) -> str:
     return text
 
 
-def _snapshot(body: bytes, header: Header, called: str | None) -> tuple[str, Partial, bool, Snapshot]:
-    """The name, where the receive begins, whether the stream goes on, and the record as far as it is known."""
+def _snapshot(body: bytes, header: Header, called: str | None) -> Coming:
     said = stream.unpack_object(body)
     created, properties = said.get("created_ns"), said.get("properties")
     if type(created) is not int or not -(1 << 63) <= created < 1 << 63 or not isinstance(properties, dict):
@@ -207,8 +218,11 @@ def _snapshot(body: bytes, header: Header, called: str | None) -> tuple[str, Par
     if not guid:
         raise BadStream("the stream's snapshot has no guid")
     record = Snapshot(Epoch(0), bytes.fromhex(guid), created, 0, 0, 0, properties)
+    next_ino = said.get("next_ino")
+    if type(next_ino) is not int or not 1 <= next_ino <= limits.INO_MAX + 1:
+        raise BadStream("the stream's snapshot does not say which inode numbers are given")
     at = Partial(header.filesystem, _guid(said, "base"), guid, header.last, 0, 0, anew=False)
-    return name, at, said.get("resumed") is True, record
+    return Coming(name, at, said.get("resumed") is True, record, next_ino)
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
@@ -233,7 +247,7 @@ def receive_stream(
         resumable = True
     elif header.snapshots:
         _start(engine, header, force=force)
-    under_way: tuple[str, Snapshot] | None = None  # the one that comes, or has come and is not yet there
+    under_way: Coming | None = None  # the one that comes, or has come and is not yet there
     try:
         while True:
             kind, body = frames.get()  # only then has all come of the snapshot before
@@ -242,21 +256,21 @@ def receive_stream(
             elif kind is not Kind.SNAPSHOT:
                 raise BadStream(f"the stream has {kind.name} where a snapshot should begin")
             if under_way is not None:
-                receiver.finish(under_way[1])
-                names.append(under_way[0])
+                receiver.finish(under_way.record, under_way.next_ino)
+                names.append(under_way.name)
                 under_way = None
             if kind is Kind.END:
                 return tuple(names)
-            name, at, resumed, record = _snapshot(body, header, called)
-            _follows(engine, header, partial, at, resumed=resumed, first=first)
-            receiver.begin(name, at, resumable=resumable)
-            under_way, first, partial = (name, record), False, None
+            coming = _snapshot(body, header, called)
+            _follows(engine, header, partial, coming.at, resumed=coming.resumed, first=first)
+            receiver.begin(coming.name, coming.at, resumable=resumable)
+            under_way, first, partial = coming, False, None
             count = 0
             while (frame := frames.get()).kind is not Kind.DONE:
                 receiver.feed(frame)
                 count += 1
                 if progress is not None and count % 128 == 0:
-                    progress(name, frames.frames, frames.bytes)
+                    progress(coming.name, frames.frames, frames.bytes)
             stream.unpack_totals(frame.body)
     except BaseException as error:
         if engine.failed is None and (under_way is not None or receiver.partial is not None):
@@ -327,6 +341,6 @@ def _read_only(
     names = []
     while (frame := frames.get()).kind is not Kind.END:
         if frame.kind is Kind.SNAPSHOT:
-            names.append(_snapshot(frame.body, header, called)[0])
+            names.append(_snapshot(frame.body, header, called).name)
     _end(frames, frame.body, header, len(names))
     return Received(name, tuple(names), frames.bytes, created=created)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from tzfs.engine.committed import read_counters
 from tzfs.engine.engine import Engine
 from tzfs.engine.partial import Partial
 from tzfs.engine.send import Sender
@@ -165,6 +166,7 @@ def write_stream(source: Source, made: Plan, write: Write, progress: Progress | 
                         "created_ns": view.snapshot.created_ns,
                         "properties": dict(view.snapshot.properties),
                         "base": "" if start is None else start[1].guid.hex(),
+                        "next_ino": _next_ino(meta),
                         "resumed": resumed is not None,
                         "ino": begin[0],
                         "chunk": begin[1],
@@ -184,6 +186,14 @@ def write_stream(source: Source, made: Plan, write: Write, progress: Progress | 
             kept.push(stack.pop_all())
     out.put(Kind.END, stream.pack_totals(out.frames, out.bytes))
     return Sent(tuple(name for _, name in made.steps), inodes, out.bytes)
+
+
+def _next_ino(meta: Tables) -> int:
+    txn = meta.begin_read()
+    try:
+        return read_counters(txn).next_ino
+    finally:
+        txn.close()
 
 
 def _still_there(source: Source, start: tuple[str, Snapshot | Bookmark] | None) -> None:

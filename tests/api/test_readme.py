@@ -22,7 +22,7 @@ def blocks(text: str) -> list[str]:
 def run(program: str, store: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        cwd=PROJECT,
+        cwd=store.parent,
         env={**os.environ, "TZFS_STORE": str(store)},
         capture_output=True,
         text=True,

@@ -70,6 +70,42 @@ def test_a_stream_makes_a_filesystem_and_brings_it_up_to_date(tzfs: CommandLine,
         assert "no problems" in tzfs.ok("check", "--payload", name.partition("@")[0])
 
 
+def test_a_real_tree_arrives_as_it_is(tzfs: CommandLine, pipes: Pipes, tmp_path: Path) -> None:
+    """Everything that the Python API sees of a tree of sources, attributes with nanoseconds included."""
+    with open_store(tzfs.store) as store, store.open("ws") as fs:
+        for here, folders, files in os.walk(PROJECT / "tzfs", followlinks=False):
+            inside = Path("src") / Path(here).relative_to(PROJECT)
+            fs.mkdir(str(inside), parents=True, exist_ok=True)
+            folders[:] = [name for name in folders if name not in ("__pycache__", "mount", "native")]
+            for name in files:
+                fs.write_bytes(str(inside / name), (Path(here) / name).read_bytes())
+                fs.utime(str(inside / name), atime_ns=1, mtime_ns=1_600_000_000_123_456_789)
+        fs.symlink("x" * 4050, "long")
+        fs.setxattr("small", "user.long", b"v" * 60_000)
+        fs.snapshot("tree")
+    pipes("receive", "copy", data=pipes("send", "ws@tree"))
+    with (
+        open_store(tzfs.store) as store,
+        store.open_snapshot("ws@tree") as ours,
+        store.open_snapshot("copy@tree") as it,
+    ):
+        walked = list(ours.walk("/"))
+        assert walked == list(it.walk("/"))
+        assert len(walked) > 8
+        for here, folders, files in walked:
+            for name in [*folders, *files]:
+                path = f"{here}/{name}"
+                assert it.stat(path, follow_symlinks=False) == ours.stat(path, follow_symlinks=False)
+                if name in files and name != "long":
+                    assert it.read_bytes(path) == ours.read_bytes(path)
+        assert it.readlink("long") == ours.readlink("long")
+        assert it.getxattr("small", "user.long") == b"v" * 60_000
+    with open_store(tzfs.store) as store, store.open("ws") as fs:
+        out: list[bytes] = []
+        assert fs.send("tree", out.append).snapshots == ("tree",)
+    pipes("receive", "-n", "other", data=b"".join(out))
+
+
 def test_what_would_be_sent_and_received_is_said(tzfs: CommandLine, pipes: Pipes) -> None:
     assert b"would send ws@b from @a: about" in pipes("send", "-nv", "-i", "a", "ws@b")
     said = json.loads(pipes("send", "-n", "--json", "-R", "ws@b"))
@@ -104,6 +140,8 @@ def test_a_receive_that_was_cut_goes_on(tzfs: CommandLine, pipes: Pipes) -> None
     token = tzfs.ok("get", "-H", "-o", "value", "receive_resume_token", "copy").strip()
     assert token in pipes.err
     assert "was cut" in tzfs.refused("snapshot", "copy@mine", code=75)
+    assert "was cut" in tzfs.refused("gc", "copy", code=75)
+    assert "no problems" in tzfs.ok("check", "--payload", "copy")
     rest = pipes("send", "-t", token)
     assert len(rest) < len(whole)
     pipes("receive", "copy", data=rest)

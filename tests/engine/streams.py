@@ -69,7 +69,7 @@ def tree(view: View) -> dict[int, object]:
         elif inode.data:
             contents = view.read(ino, 0, inode.size)
             size = 1 << inode.chunk_shift
-            holes = [view.plan_read(ino, at, size).in_memory for at in range(0, inode.size, size)]
+            holes = [view.plan_read(ino, at, size).hole for at in range(0, inode.size, size)]
         attributes = {name: view.getxattr(ino, name) for name in view.listxattr(ino)}
         names = view.names_of(inode)
         found[ino] = replace(inode, data=DataId(0)), entries, contents, holes, attributes, names

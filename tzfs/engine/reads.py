@@ -188,6 +188,11 @@ class ReadPlan:
         """Whether nothing has to be read from extents."""
         return not self._extents
 
+    @property
+    def hole(self) -> bool:
+        """Whether nothing covers any of it."""
+        return not self._extents and not self._memory
+
     def try_now(self) -> bytes | None:
         """The bytes if that takes no disk, else None."""
         return self._run(wait=False)

@@ -123,8 +123,11 @@ class Receiver:
         else:
             raise BadStream(f"the stream has {kind.name} within a snapshot")
 
-    def finish(self, record: Snapshot) -> Snapshot:
-        """All has come: it becomes the head, and a snapshot.  `BadStream` where it does not fit together."""
+    def finish(self, record: Snapshot, next_ino: int) -> Snapshot:
+        """All has come: it becomes the head, and a snapshot.  `BadStream` where it does not fit together.
+
+        `next_ino`: inode numbers below it are the sender's, given or not.
+        """
         self._close_batch()
         head, at = self._head, self._staging.epoch
         verifier = Verifier(head.txn, head.epoch, at)
@@ -137,7 +140,7 @@ class Receiver:
         def change() -> None:
             head.note("receive", snapshot=self._name, guid=record.guid.hex())
             verifier.kinds.apply(head)
-            head.counters.next_ino = Ino(max(head.counters.next_ino, verifier.last_ino + 1))
+            head.counters.next_ino = Ino(max(head.counters.next_ino, verifier.last_ino + 1, next_ino))
 
         def then() -> None:
             counters = head.counters

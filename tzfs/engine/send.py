@@ -135,7 +135,7 @@ class Sender:
             if index >= count:
                 break
             offset = index << shift
-            if self._view.plan_read(inode.ino, offset, 1 << shift).in_memory:
+            if self._view.plan_read(inode.ino, offset, 1 << shift).hole:
                 if kept:
                     yield Frame(Kind.HOLE, stream.pack_number(index))
                 else:
