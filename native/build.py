@@ -24,5 +24,5 @@ ffibuilder.set_source(
     include_dirs=[str(SOURCES)],
     depends=[os.path.relpath(path) for path in sorted(SOURCES.glob("*.h"))],
     extra_compile_args=["-O2", "-std=gnu11", "-Werror", *WARNINGS],
-    libraries=["dl"],
+    libraries=["dl", "lz4", "zstd"],
 )

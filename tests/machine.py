@@ -25,6 +25,8 @@ PACKAGES: Final[Mapping[str, str]] = {  # Debian's name, and what it is for
     "pkg-config": "to build pyfuse3",
     "gcc": "to build pyfuse3 and tzfs' native part",
     "libxxhash-dev": "to build tzfs' native part",
+    "liblz4-dev": "to build tzfs' native part",
+    "libzstd-dev": "to build tzfs' native part",
     "libc6-dev": "to build pyfuse3 and tzfs' native part",
     "make": "a test builds a C project",
     "git": "a test clones a repository",

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.noise import noise
 from tzfs import comparing, failpoints
 from tzfs.errors import Exists, TzfsError
 from tzfs.management import Store, open_store
 
-CONTENTS = bytes(range(256)) * 40  # some of it in segments
+CONTENTS = noise(10_240)  # some of it in segments
 SYNC_AND_DIE = """
 import os, sys
 from tzfs.management import open_store

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.noise import noise
 from tzfs import failpoints
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.task_rows import read_task_rows
@@ -143,7 +144,7 @@ def test_what_a_step_wants_is_done_before_the_next(world: World) -> None:
 
     def work(context: Context) -> Steps:
         ino = engine.mknod(1, b"file", 0o100644, uid=0, gid=0).ino
-        engine.write(ino, 0, b"x" * 10_000)
+        engine.write(ino, 0, noise(10_000, "x"))
         assert engine.dirty
         yield Ask.SETTLE
         assert not engine.dirty
@@ -219,7 +220,7 @@ def test_garbage_is_collected_by_a_program_that_closes_a_filesystem(tmp_path: Pa
     with open_store(tmp_path / "store") as store:
         store.create("ws", {"gc_interval": "0.001"})
         with store.open("ws") as fs:
-            fs.write_bytes("/file", b"x" * 100_000)
+            fs.write_bytes("/file", noise(100_000, "x"))
             fs.sync()
             fs.unlink("/file")
         assert told(store)["failures"] == 0
@@ -233,7 +234,7 @@ def test_a_program_hears_nothing_of_a_task_that_fails_and_loses_nothing(tmp_path
         failpoints.arm("punch.extent", "error:EIO")
         try:
             with store.open("ws") as fs:
-                fs.write_bytes("/file", b"x" * 100_000)
+                fs.write_bytes("/file", noise(100_000, "x"))
                 fs.sync()
                 fs.unlink("/file")
         finally:
@@ -252,7 +253,7 @@ def test_off_means_that_only_a_demand_collects(tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store:
         store.create("ws", {"gc_interval": "0"})
         with store.open("ws") as fs:
-            fs.write_bytes("/file", b"x" * 100_000)
+            fs.write_bytes("/file", noise(100_000, "x"))
             fs.sync()
             fs.unlink("/file")
             fs._engine.commit()

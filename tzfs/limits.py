@@ -51,6 +51,7 @@ STAGING_BATCH_KEYS: Final = 128  # staged or withdrawn at once: rows as many, an
 TOMBSTONE_BATCH: Final = 500  # rows of `change` looked at in one step, a seek or two each: 2 ms
 DESTROY_BATCH_ROWS: Final = 64  # of what a destroyed snapshot saw; 15 us each: it stops the mount for 1 ms
 CACHED_INODES_MAX: Final = 65_536  # about 600 bytes each: 40 MB of the 150 MiB a daemon may use
+DECODED_BYTES_MAX: Final = 4 * MIB  # decompressed and kept: 32 chunks of the usual size
 CACHED_CHUNKS_MAX: Final = 16_384  # about 700 bytes each
 
 # -- snapshots and names of filesystems --------------------------------------------------------------------------------

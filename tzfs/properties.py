@@ -43,6 +43,7 @@ from tzfs.names import show
 USER_NAME_BYTES_MAX: Final = 256  # ZFS's bounds, so that labels can be carried over from there
 USER_VALUE_BYTES_MAX: Final = 8191
 WEEK_S: Final = 7 * 86400  # the longest interval of a background task
+COMPRESSIONS: Final = ("off", "on", "lz4", "zstd", *(f"zstd-{level}" for level in range(1, 20)))
 LOCAL: Final = "local"
 DEFAULT: Final = "default"
 COMPUTED: Final = "-"
@@ -66,6 +67,7 @@ class Effect(StrEnum):
 
     AT_ONCE = "at once"
     NEW_FILES = "for files written first from then on"
+    NEW_WRITES = "for what is written from then on"
     NEXT_MOUNT = "at the next mount"
     NEVER = "-"  # computed
 
@@ -220,6 +222,14 @@ _ALL: Final = (
         low=1 << CHUNK_SHIFT_MIN,
         high=1 << CHUNK_SHIFT_MAX,
         power_of_two=True,
+    ),
+    _setting(
+        "compression",
+        Kind.CHOICE,
+        "lz4",
+        Effect.NEW_WRITES,
+        "what contents are compressed with, where it saves a page; on is lz4, zstd is zstd-3",
+        choices=COMPRESSIONS,
     ),
     _setting(
         "snapdir",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
+from tzfs.engine.compression import Compression
 from tzfs.engine.engine import Settings
 from tzfs.errors import Busy
 from tzfs.names import STORE_SCOPE, FilesystemName, Scope
@@ -19,6 +20,7 @@ def settings_of(info: FilesystemInfo) -> Settings:
         txg_interval_s=float(exact("txg_interval")),
         dirty_bytes_max=int(exact("dirty_max")),
         chunk_shift=int(exact("recordsize")).bit_length() - 1,
+        compression=Compression.named(exact("compression")),
         collect=float(exact("gc_interval")) > 0,
         quota_bytes=int(exact("quota")),
         refquota_bytes=int(exact("refquota")),

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.mount.workspace import NAME, PROJECT, Workspace
+from tests.noise import noise
 from tzfs.checking import Checked
 from tzfs.cli import cli
 from tzfs.engine.check.problems import Progress, Rule
@@ -24,7 +25,7 @@ from tzfs.layout import META, SEGMENTS
 from tzfs.management import Store, open_store
 from tzfs.store.lmdb_store import LmdbMeta
 
-CONTENTS = bytes(range(256)) * 40
+CONTENTS = noise(10_240)
 
 
 @pytest.fixture

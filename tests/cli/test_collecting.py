@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 from tests.mount.workspace import Workspace
+from tests.noise import noise
 from tzfs import failpoints
 from tzfs.lifecycle import Command
 from tzfs.management import Store, open_store
@@ -30,7 +31,7 @@ def use(store: Store, name: str, *, files: int) -> None:
         for number in range(files):
             fs.mkdir(f"/{number}")
             fs.write_bytes(f"/{number}/small", b"x" * 3000)
-            fs.write_bytes(f"/{number}/large", bytes([1 + number % 200]) * 150_000)
+            fs.write_bytes(f"/{number}/large", noise(150_000, str(number)))
             if number % 50 == 0:
                 fs.sync()
     with store.open(name) as fs:
@@ -73,7 +74,7 @@ def test_all_serves_what_nobody_has_open_and_one_failure_keeps_none_from_its_tur
         store.set_property("/", "gc_interval", "0")
         for name in ("a", "b", "c", "d"):
             with store.open(name) as fs:
-                fs.write_bytes("/file", b"x" * 100_000)
+                fs.write_bytes("/file", noise(100_000, "x"))
                 fs.sync()
                 fs.unlink("/file")
         store.archive("d")

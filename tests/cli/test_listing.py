@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from tests.cli.command_line import CommandLine
+from tests.noise import noise
 from tzfs.management import open_store
 from tzfs.properties import NATIVE
 
@@ -21,7 +22,7 @@ def listed(tzfs: CommandLine) -> CommandLine:
     with open_store(tzfs.store) as store:
         for name, size in (("team/small", 5_000), ("team/large", 200_000)):
             with store.open(name) as fs:
-                fs.write_bytes("f", b"x" * size)
+                fs.write_bytes("f", noise(size, "x"))
     tzfs.ok("snapshot", "team/small@one", "team/small@two")
     tzfs.ok("archive", "alone")
     return tzfs

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 from tests.mount.workspace import Workspace, eventually
+from tests.noise import noise
 from tzfs.errors import QuotaExceeded
 from tzfs.management import open_store
 
@@ -18,7 +19,7 @@ MIB = 1024 * 1024
 
 def refused(path: Path, size: int) -> None:
     with pytest.raises(OSError) as caught, path.open("wb") as file:  # noqa: PT011 - errno is looked at below
-        file.write(b"x" * size)
+        file.write(noise(size, "x"))
     assert caught.value.errno == errno.EDQUOT
 
 
@@ -31,7 +32,7 @@ def size_of(mnt: Path) -> tuple[int, int]:
 def test_a_quota_below_what_is_used_is_refused_as_zfs_does(tzfs: CommandLine) -> None:
     tzfs.ok("create", "ws", "-o", "quota=10M")
     with open_store(tzfs.store) as store, store.open("ws") as fs:
-        fs.write_bytes("f", b"x" * MIB)
+        fs.write_bytes("f", noise(MIB, "x"))
         fs.snapshot("a")
         fs.unlink("f")
     told = tzfs.refused("set", "quota=1M", "ws", code=1)
@@ -49,7 +50,7 @@ def test_a_quota_below_what_is_used_is_refused_as_zfs_does(tzfs: CommandLine) ->
 def test_available_is_what_the_quotas_leave(tzfs: CommandLine) -> None:
     tzfs.ok("create", "ws", "-o", "quota=10M", "-o", "refquota=4M")
     with open_store(tzfs.store) as store, store.open("ws") as fs:
-        fs.write_bytes("f", b"x" * MIB)
+        fs.write_bytes("f", noise(MIB, "x"))
         assert fs.statfs().blocks == 4 * MIB // 4096
     values = tzfs.ok("get", "-H", "-p", "-o", "value", "available,used,refer", "ws").split()
     available, used, referenced = map(int, values)
@@ -61,9 +62,9 @@ def test_available_is_what_the_quotas_leave(tzfs: CommandLine) -> None:
 def test_a_program_meets_its_quota(tzfs: CommandLine) -> None:
     tzfs.ok("create", "ws", "-o", "refquota=1M", "-o", "inode_quota=3", "-o", "snapshot_limit=1")
     with open_store(tzfs.store) as store, store.open("ws") as fs:
-        fs.write_bytes("f", b"x" * (MIB // 2))
+        fs.write_bytes("f", noise(MIB // 2, "x"))
         with pytest.raises(QuotaExceeded, match="refquota of 1048576 bytes"):
-            fs.write_bytes("f", b"x" * (2 * MIB))
+            fs.write_bytes("f", noise(2 * MIB, "x"))
         fs.mkdir("d")
         with pytest.raises(QuotaExceeded, match="inode_quota is 3"):
             fs.mkdir("e")
@@ -77,7 +78,7 @@ def test_a_program_meets_its_quota(tzfs: CommandLine) -> None:
 
 def test_a_mount_feels_a_quota_at_once_and_df_shows_it(workspace: Workspace) -> None:
     with workspace.mounted() as mnt:
-        (mnt / "f").write_bytes(b"x" * MIB)
+        (mnt / "f").write_bytes(noise(MIB, "x"))
         free = size_of(mnt)
         workspace.tzfs("set", "quota=4M", "ws")
         assert size_of(mnt)[0] in (4 * MIB, 4 * MIB - 4096)
@@ -109,9 +110,9 @@ def test_a_mount_feels_a_quota_at_once_and_df_shows_it(workspace: Workspace) -> 
 def test_what_a_mount_has_not_committed_counts_when_a_quota_is_set(workspace: Workspace) -> None:
     workspace.tzfs("set", "txg_interval=60s", "ws")
     with workspace.mounted() as mnt:
-        (mnt / "f").write_bytes(b"x" * MIB)
+        (mnt / "f").write_bytes(noise(MIB, "x"))
         done = workspace.run("set", "refquota=1M", "ws")
         assert (done.returncode, "1.00M are used" in done.stderr) == (1, True)
         workspace.tzfs("set", "refquota=2M", "ws")
         refused(mnt / "g", MIB)
-        assert (mnt / "f").read_bytes() == b"x" * MIB
+        assert (mnt / "f").read_bytes() == noise(MIB, "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.cli.command_line import CommandLine
 from tests.mount.workspace import Workspace
+from tests.noise import noise
 from tzfs.management import open_store
 
 FIGURES = "used,available,referenced,usedbysnapshots,usedbydataset,written,logicalused,logicalreferenced"
@@ -16,13 +17,13 @@ def figures(tzfs: CommandLine, name: str, properties: str) -> list[int]:
 def test_where_the_space_of_a_filesystem_went(tzfs: CommandLine) -> None:
     tzfs.ok("create", "ws")
     with open_store(tzfs.store) as store, store.open("ws") as fs:
-        fs.write_bytes("kept", b"k" * 100_000)
-        fs.write_bytes("gone", b"g" * 50_000)
+        fs.write_bytes("kept", noise(100_000, "k"))
+        fs.write_bytes("gone", noise(50_000, "g"))
         fs.snapshot("a")
         fs.unlink("gone")
-        fs.write_bytes("new", b"n" * 10_000)
+        fs.write_bytes("new", noise(10_000, "n"))
         fs.snapshot("b")
-        fs.write_bytes("newer", b"n" * 20_000)
+        fs.write_bytes("newer", noise(20_000, "n"))
     used, referenced, snapshots, dataset, written = figures(tzfs, "ws", "used,refer,usedsnap,usedds,written")
     assert used == snapshots + dataset
     assert dataset == referenced
@@ -55,9 +56,9 @@ def test_a_mount_answers_for_what_it_has_not_committed(workspace: Workspace) -> 
     asked = ("get", "-H", "-p", "-o", "property,value", f"{FIGURES},written@a", "ws")
     snapshot = ("get", "-H", "-p", "-o", "property,value", "used,referenced,written", "ws@a")
     with workspace.mounted() as mnt:
-        (mnt / "f").write_bytes(b"f" * 30_000)
+        (mnt / "f").write_bytes(noise(30_000, "f"))
         workspace.tzfs("snapshot", "ws@a")
-        (mnt / "g").write_bytes(b"g" * 300_000)
+        (mnt / "g").write_bytes(noise(300_000, "g"))
         (mnt / "f").unlink()
         listed = workspace.tzfs("list", "-H", "-p", "-o", "used,referenced", "ws")
         answers = [workspace.tzfs(*asked).splitlines(), workspace.tzfs(*snapshot).splitlines()]

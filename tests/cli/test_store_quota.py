@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 from tests.mount.workspace import Workspace
+from tests.noise import noise
 from tzfs.errors import QuotaExceeded
 from tzfs.filesystem import FileSystem
 from tzfs.layout import USAGE
@@ -37,7 +38,7 @@ def fill(fs: FileSystem, piece: int = 256 * 1024) -> int:
     for number in itertools.count():
         name = f"{fs.stat('/').size} {number}"
         try:
-            fs.write_bytes(name, b"x" * piece)
+            fs.write_bytes(name, noise(piece, "x"))
         except QuotaExceeded:
             if fs.exists(name):
                 fs.unlink(name)
@@ -47,11 +48,11 @@ def fill(fs: FileSystem, piece: int = 256 * 1024) -> int:
 
 def test_writers_of_two_filesystems_stay_within_it_together(store: Store) -> None:
     with store.open("a") as a, store.open("b") as b:
-        a.write_bytes("f", b"x" * (3 * MIB))
+        a.write_bytes("f", noise(3 * MIB, "x"))
         one = fill(b)
         assert 4 * MIB < one < 5 * MIB
         with pytest.raises(QuotaExceeded, match="quota of the store, 8388608 bytes"):
-            b.write_bytes("g", b"x" * MIB)
+            b.write_bytes("g", noise(MIB, "x"))
         more = fill(a)
         assert more <= 2 * STEP + 256 * 1024  # what it held ahead
         a.unlink("f")
@@ -78,7 +79,7 @@ def test_whoever_writes_what_the_sum_stays_below(store: Store, seed: int) -> Non
         what = r.random()
         try:
             if what < 0.6:
-                fs.write_bytes(f"f{number}", b"x" * r.choice((100, 300_000, 900_000)))
+                fs.write_bytes(f"f{number}", noise(r.choice((100, 300_000, 900_000)), "x"))
             elif what < 0.7:
                 fs.snapshot(f"s{number}")
             elif what < 0.85:
@@ -112,7 +113,7 @@ def test_who_is_gone_without_a_word_holds_nothing_ahead(store: Store) -> None:
 )
 def test_a_damaged_or_old_file_is_begun_anew(store: Store, damage: bytes | None) -> None:
     with store.open("a") as a:
-        a.write_bytes("f", b"x" * (6 * MIB))
+        a.write_bytes("f", noise(6 * MIB, "x"))
     with store.open("b") as b:
         path = store.path / "catalog" / USAGE
         if damage is None:
@@ -125,7 +126,7 @@ def test_a_damaged_or_old_file_is_begun_anew(store: Store, damage: bytes | None)
 
 def test_a_destroyed_filesystem_counts_no_more(store: Store) -> None:
     with store.open("a") as a:
-        a.write_bytes("f", b"x" * (6 * MIB))
+        a.write_bytes("f", noise(6 * MIB, "x"))
     with store.open("b") as b:
         assert fill(b) < 2 * MIB
         store.destroy("a")
@@ -136,7 +137,7 @@ def test_it_is_set_asked_and_taken_away_like_any_other(tzfs: CommandLine) -> Non
     tzfs.ok("create", "a")
     tzfs.ok("create", "team/b", "-o", "quota=3M")
     with open_store(tzfs.store) as store, store.open("a") as a:
-        a.write_bytes("f", b"x" * (2 * MIB))
+        a.write_bytes("f", noise(2 * MIB, "x"))
     assert "cannot set quota of the store to 2M: 2.00M are used" in tzfs.refused("set", "quota=2M", "/", code=1)
     tzfs.ok("set", "quota=4M", "/")
     used, available = map(int, tzfs.ok("get", "-H", "-p", "-o", "value", "used,available", "/").split())
@@ -144,22 +145,22 @@ def test_it_is_set_asked_and_taken_away_like_any_other(tzfs: CommandLine) -> Non
     assert tzfs.ok("list", "-H", "-p", "-o", "name,available") == f"a\t{available}\nteam/b\t{available}\n"
     assert tzfs.ok("get", "-H", "-o", "value,source", "quota", "a", "/") == "none\tdefault\n4M\tlocal\n"
     with open_store(tzfs.store) as store, store.open("team/b") as b, pytest.raises(QuotaExceeded):
-        b.write_bytes("f", b"x" * (5 * MIB // 2))
+        b.write_bytes("f", noise(5 * MIB // 2, "x"))
     tzfs.ok("set", "quota=none", "/")
     with open_store(tzfs.store) as store, store.open("team/b") as b:
-        b.write_bytes("f", b"x" * (5 * MIB // 2))
+        b.write_bytes("f", noise(5 * MIB // 2, "x"))
 
 
 def test_mounts_feel_it_at_once(workspace: Workspace) -> None:
     with workspace.mounted() as mnt:
-        (mnt / "f").write_bytes(b"x" * MIB)
+        (mnt / "f").write_bytes(noise(MIB, "x"))
         workspace.tzfs("set", "quota=2M", "/")
         found = os.statvfs(mnt)
         assert found.f_blocks * found.f_frsize in (2 * MIB, 2 * MIB - 4096)
         with pytest.raises(OSError, match="quota") as caught:
-            (mnt / "g").write_bytes(b"x" * (2 * MIB))
+            (mnt / "g").write_bytes(noise(2 * MIB, "x"))
         assert caught.value.errno == errno.EDQUOT
         done = workspace.run("set", "quota=1M", "/")
         assert (done.returncode, "cannot set quota of the store" in done.stderr) == (1, True)
         workspace.tzfs("set", "quota=none", "/")
-        (mnt / "g").write_bytes(b"x" * (2 * MIB))
+        (mnt / "g").write_bytes(noise(2 * MIB, "x"))

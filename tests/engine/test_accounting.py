@@ -132,6 +132,8 @@ def recounted(txn: ReadTransaction) -> list[Thing]:
             ended: int = deaths.get((table, prefix, born), LIVE)
             things.append(Thing(0 if records.is_tombstone(value) else len(key) + len(value), ((born, ended),)))
             for s in slices_of(table, key, records.unseal(table, key, value)):
+                if s.embedded:
+                    continue
                 charges[s.extent] = extent_charge(s.stored_bytes)
                 if ended == LIVE:
                     extents[s.extent][s.birth] = LIVE

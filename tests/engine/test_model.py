@@ -10,10 +10,12 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.engine.compressing import COMPRESSING_WEIGHTS, Compressing, contents
 from tests.engine.marking import MARKING_WEIGHTS, Marking
 from tests.engine.plain import ROOT, Node, Plain
 from tzfs import errors, limits
@@ -98,12 +100,13 @@ class DiskStores:
         self.meta.close()
 
 
-class World(Marking):
+class World(Marking, Compressing):
     """An engine and its model, side by side.  `committed` is the model as of the last commit."""
 
     def __init__(self, stores: MemoryStores | DiskStores) -> None:
         self.stores = stores
         self.model = Plain()
+        self.settings = Settings(chunk_shift=12, dirty_rows_max=10_000)
         self.engine = self._open()
         self.committed = self.model.copy()
         self.job = None
@@ -112,7 +115,7 @@ class World(Marking):
         self.steps: dict[str, int] = {}
 
     def _open(self) -> Engine:
-        settings = Settings(chunk_shift=12, dirty_rows_max=10_000)
+        settings = replace(self.settings)
         meta, payload, redo = self.stores.stores()
         above = self.stores.ancestry()
         engine = Engine(meta, payload, redo=redo, settings=settings, clock=self._clock, ancestry=above)
@@ -229,7 +232,7 @@ class World(Marking):
     def do_write(self, a: int, b: int, c: int, d: int) -> None:
         ino = self._pick(a, lambda n: n.mode & S_IFMT == S_IFREG)
         offset, size = ((b * 97) % 3000, c * 13 % 1200) if d % 3 else (b % 24 * CHUNK // 2, c % 4 * CHUNK + c)
-        payload = bytes([1 + self.time % 255]) * size
+        payload = contents(size, self.time)
         self._both(lambda: self.engine.write(ino, offset, payload), lambda: self.model.write(ino, offset, payload))
 
     def do_truncate(self, a: int, b: int, c: int, d: int) -> None:
@@ -439,7 +442,7 @@ WEIGHTS = {
     "create": 12, "mkdir": 4, "symlink": 3, "link": 4, "unlink": 8, "rmdir": 3, "rename": 8, "write": 20,
     "truncate": 8, "chmod": 2, "chown": 2, "setxattr": 4, "removexattr": 2, "open": 4, "forget": 5, "snapshot": 5,
     "destroy": 3, "commit": 6, "absorb": 5, "flush": 8, "background": 6, "restart": 1, "crash": 2,
-    **MARKING_WEIGHTS,
+    **MARKING_WEIGHTS, **COMPRESSING_WEIGHTS,
 }  # fmt: skip
 
 

@@ -9,8 +9,11 @@ from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters, unpack_counters
 from tzfs.format.keys import DataId, Epoch, Ino, Table, Txg
 from tzfs.format.records import (
+    CODEC_LZ4,
     CODEC_RAW,
+    CODEC_ZSTD,
     FLAG_INLINE,
+    NOWHERE,
     Bookmark,
     Inode,
     Shared,
@@ -51,6 +54,8 @@ SLICES = (
     Slice(0, 4096, keys.extent_id(1, 1), Epoch(3), 0, 8192, 8192, CODEC_RAW, bytes.fromhex("00112233")),
     Slice(6000, 100, keys.extent_id(2, 7), Epoch(4), 4000, 5000, 5000, CODEC_RAW, bytes.fromhex("aabbccddeeff0011")),
 )
+COMPRESSED = (Slice(0, 9000, keys.extent_id(2, 9), Epoch(3), 0, 131072, 30000, CODEC_ZSTD, bytes.fromhex("00112233")),)
+EMBEDDED = (Slice(0, 8000, *NOWHERE, 1000, 9000, 3, CODEC_LZ4, b"", b"abc"),)
 SHARED = Shared(8192, {Epoch(3): Epoch(5), Epoch(9): keys.LIVE})
 SNAPSHOT = Snapshot(Epoch(3), GUID, 1_700_000_000_000_000_000, 12, 2, 4096, {"agent:run": "7"}, {"keep": 5})
 BOOKMARK = Bookmark(Epoch(3), GUID, 1_700_000_000_000_000_000, 12)
@@ -129,6 +134,20 @@ SAMPLES = {
         pack_slices(SLICES),
         lambda key, body: records.unpack_slices(Table.CHUNK, key, body),
         SLICES,
+    ),
+    "chunk, compressed": _sample(
+        Table.CHUNK,
+        _CHUNK_KEY,
+        pack_slices(COMPRESSED),
+        lambda key, body: records.unpack_slices(Table.CHUNK, key, body),
+        COMPRESSED,
+    ),
+    "chunk, embedded": _sample(
+        Table.CHUNK,
+        _CHUNK_KEY,
+        pack_slices(EMBEDDED),
+        lambda key, body: records.unpack_slices(Table.CHUNK, key, body),
+        EMBEDDED,
     ),
     "xattr": _sample(Table.XATTR, _XATTR_KEY, pack_xattr(b"v"), records.unpack_xattr, b"v"),
     "xattr extents": _sample(Table.XATTR, _XATTR_KEY, pack_xattr(SLICES[:1]), records.unpack_xattr, SLICES[:1]),

@@ -350,7 +350,7 @@ def test_a_snapshot_of_one_that_may_be_read_but_not_written_is_read(store: Path)
     ("changes", "message"),
     [
         ({"format_version": 2}, "format version 2"),
-        ({"incompat": 2}, "codecs"),
+        ({"incompat": 4}, "encryption"),
         ({"incompat": 1 << 40}, "bit 40"),
         ({"checksum": "crc32c"}, "crc32c"),
         ({"payload_checksum": "blake3"}, "blake3"),

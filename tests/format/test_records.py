@@ -54,6 +54,18 @@ slices = st.builds(
     u32s,
     st.integers(0, 255),
     st.binary(max_size=40).map(lambda b: b[: len(b) // 4 * 4]),
+    st.just(b""),
+)
+embedded = st.builds(
+    lambda offset, length, begin, raw, codec, stored: Slice(
+        offset, length, *records.NOWHERE, begin, raw, len(stored), codec, b"", stored
+    ),
+    u32s,
+    u32s,
+    u32s,
+    u32s,
+    st.integers(0, 255),
+    st.binary(min_size=1, max_size=records.EMBEDDED_BYTES_MAX),
 )
 slice_lists = st.lists(slices, max_size=SLICES_MAX).map(tuple)
 snapshots = st.builds(
@@ -153,6 +165,18 @@ def test_slices_come_back(made: tuple[Slice, ...]) -> None:
     assert records.unpack_slices(Table.CHUNK, b"k", records.pack_slices(made)) == made
 
 
+@given(embedded)
+def test_what_lies_in_a_chunks_record_comes_back(made: Slice) -> None:
+    body = records.pack_slices((made,))
+    assert len(body) + records.ENVELOPE_BYTES <= VALUE_BYTES_MAX
+    assert records.unpack_slices(Table.CHUNK, b"k", body) == (made,)
+    assert records.extents_of(Table.CHUNK, b"k", body) == []
+    with pytest.raises(ForeignStore):
+        records.unpack_xattr(b"k", bytes((records.XATTR_EXTENTS,)) + body)
+    with pytest.raises(CorruptionError):
+        records.unpack_slices(Table.CHUNK, b"k", body[: -len(made.embedded)])
+
+
 @given(st.one_of(st.binary(max_size=4000), slice_lists))
 def test_an_attribute_comes_back(value: bytes | tuple[Slice, ...]) -> None:
     assert records.unpack_xattr(b"k", records.pack_xattr(value)) == value
@@ -228,7 +252,7 @@ def test_a_tombstone_with_a_body_is_damage() -> None:
         records.unseal(Table.INODE, b"key", _sealed_as(0x81, Table.INODE, b"key", b"body"))
 
 
-@pytest.mark.parametrize("first", [128, 200, 255])
+@pytest.mark.parametrize("first", [129, 200, 255])
 def test_contents_of_another_kind_are_a_later_tzfs(first: int) -> None:
     with pytest.raises(ForeignStore):
         records.unpack_slices(Table.CHUNK, b"key", bytes((first,)) + b"payload")

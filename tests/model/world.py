@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from random import Random
 from typing import Final
 
 from tests.engine import test_accounting as accounting
 from tests.engine import test_diff as diffs
+from tests.engine.compressing import contents
 from tests.engine.conftest import Workspace
 from tests.engine.plain import ROOT, Node, Plain
 from tests.engine.streams import into, sent
@@ -115,7 +115,7 @@ class Everything(RestoringWorld):
 
     def do_pour(self, a: int, b: int, c: int, d: int) -> None:
         ino = self._pick(a, lambda n: n.mode & S_IFMT == S_IFREG)
-        payload = Random(b * 64 + c).randbytes(20_000 + d * 2000)
+        payload = contents(20_000 + d * 2000, b * 64 + c)
         self._both(lambda: self.engine.write(ino, c * 1000, payload), lambda: self.model.write(ino, c * 1000, payload))
 
     def do_prune_tree(self, a: int, b: int, c: int, d: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.workspace import Workspace, eventually
+from tests.noise import noise
 from tzfs.errors import Busy, ReadOnly
 
 
@@ -41,12 +42,12 @@ def test_its_folder_is_gone_when_the_answer_comes(mounted: Workspace) -> None:
 def test_what_is_open_in_it_answers_estale(mounted: Workspace) -> None:
     (mounted.mnt / "dir").mkdir()
     for name in ("file", "dir/other", "dir/third"):
-        (mounted.mnt / name).write_bytes(b"x" * 3_000_000)
+        (mounted.mnt / name).write_bytes(noise(3_000_000, "x"))
     mounted.call("snapshot.create", name="s")
     with open(folder(mounted, "s") / "file", "rb", buffering=0) as file:
         directory = os.open(folder(mounted, "s") / "dir", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            assert file.read(10) == b"x" * 10
+            assert file.read(10) == noise(10, "x")
             destroy(mounted, "s")
             for use in (
                 lambda: os.pread(file.fileno(), 10, 2_500_000),

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.mount.workspace import Workspace, eventually
+from tests.noise import noise
 
 MIB = 1 << 20
-SMALL, LARGE = b"small " * 50, bytes(range(256)) * 4096  # a row; a MiB, which goes to its extents in a thread
+SMALL, LARGE = b"small " * 50, noise(MIB)  # a row; a MiB, which goes to its extents in a thread
 
 
 def number_of(act: Callable[[], object]) -> int:
@@ -258,7 +259,7 @@ def test_a_full_disk_answers_enospc_keeps_what_was_synced_and_lets_files_be_remo
         assert (top / "one more").stat().st_size == 0
         (top / "one more").unlink()
     with open(top / "0", "r+b", buffering=0) as file:
-        assert number_of(lambda: os.pwrite(file.fileno(), b"x" * MIB, MIB)) == errno.ENOSPC
+        assert number_of(lambda: os.pwrite(file.fileno(), noise(MIB, "x"), MIB)) == errno.ENOSPC
     assert (top / "0").stat().st_size == MIB
     assert on_disk.stats("failed") is None
     assert_there(top, taken)

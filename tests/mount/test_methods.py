@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.mount.workspace import Workspace
+from tests.noise import noise
 from tzfs.errors import Busy, InvalidArgument, NotFound, ReadOnly
 from tzfs.jsonrpc import Json
 
@@ -71,7 +72,7 @@ def test_wrong_parameters_are_refused_in_words(
 def test_statistics_tell_what_is_there_and_what_was_done(mounted: Workspace) -> None:
     (mounted.mnt / "folder").mkdir()
     (mounted.mnt / "folder" / "small").write_bytes(b"inline")
-    (mounted.mnt / "large").write_bytes(b"x" * (4 * CHUNK))
+    (mounted.mnt / "large").write_bytes(noise(4 * CHUNK, "x"))
     (mounted.mnt / "link").symlink_to("large")
     with pytest.raises(FileExistsError):
         os.mkdir(mounted.mnt / "folder")
@@ -123,12 +124,12 @@ def test_statistics_tell_what_is_there_and_what_was_done(mounted: Workspace) -> 
 
 
 def test_extents_of_a_chunk_that_is_overwritten_piece_by_piece_are_counted(mounted: Workspace) -> None:
-    (mounted.mnt / "file").write_bytes(b"x" * CHUNK)
+    (mounted.mnt / "file").write_bytes(noise(CHUNK, "x"))
     mounted.call("sync")
     assert mounted.number("extents") == 1
     mounted.call("snapshot.create", name="s")
     with open(mounted.mnt / "file", "rb+") as file:
-        file.write(b"y" * 4096)
+        file.write(noise(4096, "y"))
     mounted.call("sync")
     assert mounted.number("extents") == 2
     (mounted.mnt / "file").unlink()
@@ -144,7 +145,7 @@ def test_collecting_reports_how_far_it_has_come_and_statistics_remember_it(mount
     chunks = 2000  # sparse: one page in each
     with open(mounted.mnt / "large", "wb") as file:
         for number in range(chunks):
-            os.pwrite(file.fileno(), b"x" * 4096, number * CHUNK)
+            os.pwrite(file.fileno(), noise(4096, "x"), number * CHUNK)
     mounted.call("sync")
     (mounted.mnt / "large").unlink()
     heard: list[Json] = []
@@ -170,7 +171,7 @@ def test_collecting_reports_how_far_it_has_come_and_statistics_remember_it(mount
 
 def test_collections_at_the_same_time_do_not_give_the_same_space_back_twice(workspace: Workspace) -> None:
     pid = workspace.mount(failpoints="punch.extent=delay:0.3")  # the second begins while the first is at it
-    (workspace.mnt / "file").write_bytes(b"x" * CHUNK)
+    (workspace.mnt / "file").write_bytes(noise(CHUNK, "x"))
     workspace.call("sync")
     (workspace.mnt / "file").unlink()
     threads = [threading.Thread(target=workspace.call, args=("gc",)) for _ in range(3)]
@@ -185,7 +186,7 @@ def test_collections_at_the_same_time_do_not_give_the_same_space_back_twice(work
 def test_a_collection_that_fails_is_told_as_itself(workspace: Workspace) -> None:
     workspace.tzfs("set", "gc_interval=0", "ws")  # else it may have failed already, and not fail again
     pid = workspace.mount(failpoints="punch.extent=error:EIO")
-    (workspace.mnt / "file").write_bytes(b"x" * CHUNK)
+    (workspace.mnt / "file").write_bytes(noise(CHUNK, "x"))
     workspace.call("sync")
     (workspace.mnt / "file").unlink()
     done = workspace.run("gc", "ws")

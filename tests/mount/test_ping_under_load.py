@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.mount.workspace import PATIENCE_S, Workspace
+from tests.noise import noise
 
 PINGS = 300
-MIB = b"x" * (1 << 20)
+MIB = noise(1 << 20, "x")
 
 
 def creating(directory: Path) -> None:

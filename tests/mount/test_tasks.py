@@ -8,6 +8,7 @@ import trio
 import trio.testing
 
 from tests.mount.workspace import Workspace, eventually
+from tests.noise import noise
 from tzfs.engine.engine import Engine
 from tzfs.errors import NoSpace
 from tzfs.jsonrpc import Json
@@ -148,7 +149,7 @@ def test_a_mount_runs_its_tasks_and_says_so(mounted: Workspace) -> None:
 
 def test_background_work_that_fails_is_in_the_status_until_it_succeeds(workspace: Workspace) -> None:
     pid = workspace.mount(failpoints="punch.extent=error:EIO")
-    (workspace.mnt / "file").write_bytes(b"x" * 100_000)
+    (workspace.mnt / "file").write_bytes(noise(100_000, "x"))
     workspace.call("sync")
     (workspace.mnt / "file").unlink()
     workspace.call("sync")

@@ -379,6 +379,7 @@ int main(int count, char **arguments)
     zeros();
     gathering();
     allocating();
+    compressing();
     pumping();
     answering_requests();
     if (!failures)

@@ -21,6 +21,8 @@ uint8_t *block(size_t length);
 /* `block` with bytes in it that only the length decides. */
 uint8_t *filled(size_t length);
 
+/* In driver_codec.c. */
+void compressing(void);
 /* In driver_answers.c. */
 void answering_requests(void);
 

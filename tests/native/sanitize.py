@@ -28,7 +28,7 @@ def build(target: Path) -> None:
     compiler = [os.environ.get("CC", "cc"), "-std=gnu11", "-g", "-O1", *WARNINGS, *SANITIZERS]
     sources = [*map(str, sorted(SOURCES.glob("*.c"))), *map(str, DRIVERS)]
     for command in (
-        [*compiler, f"-I{SOURCES}", *sources, "-o", str(target), "-ldl"],
+        [*compiler, f"-I{SOURCES}", *sources, "-o", str(target), "-ldl", "-llz4", "-lzstd"],
         [*compiler, "-shared", "-fPIC", str(RECEIVER), "-o", f"{target}.receiver.so"],
     ):
         subprocess.run(command, check=True, timeout=TIMEOUT_S)

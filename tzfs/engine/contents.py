@@ -49,7 +49,7 @@ class ContentsTable:
         """`plan_read` of an inode at hand."""
         head = self._head
         size = max(0, min(size, inode.size - offset))
-        plan = ReadPlan(head.payload, size)
+        plan = ReadPlan(head.payload, size, ino=inode.ino)
         if size == 0:
             return plan
         contents = head.contents.get(inode.data)

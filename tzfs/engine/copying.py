@@ -19,10 +19,15 @@ def copied(head: Head, found: tuple[Slice, ...], at: Epoch) -> tuple[Slice, ...]
     plan = ReadPlan(head.payload, size)
     plan.add_slices(0, found, 0, size)
     raw = plan.execute()
-    extent = head.payload.allocate(size)
+    compression = head.settings.compression
+    made = compression.compress(head.compressor, raw, alone=False)
+    stored, sums = made or (raw, page_sums(raw))
+    extent = head.payload.allocate(len(stored))
     try:
-        head.payload.write([(extent, raw)])
+        head.payload.write([(extent, stored)])
     except BaseException:
-        head.unused_extents.append((extent, size))
+        head.unused_extents.append((extent, len(stored)))
         raise
-    return (Slice(0, size, extent, at, 0, size, size, CODEC_RAW, page_sums(raw)),)
+    head.compressed |= made is not None
+    codec = CODEC_RAW if made is None else compression.codec
+    return (Slice(0, size, extent, at, 0, size, len(stored), codec, sums),)

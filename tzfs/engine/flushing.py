@@ -1,9 +1,10 @@
 """Getting dirty payload to the disk before anything refers to it.
 
-`begin` freezes what is dirty and gives it extents; the job sums, writes and syncs it on any thread, while the head goes
-on; `end` turns what is still wanted of it into slices.  A chunk that has become fragmented is rewritten on the way.
+`begin` freezes what is dirty; the job compresses it, gives it extents, writes and syncs it on any thread, while the
+head goes on; `end` turns what is still wanted of it into slices.  A chunk that has become fragmented is rewritten on
+the way.
 
-Invariant: an extent given to a job ends in a slice or in `head.unused_extents`.
+Invariant: an extent that a job has taken ends in a slice or in `head.unused_extents`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from tzfs import failpoints
 from tzfs.engine import slices
 from tzfs.engine.buffers import Buffer
 from tzfs.engine.chunks import Chunk, Contents
+from tzfs.engine.compression import Compression
 from tzfs.engine.head import Head
 from tzfs.engine.reads import ReadPlan
 from tzfs.errors import CorruptionError, InternalError, StoreError
 from tzfs.format.keys import ExtentId
-from tzfs.format.records import CODEC_RAW, Slice
+from tzfs.format.records import CODEC_RAW, EMBEDDED_BYTES_MAX, NOWHERE, Slice
 from tzfs.native import page_sums
+from tzfs.native.codecs import Compressor
 from tzfs.store.interface import PayloadStore
 
 failpoints.declare("flush.write", "a job is about to write payload to its extents")
@@ -36,8 +39,27 @@ class _Entry:
     buffer: Buffer
     lo: int
     hi: int
-    extent: ExtentId
+    alone: bool  # it will be all there is of its chunk
+    extent: ExtentId | None = None
+    stored_bytes: int = 0
+    codec: int = CODEC_RAW
     sums: bytes = b""
+    embedded: bytes = b""
+
+    def encode(self, compression: Compression, compressor: Compressor) -> bytes | memoryview:
+        """What is to be stored in an extent; nothing where it goes into the chunk's record."""
+        raw = memoryview(self.buffer.data)[self.lo : self.hi]
+        found = compression.compress(compressor, raw, alone=self.alone)
+        if found is None:
+            self.sums, self.stored_bytes = page_sums(raw), len(raw)
+            return raw
+        stored, sum_ = found
+        self.codec, self.stored_bytes = compression.codec, len(stored)
+        if self.alone and len(stored) <= EMBEDDED_BYTES_MAX:
+            self.embedded = stored
+            return b""
+        self.sums = sum_
+        return stored
 
 
 @dataclass(slots=True)
@@ -45,6 +67,8 @@ class FlushJob:
     """Frozen buffers on their way to the disk.  The first to call `run` or `wait`, on any thread, does the work."""
 
     payload: PayloadStore
+    compression: Compression
+    compressor: Compressor
     entries: list[_Entry]
     bytes: int
     error: BaseException | None = None
@@ -66,17 +90,18 @@ class FlushJob:
             pass
 
     def run(self, *, sync: bool = True) -> None:
-        """Sums, writes and syncs, unless that has begun; an error is kept for `end`, which fails the head with it.
+        """Encodes, writes and syncs, unless that has begun; an error is kept for `end`, which fails the head with it.
 
         Without `sync`, that is left to the commit."""
         if not self._begun.acquire(blocking=False):
             return
         try:
-            parts: list[tuple[ExtentId, memoryview]] = []
+            parts: list[tuple[ExtentId, bytes | memoryview]] = []
             for e in self.entries:
-                view = memoryview(e.buffer.data)[e.lo : e.hi]
-                e.sums = page_sums(view)
-                parts.append((e.extent, view))
+                stored = e.encode(self.compression, self.compressor)
+                if stored:
+                    e.extent = extent = self.payload.allocate(len(stored))
+                    parts.append((extent, stored))
             failpoints.hit("flush.write")
             self.payload.write(parts)
             if sync:
@@ -94,10 +119,11 @@ class Flusher:
 
     def __init__(self, head: Head) -> None:
         self._head = head
+        self._compressor = Compressor()
         self.running: FlushJob | None = None
 
     def begin(self) -> FlushJob | None:
-        """Freezes what is dirty and gives it extents; None when nothing is.  One job at a time."""
+        """Freezes what is dirty, for a job to give it extents; None when nothing is.  One job at a time."""
         if self.running is not None:
             raise InternalError("a flush is running already")
         head, entries, total = self._head, [], 0
@@ -109,38 +135,57 @@ class Flusher:
                 chunk.dirty = None
                 if not buffer.spans:
                     continue
-                if chunk.slices or len(buffer.spans) > 1:
-                    self._absorb(chunk, buffer)
+                alone = not chunk.slices and len(buffer.spans) == 1
+                if not alone:
+                    alone = self._absorb(contents, chunk, buffer)
                 for lo, hi in buffer.spans:
-                    extent = head.payload.allocate(hi - lo)
-                    entries.append(_Entry(contents, index, chunk, buffer, lo, hi, extent))
+                    entries.append(_Entry(contents, index, chunk, buffer, lo, hi, alone))
                     total += hi - lo
                 head.flushed_bytes += buffer.disk_bytes
                 chunk.flushing = buffer
         head.dirty_bytes = 0
         if not entries:
             return None
-        self.running = FlushJob(head.payload, entries, total)
+        self.running = FlushJob(head.payload, head.settings.compression, self._compressor, entries, total)
         return self.running
 
-    def _absorb(self, chunk: Chunk, buffer: Buffer) -> None:
-        """Where the chunk has become fragmented, takes what it keeps into the buffer, to be written as one extent."""
+    def _absorb(self, contents: Contents, chunk: Chunk, buffer: Buffer) -> bool:
+        """Where the chunk has become fragmented, takes what it keeps into the buffer, to be written as one extent.
+
+        Whether the buffer is then one span, and nothing is kept beside it.
+        """
         kept: list[Slice] = list(chunk.slices)
         for lo, hi in buffer.spans:
             kept = slices.cut(tuple(kept), lo, hi)
-        if not kept or not slices.fragmented(tuple(kept), len(buffer.spans)):
-            return
+        if not kept:
+            return len(buffer.spans) == 1
+        if not slices.fragmented(tuple(kept), len(buffer.spans)):
+            return False
         plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
         plan.add_slices(0, kept, 0, plan.size)
         try:
             old = plan.execute()
         except (CorruptionError, StoreError):
-            return  # what cannot be read stays where it is, for whoever reads it to hear of
+            self._move_out(contents, chunk)
+            return False  # what cannot be read stays where it is, for whoever reads it to hear of
         below = Buffer()
         for s in kept:
             below.write(s.offset, old[s.offset : s.offset + s.length])
         merged = buffer.over(below)
         buffer.data, buffer.spans = merged.data, merged.spans
+        return len(buffer.spans) == 1
+
+    def _move_out(self, contents: Contents, chunk: Chunk) -> None:
+        """What lies in the chunk's record gets an extent, as it is: a record that has it has no room for slices."""
+        if not chunk.slices or not chunk.slices[0].embedded:
+            return
+        head, (s,) = self._head, chunk.slices
+        extent = head.payload.allocate(s.stored_bytes)
+        head.payload.write([(extent, s.embedded)])
+        at, sum_ = head.epoch_of(contents.ino), page_sums(s.embedded)
+        chunk.slices = (s._replace(extent=extent, birth=at, sums=sum_, embedded=b""),)
+        chunk.fresh[extent] = s.stored_bytes
+        chunk.changed = True
 
     def end(self) -> None:
         """Turns what the job wrote into slices.  A job that failed fails the head: a sync is never tried again."""
@@ -160,12 +205,16 @@ class Flusher:
                 and e.contents.chunks.get(e.index) is chunk
             )
             if not wanted:
-                head.unused_extents.append((e.extent, length))
+                if e.extent is not None:
+                    head.unused_extents.append((e.extent, e.stored_bytes))
                 continue
-            at = head.epoch_of(e.contents.ino)
-            new = Slice(e.lo, length, e.extent, at, 0, length, length, CODEC_RAW, e.sums)
+            extent, at = NOWHERE
+            if e.extent is not None:
+                extent, at = e.extent, head.epoch_of(e.contents.ino)
+                chunk.fresh[extent] = e.stored_bytes
+            new = Slice(e.lo, length, extent, at, 0, length, e.stored_bytes, e.codec, e.sums, e.embedded)
             chunk.slices = slices.insert(chunk.slices, new)
-            chunk.fresh[e.extent] = length
+            head.compressed |= e.codec != CODEC_RAW
             chunk.changed = True
         for e in job.entries:
             if e.chunk.flushing is e.buffer:

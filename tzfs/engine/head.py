@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from tzfs import limits
 from tzfs.engine import reads
+from tzfs.engine.compression import OFF, Compression
 from tzfs.engine.inherited import Ancestry, CloneMeta
 from tzfs.engine.versions import Versions
 from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, QuotaExceeded, Stale
@@ -30,6 +31,7 @@ from tzfs.format.counters import Counters
 from tzfs.format.keys import DataId, Epoch, ExtentId, Ino
 from tzfs.format.operations import Operation
 from tzfs.format.records import Inode, Reclaim, Slice
+from tzfs.native.codecs import Compressor
 from tzfs.store.interface import MetaStore, PayloadStore, Readable, ReadTransaction, WriteTransaction
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Settings:
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX_DEFAULT
     dirty_rows_max: int = limits.DIRTY_ROWS_MAX
     chunk_shift: int = limits.CHUNK_SHIFT_DEFAULT
+    compression: Compression = OFF
     quota_bytes: int = 0  # of this and the next three 0 means none; `quotas` has what they are
     refquota_bytes: int = 0
     inodes_max: int = 0
@@ -113,6 +116,8 @@ class Head:
         self.dirty_bytes = 0
         self.flushed_bytes = 0  # of extents that were written since the last commit: they are charged with the next
         self.dirty_since_ns = 0
+        self.compressor = Compressor()  # for what is compressed on this thread; jobs of a flush have their own
+        self.compressed = False  # something has been since opening: the superblock must say so
         self.logged = 0  # operations since the last commit that the redo log has
         self.unlogged: list[Operation] | None = []  # those it has not; None: too many, or not all of them are known
         self.unlogged_bytes = 0  # payload in them

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from tzfs.engine.compression import Decoded, decoded_of, load
 from tzfs.engine.foreign import level_of, tagged
 from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
@@ -161,13 +162,16 @@ def chunk_indexes(txn: ReadTransaction, data: int, lo: int, hi: int, limit: int)
 class ReadPlan:
     """`size` bytes to be put together from memory and extents; what neither covers is zero.
 
-    `held` is set by the engine for plans that run elsewhere: the transaction group they must be able to rely on.
+    `ino` is whose contents they are: errors name it, what was decompressed before may serve, and what is now is kept.
+    Without it all is read from the disk.
     """
 
-    __slots__ = ("_extents", "_memory", "_payload", "size")
+    __slots__ = ("_decoded", "_extents", "_ino", "_memory", "_payload", "size")
 
-    def __init__(self, payload: PayloadReader, size: int) -> None:
+    def __init__(self, payload: PayloadReader, size: int, *, ino: int = 0) -> None:
         self.size = size
+        self._ino = ino
+        self._decoded: Decoded | None = None
         self._payload = payload
         self._memory: list[tuple[int, bytes]] = []
         self._extents: list[tuple[int, Slice, int, int]] = []
@@ -208,7 +212,12 @@ class ReadPlan:
             return self._memory[0][1]
         pieces: list[tuple[int, memoryview]] = []
         for offset, s, begin, length in self._extents:
-            got = self._load(s, begin, length, wait=wait)
+            try:
+                got = self._load(s, begin, length, wait=wait)
+            except CorruptionError as error:
+                if self._ino and type(error) is CorruptionError:  # not that a segment is gone
+                    raise CorruptionError(f"contents of inode {self._ino}: {error}") from None
+                raise
             if got is None:
                 return None
             pieces.append((offset, got))
@@ -222,9 +231,12 @@ class ReadPlan:
         return bytes(target)
 
     def _load(self, s: Slice, begin: int, length: int, *, wait: bool) -> memoryview | None:
-        if s.codec != CODEC_RAW:
-            raise CorruptionError(f"extent {s.extent:#x} is stored with codec {s.codec}, which this tzfs does not know")
         at = s.extent_offset + begin
+        if s.codec != CODEC_RAW:
+            if self._decoded is None:
+                self._decoded = decoded_of(self._payload) if self._ino else Decoded()
+            raw = load(self._payload, s, self._decoded, wait=wait)
+            return None if raw is None else memoryview(raw)[at : at + length]
         page = at & -PAGE_BYTES
         end = min((at + length + PAGE_BYTES - 1) & -PAGE_BYTES, s.raw_bytes)
         stored = memoryview(bytearray(end - page))

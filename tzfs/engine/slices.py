@@ -52,16 +52,19 @@ def insert(slices: Slices, new: Slice) -> Slices:
 
 def extents(slices: Slices) -> dict[tuple[ExtentId, Epoch], int]:
     """The extent lifetimes that the slices name, with the stored bytes of each."""
-    return {(s.extent, s.birth): s.stored_bytes for s in slices}
+    return {(s.extent, s.birth): s.stored_bytes for s in slices if not s.embedded}
 
 
 def fragmented(slices: Slices, spans: int) -> bool:
     """Whether the chunk should be rewritten as one extent rather than keep `slices` beside `spans` new ones.
 
-    It should when there would be too many, or when the extents kept alive hold more than twice what is read of them.
+    It should when there would be too many, when the extents kept alive hold more than twice what is read of them, or
+    when what it keeps lies in its record, which then has no room for slices.
     """
     if not slices:
         return spans > SLICES_MAX
+    if slices[0].embedded:
+        return True
     if len(slices) + spans > SLICES_MAX:
         return True
     live = sum(s.length for s in slices)

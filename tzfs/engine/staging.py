@@ -176,7 +176,7 @@ class Staging:
         revived: list[tuple[Slice, Epoch]] = []  # what can fail comes first
         copied: list[Slice] = []
         for s in found:
-            if s.extent in births:
+            if s.embedded or s.extent in births:
                 continue
             shared = versions.shared.get(s.extent)
             if shared is not None and (at in shared.lifetimes or len(shared.lifetimes) >= LIFETIMES_MAX):
@@ -191,6 +191,9 @@ class Staging:
         versions.extents_born([(births[s.extent], s.stored_bytes) for s in copied])
         out = []
         for s in found:
+            if s.embedded:
+                out.append(s)
+                continue
             extent, birth = births[s.extent]
             out.append(s._replace(extent=extent, birth=birth))
         return tuple(out)

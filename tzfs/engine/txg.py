@@ -32,7 +32,7 @@ from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, pack_counters
 from tzfs.format.keys import Table, Txg
 from tzfs.format.operations import pack_operations
-from tzfs.format.superblock import SUPERBLOCK_KEY, Superblock, pack_superblock
+from tzfs.format.superblock import CODECS, SUPERBLOCK_KEY, Superblock, pack_superblock
 from tzfs.store.interface import Compaction, RedoStore
 
 failpoints.declare("commit.log", "an fsync is about to put operations into the redo log")
@@ -286,6 +286,8 @@ class TxgCommitter:
         self._check_lease()
         self._namespace.publish()
         self._attributes.publish()
+        if head.compressed and not self.superblock.has(CODECS):
+            self.put_superblock(self.superblock.with_features([CODECS]))
         self._rows.publish()
         buried: dict[int, list[bytes]] = {}
         for ino in sorted(head.buried):

@@ -162,7 +162,7 @@ class View:
             if inode.mode & S_IFMT == S_IFDIR:
                 raise IsADirectory(f"inode {ino} is a directory")
             length = max(0, min(size, inode.size - offset))
-            plan = ReadPlan(self._payload, length)
+            plan = ReadPlan(self._payload, length, ino=ino)
             if length == 0:
                 return plan
             if inode.flags & FLAG_INLINE:

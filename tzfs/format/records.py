@@ -174,6 +174,12 @@ def unpack_dirent(key: bytes, body: bytes) -> tuple[Ino, int]:
 # -- contents --------------------------------------------------------------------------------------------------------
 
 CODEC_RAW: Final = 0
+CODEC_LZ4: Final = 1
+CODEC_ZSTD: Final = 2
+CODECS: Final = (CODEC_RAW, CODEC_LZ4, CODEC_ZSTD)  # those that this tzfs knows
+EMBEDDED_KIND: Final = 128  # the first byte of a chunk whose payload is in the record itself
+NOWHERE: Final = (ExtentId(0), Epoch(0))  # extent and birth of a slice that is in no extent
+EMBEDDED_BYTES_MAX: Final = 4000  # with 18 bytes before it and the envelope, within a page
 
 
 class Slice(NamedTuple):
@@ -184,6 +190,9 @@ class Slice(NamedTuple):
     the first of them page `extent_offset // 4096`; for any other codec than raw, one sum of all the stored bytes.
     `codec` is how the stored bytes are made of the raw ones: bits 0-3 compression, bits 4-7 encryption, whose nonce and
     tag are part of the stored bytes.
+
+    Of a chunk whose payload lies in its record, not in an extent, `embedded` are the stored bytes.  Such a slice is the
+    only one of its chunk, has extent and birth 0 and no sums: the record's envelope has one.
     """
 
     offset: int
@@ -195,8 +204,11 @@ class Slice(NamedTuple):
     stored_bytes: int
     codec: int
     sums: bytes
+    embedded: bytes = b""
 
 
+_EMBEDDED_MARK: Final = bytes((EMBEDDED_KIND,))
+_EMBEDDED: Final = struct.Struct(">BIIIIB")
 _SLICE: Final = struct.Struct(">IIQQIIIBH")
 
 
@@ -205,6 +217,9 @@ def pack_slices(slices: tuple[Slice, ...]) -> bytes:
 
     The number is below 128: a first byte from there on is kept for other kinds of contents.
     """
+    if slices and slices[0].embedded:
+        (s,) = slices
+        return _EMBEDDED.pack(EMBEDDED_KIND, s.offset, s.length, s.extent_offset, s.raw_bytes, s.codec) + s.embedded
     out = [bytes((len(slices),))]
     for s in slices:
         out.append(
@@ -225,6 +240,8 @@ def pack_slices(slices: tuple[Slice, ...]) -> bytes:
 
 
 def unpack_slices(table: int, key: bytes, body: bytes) -> tuple[Slice, ...]:
+    if body[:1] == _EMBEDDED_MARK and table == Table.CHUNK:
+        return (_unpack_embedded(table, key, body),)
     if body[:1] >= b"\x80":
         raise _foreign(table, key, f"has contents of kind {body[0]}, which this tzfs does not know")
     try:
@@ -247,13 +264,22 @@ def unpack_slices(table: int, key: bytes, body: bytes) -> tuple[Slice, ...]:
     return tuple(slices)
 
 
+def _unpack_embedded(table: int, key: bytes, body: bytes) -> Slice:
+    if len(body) <= _EMBEDDED.size:
+        raise damaged(table, key, "too short")
+    _, offset, length, begin, raw_bytes, codec = _EMBEDDED.unpack_from(body)
+    stored = body[_EMBEDDED.size :]
+    return Slice(offset, length, *NOWHERE, begin, raw_bytes, len(stored), codec, b"", stored)
+
+
 def extents_of(table: int, key: bytes, body: bytes) -> list[tuple[tuple[ExtentId, Epoch], int]]:
     """The extent lifetimes that the slices of a chunk record name, with the stored bytes of each."""
     if body[:1] == b"\1" and len(body) >= 1 + _SLICE.size:  # nearly always one: a third of the time
         _, _, extent, birth, _, _, stored, _, sums = _SLICE.unpack_from(body, 1)
         if len(body) == 1 + _SLICE.size + 4 * sums:
             return [((ExtentId(extent), Epoch(birth)), stored)]
-    return list({(s.extent, s.birth): s.stored_bytes for s in unpack_slices(table, key, body)}.items())
+    slices = unpack_slices(table, key, body)
+    return list({(s.extent, s.birth): s.stored_bytes for s in slices if not s.embedded}.items())
 
 
 XATTR_INLINE: Final = 0

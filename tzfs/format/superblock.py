@@ -61,15 +61,18 @@ STAGING: Final = Feature(
     Kind.RO_COMPAT, 1, "staging", "a rollback, receive or apply under way has rows born above the head"
 )
 ORIGIN: Final = Feature(Kind.INCOMPAT, 0, "origin", "what is not here is looked up in another filesystem's snapshot")
+CODECS: Final = Feature(
+    Kind.INCOMPAT, 1, "codecs", "extents or the contents of chunks are stored with a codec other than raw"
+)
 FEATURES: Final = (
     SHARED_EXTENTS,
     STAGING,
     BOOKMARKS,
     ORIGIN,
-    Feature(Kind.INCOMPAT, 1, "codecs", "extents or inline contents are stored with a codec other than raw"),
+    CODECS,
     Feature(Kind.INCOMPAT, 2, "encryption", "extents or records are encrypted"),
 )
-SUPPORTED: Final[frozenset[Feature]] = frozenset({SHARED_EXTENTS, STAGING, BOOKMARKS, ORIGIN})
+SUPPORTED: Final[frozenset[Feature]] = frozenset({SHARED_EXTENTS, STAGING, BOOKMARKS, ORIGIN, CODECS})
 
 
 def feature_names(kind: Kind, bits: int) -> list[str]:

@@ -195,7 +195,8 @@ class PayloadReader(Protocol):
 
 
 class PayloadStore(PayloadReader, Protocol):
-    """Append, sync, free.  `allocate`, `free` and `reserve` on one thread; `write` and `sync` on any, one at a time.
+    """Append, sync, free.  `free` and `reserve` on one thread; `allocate`, `write` and `sync` on any, the
+    last two one at a time.
 
     Segment numbers are never reused.  The engine keeps the next number in its tables: it tells `begin_numbering`
     once, before the first `allocate`, and puts `next_segment` beside what it commits.  An object always begins a new

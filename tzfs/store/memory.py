@@ -278,12 +278,13 @@ class MemoryPayload:
         blocks = -(-stored_bytes // PAGE_BYTES)
         if not 0 < blocks < self._blocks_max:
             raise InternalError(f"an extent of {stored_bytes} bytes")
-        if self._number == 0 or self._block + blocks > self._blocks_max:
-            self._number, self._block = self._next_segment, 1
-            self._next_segment += 1
-        extent = extent_id(self._number, self._block)
-        self._block += blocks
-        return extent
+        with self._lock:
+            if self._number == 0 or self._block + blocks > self._blocks_max:
+                self._number, self._block = self._next_segment, 1
+                self._next_segment += 1
+            extent = extent_id(self._number, self._block)
+            self._block += blocks
+            return extent
 
     def write(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
         self._check_writable()

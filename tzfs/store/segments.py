@@ -77,6 +77,7 @@ class Segments:
         self._blocks_max: Final = segment_bytes_max // PAGE_BYTES
         self._files = SegmentFiles(self.directory, guid, readonly=readonly, open_max=open_max)
         self._syncing = threading.Lock()  # one sync at a time, so that each returns when all before it is durable
+        self._placing = threading.Lock()  # of `_number`, `_block` and `_next_segment`
         self._writing = threading.Lock()  # write and reserve, one at a time; also of the four below
         self._made: set[int] = set()  # segments this object made
         self._unsynced: set[int] = set()
@@ -182,10 +183,11 @@ class Segments:
         blocks = -(-stored_bytes // PAGE_BYTES)
         if not 0 < blocks < self._blocks_max:
             raise InternalError(f"an extent of {stored_bytes} bytes")
-        self._make_room(blocks)
-        extent = extent_id(self._number, self._block)
-        self._block += blocks
-        return extent
+        with self._placing:
+            self._make_room(blocks)
+            extent = extent_id(self._number, self._block)
+            self._block += blocks
+            return extent
 
     def write(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
         self._check_writable()
@@ -263,8 +265,9 @@ class Segments:
         blocks = -(-nbytes // PAGE_BYTES)
         if not 0 < blocks < self._blocks_max:
             raise InternalError(f"a reserve of {nbytes} bytes")
-        self._make_room(blocks)
-        begin, number = self._block * PAGE_BYTES, self._number
+        with self._placing:
+            self._make_room(blocks)
+            begin, number = self._block * PAGE_BYTES, self._number
         if begin + nbytes <= self._reserved.get(number, 0):
             return
         with self._writing:

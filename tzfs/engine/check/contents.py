@@ -15,7 +15,8 @@ from tzfs.engine.check.versions import Version, Versions
 from tzfs.errors import TzfsError
 from tzfs.format import keys, records
 from tzfs.format.keys import Table
-from tzfs.format.records import FLAG_INLINE, Inode, Slice
+from tzfs.format.records import CODEC_RAW, FLAG_INLINE, Inode, Slice
+from tzfs.format.superblock import CODECS
 from tzfs.limits import CHUNK_SHIFT_MAX, INLINE_BYTES_MAX
 
 
@@ -34,6 +35,7 @@ class Contents:
         self._versions, self._lifetimes, self._sight = versions, lifetimes, sight
         self._facts, self._findings = facts, findings
         self._owners = owners
+        self._codecs = facts.superblock is None or facts.superblock.has(CODECS)
 
     def run(self) -> Iterator[None]:
         owners, report = self._owners, self._findings.report
@@ -89,6 +91,8 @@ class Contents:
             wrong = slices_form(slices, 1 << CHUNK_SHIFT_MAX)
             if wrong:
                 report(Rule.SLICES, Table.CHUNK, key, wrong)
+            if not version.level and any(s.codec != CODEC_RAW for s in slices) and not self._codecs:
+                report(Rule.SUPERBLOCK, Table.CHUNK, key, "the superblock does not say that something is compressed")
         index, last = keys.chunk_index(key), version.last
         for r in facts.reclaims.get(data, ()):
             if r.lo <= index < r.hi:

@@ -83,7 +83,7 @@ class Lifetimes:
             self._read.clear()
         for s in slices:
             part = (s.extent, s.extent_offset, s.length)
-            if part in self._read:
+            if part in self._read and not s.embedded:
                 continue
             self._read.add(part)
             plan = ReadPlan(payload, s.length)

@@ -8,7 +8,7 @@ from typing import Final
 from tzfs import limits
 from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
 from tzfs.format.keys import ROOT, VERSIONED, Table
-from tzfs.format.records import CODEC_RAW, FLAG_INLINE, FLAG_XATTR, Inode, Slice
+from tzfs.format.records import CODEC_RAW, CODECS, EMBEDDED_BYTES_MAX, FLAG_INLINE, FLAG_XATTR, Inode, Slice
 from tzfs.limits import PAGE_BYTES
 
 _KINDS: Final = (S_IFDIR, S_IFREG, S_IFLNK, S_IFIFO, 0o140000, 0o060000, 0o020000)  # and sockets, devices
@@ -103,6 +103,8 @@ def slices_form(slices: tuple[Slice, ...], room: int) -> str | None:
     """What is wrong with the slices of a chunk, or of an attribute's value, of `room` bytes."""
     if len(slices) > limits.SLICES_MAX:
         return f"there are {len(slices)} slices, at most {limits.SLICES_MAX} are allowed"
+    if any(s.embedded for s in slices) and len(slices) != 1:
+        return "what lies in the record is not alone"
     end = 0
     agreed: dict[tuple[int, int], tuple[int, int, int]] = {}
     for s in slices:
@@ -111,6 +113,14 @@ def slices_form(slices: tuple[Slice, ...], room: int) -> str | None:
         end = s.offset + s.length
         if s.extent_offset + s.length > s.raw_bytes:
             return f"a slice leaves extent {s.extent:#x}"
+        if s.codec not in CODECS:
+            return f"codec {s.codec} is not known"
+        if s.raw_bytes > limits.EXTENT_BYTES_MAX or (s.codec != CODEC_RAW and s.stored_bytes >= s.raw_bytes):
+            return f"an extent cannot have {s.raw_bytes} bytes, stored in {s.stored_bytes}"
+        if s.embedded:
+            if s.codec == CODEC_RAW or s.stored_bytes > EMBEDDED_BYTES_MAX:
+                return "what lies in the record is not compressed, or too long"
+            continue
         whole = (s.raw_bytes, s.stored_bytes, s.codec)
         if agreed.setdefault((s.extent, s.birth), whole) != whole:
             return f"slices do not agree about extent {s.extent:#x}"

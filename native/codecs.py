@@ -1,0 +1,94 @@
+"""Compression of payload in C: LZ4 blocks and zstd frames, each with the sum that is kept of what is stored.
+
+One call compresses and sums, without the interpreter's lock.  Decompressing makes no buffer by what the bytes claim:
+the caller says how long the answer is, and anything else is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol, cast
+
+import tzfs.native._native as _native
+from tzfs.native import Buffer
+
+RAW: Final = 0
+LZ4: Final = 1
+ZSTD: Final = 2
+ZSTD_LEVELS: Final = range(1, 20)  # those beyond take much memory, and a second for a few chunks
+
+
+class _Lib(Protocol):
+    def tzfs_compressor_make(self) -> object: ...
+    def tzfs_compressor_free(self, compressor: object, /) -> None: ...
+    def tzfs_compress(
+        self,
+        compressor: object,
+        codec: int,
+        level: int,
+        data: object,
+        length: int,
+        target: object,
+        room: int,
+        sum_: object,
+        /,
+    ) -> int: ...
+    def tzfs_decompress(
+        self, codec: int, stored: object, stored_length: int, sum_: object, target: object, length: int, /
+    ) -> int: ...
+
+
+_lib: Final = cast(_Lib, _native.lib)
+_from_buffer = _native.ffi.from_buffer
+_NULL: Final = _native.ffi.NULL
+_REFUSALS: Final = {1: "does not match its sum", 2: "is not what was compressed", 3: "has an unknown codec"}
+
+
+class Compressor:
+    """Compresses one piece after another.  Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._state: object = None  # of zstd, made when it is needed: a megabyte
+        self._target = bytearray()
+
+    def compress(self, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes] | None:
+        """(compressed, its sum), at most `room` bytes long; None where it does not become so short."""
+        if codec == ZSTD and self._state is None:
+            made = _lib.tzfs_compressor_make()
+            if made == _NULL:
+                raise MemoryError("zstd")
+            self._state = _native.ffi.gc(made, _lib.tzfs_compressor_free)
+        if len(self._target) < room:
+            self._target = bytearray(room)
+        found = bytearray(4)
+        length = _lib.tzfs_compress(
+            self._state or _NULL,
+            codec,
+            level,
+            _from_buffer("uint8_t[]", data),
+            len(data),
+            _from_buffer("uint8_t[]", self._target),
+            room,
+            _from_buffer("uint8_t[]", found),
+        )
+        return (bytes(memoryview(self._target)[:length]), bytes(found)) if length else None
+
+
+def decompress(codec: int, stored: Buffer, length: int, sum_: bytes | None) -> bytearray:
+    """The `length` bytes that `stored` was made of; `ValueError` says why it cannot be.
+
+    `sum_` is the sum of `stored`; None: it has been verified otherwise.
+    """
+    if sum_ is not None and len(sum_) != 4:
+        raise ValueError(f"has {len(sum_)} bytes of sums")
+    target = bytearray(length)
+    refused = _lib.tzfs_decompress(
+        codec,
+        _from_buffer("uint8_t[]", stored),
+        len(stored),
+        _NULL if sum_ is None else sum_,
+        _from_buffer("uint8_t[]", target),
+        length,
+    )
+    if refused:
+        raise ValueError(_REFUSALS[refused])
+    return target
