@@ -4,8 +4,8 @@ The methods are faces of the engine, of the committer and of `tzfs.management`; 
 that cannot write answers: what would change the filesystem is `ReadOnly` and names the mount.
 
     every mount             ping, info, stats, unmount, events
-    of a filesystem         snapshot.create, snapshot.list, rollback, restore, sync, settle, gc, flatten,
-                            check, diff, versions,
+    of a filesystem         snapshot.create, snapshot.list, rollback, restore, apply, sync, settle, gc,
+                            flatten, check, diff, versions,
                             archive, those of `marking` and `destroying`,
                             property.get, .set, .inherit, .changed
 """
@@ -28,6 +28,7 @@ from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, check
 from tzfs.management import Store, open_store
+from tzfs.mount.applying import ApplyClone, apply_mounted
 from tzfs.mount.checking import Check, check_mounted
 from tzfs.mount.committing import Committer
 from tzfs.mount.comparing import Compare, Versions, diff_mounted, versions_mounted
@@ -90,6 +91,7 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "restore": reporting(RestoreInto, lambda params, report: restore_mounted(mount, params, report)),
         "rollback": reporting(RollBack, lambda params, report: roll_back_mounted(mount, params, report)),
         **running_methods(mount),
+        "apply": reporting(ApplyClone, lambda params, report: apply_mounted(mount, params, report)),
         "sync": method(Nothing, m.sync),
         "settle": method(Nothing, m.settle),
         "gc": reporting(Nothing, m.gc),

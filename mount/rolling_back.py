@@ -63,7 +63,7 @@ class RestoreInto(TypedDict):
 
 async def roll_back_mounted(mount: Mount, params: RollBack, report: Report) -> Json:
     """Rolls the mount's filesystem back; reports {done, total}, answers {safety, inodes}."""
-    engine, committer = _writing(mount, "roll back")
+    engine, committer = writing(mount, "roll back")
     operations, name, safety = mount.operations, params["snapshot"], None
     async with committer.exclusive:
         engine.view(name)
@@ -75,23 +75,30 @@ async def roll_back_mounted(mount: Mount, params: RollBack, report: Report) -> J
                 safety = safety_name(engine.snapshots())
                 await committer.snapshot_exclusive(safety)
             rollback = engine.rollback(name)
-            await _staged(mount, rollback, report)
-            told = _told(operations.answers, engine, rollback.changes, with_names=mount.options.writeback)
+            await staged(mount, rollback, report)
+            told = told_of(operations.answers, engine, rollback.changes, with_names=mount.options.writeback)
             operations.dropping = frozenset(told.inodes)
         finally:
             operations.held = None
             held.set()
-        committer.changed()
-        try:
-            await trio.to_thread.run_sync(_invalidate, told.entries, told.inodes, False)
-            if mount.options.writeback:
-                await _resize(mount, engine, told.inodes)
-        finally:
-            operations.dropping = frozenset()
+        await forgotten(mount, engine, told)
     return {"safety": safety, "inodes": len(rollback.changes.inodes)}
 
 
-def _writing(mount: Mount, what: str) -> tuple[Engine, Committer]:
+async def forgotten(mount: Mount, engine: Engine, told: Changes) -> None:
+    """Has the kernel forget what has changed; what it writes of that meanwhile has been dropped since the flip."""
+    assert mount.committer is not None
+    mount.committer.changed()
+    try:
+        await trio.to_thread.run_sync(_invalidate, told.entries, told.inodes, False)
+        if mount.options.writeback:
+            await _resize(mount, engine, told.inodes)
+    finally:
+        mount.operations.dropping = frozenset()
+
+
+def writing(mount: Mount, what: str) -> tuple[Engine, Committer]:
+    """Who changes the filesystem; `ReadOnly` where it is mounted so."""
     if mount.writer is None or mount.committer is None:
         raise ReadOnly(
             f"cannot {what} {mount.name}: it is mounted read-only at {mount.mountpoint}",
@@ -105,7 +112,7 @@ async def restore_mounted(mount: Mount, params: RestoreInto, report: Report) -> 
 
     Inodes that are replaced stay as they are for whoever has them open, so nothing that is written is dropped.
     """
-    engine, committer = _writing(mount, "restore into")
+    engine, committer = writing(mount, "restore into")
     operations, name = mount.operations, params["snapshot"]
     async with committer.exclusive:
         await write_out(os.fspath(mount.mountpoint), operations.nodes_open_for_writing())
@@ -114,8 +121,8 @@ async def restore_mounted(mount: Mount, params: RestoreInto, report: Report) -> 
             await committer.commit()
             sources, places = wanted(engine, name, params["paths"], params.get("to"))
             restore = engine.restore(name, sources, force=params.get("force", False))
-            await _staged(mount, restore, report)
-            told = _told(operations.answers, engine, restore.changes, with_names=False)
+            await staged(mount, restore, report)
+            told = told_of(operations.answers, engine, restore.changes, with_names=False)
         finally:
             operations.held = None
             held.set()
@@ -124,7 +131,7 @@ async def restore_mounted(mount: Mount, params: RestoreInto, report: Report) -> 
     return {"inodes": restore.inodes, "paths": list(places)}
 
 
-async def _staged(mount: Mount, rollback: Steps, report: Report) -> None:
+async def staged(mount: Mount, rollback: Steps, report: Report) -> None:
     """Takes the steps, to the flip; what fails is taken back."""
     committer = mount.committer
     assert committer is not None
@@ -139,7 +146,7 @@ async def _staged(mount: Mount, rollback: Steps, report: Report) -> None:
         raise
 
 
-def _told(answers: Answers, engine: Engine, changes: Changes, *, with_names: bool) -> Changes:
+def told_of(answers: Answers, engine: Engine, changes: Changes, *, with_names: bool) -> Changes:
     """Tells C's cache of all changes; those that the kernel has to be told of."""
     told = Changes()
     for directory, name, ino in changes.entries:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tzfs
+from tests import test_applying as apply_suite
 from tests import test_clones as clone_suite
 from tests import test_leaks
 from tests.catalog import test_crash as catalog_suite
@@ -145,5 +146,5 @@ def test_every_failpoint_there_is_is_died_at_by_a_suite() -> None:
         if module.name.rpartition(".")[2] not in ("__main__", "build"):
             importlib.import_module(module.name)
     declared = {name for name in failpoints.KNOWN if not name.startswith("test.")}
-    of_engine = set(engine_suite.POINTS) | clone_suite.POINTS | stream_suite.POINTS
+    of_engine = set(engine_suite.POINTS) | clone_suite.POINTS | stream_suite.POINTS | set(apply_suite.POINTS)
     assert declared == POINTS | catalog_suite.POINTS | of_engine | mount_suite.CRASHED_AT

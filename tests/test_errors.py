@@ -30,6 +30,7 @@ CODES = {
     "NoAttribute":        (errno.ENODATA,        1, 1),
     "Stale":              (errno.ESTALE,         1, 1),
     "Exists":             (errno.EEXIST,         1, 2),
+    "Conflicting":             (errno.EEXIST,         1, 2),
     "NotADirectory":      (errno.ENOTDIR,        1, 9),
     "IsADirectory":       (errno.EISDIR,         1, 9),
     "NotEmpty":           (errno.ENOTEMPTY,      1, 9),

@@ -150,6 +150,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.receiving": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.patch": (*_BYTES, "tzfs.engine"),
     "tzfs.comparing": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.patch"),
+    "tzfs.applying": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.remembering": (
         *_API,
         "tzfs.catalog",
@@ -177,6 +178,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "tzfs.settings",
         "tzfs.management",
         "tzfs.marking",
+        "tzfs.applying",
         "tzfs.comparing",
         "tzfs",
     ),
@@ -192,6 +194,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "tzfs.policies",
         "tzfs.time_travel",
         "tzfs.destroying",
+        "tzfs.applying",
         "tzfs.comparing",
         "tzfs.sending",
         "tzfs.receiving",

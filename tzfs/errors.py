@@ -57,6 +57,10 @@ class Exists(TzfsError):
     """The name is taken (EEXIST)."""
 
 
+class Conflicting(Exists):
+    """Both of what is to be merged have changed the same (EEXIST)."""
+
+
 class NotADirectory(TzfsError):
     """A directory was needed (ENOTDIR)."""
 

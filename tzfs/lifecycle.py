@@ -47,6 +47,8 @@ class Command(StrEnum):
     SNAPSHOT = "snapshot"
     CLONE = "clone a snapshot of"
     FLATTEN = "flatten"
+    APPLY = "apply"
+    APPLY_ONTO = "apply a clone to"
     HOLD = "hold a snapshot of"
     RELEASE = "release a snapshot of"
     BOOKMARK = "bookmark a snapshot of"
@@ -96,6 +98,8 @@ RULES: Final[Mapping[Command, Rule]] = {
     Command.SNAPSHOT: Rule(_WRITABLE),
     Command.CLONE: Rule(_STEADY),
     Command.FLATTEN: Rule(_STEADY),  # copies what is inherited, changes no contents
+    Command.APPLY: Rule(_STEADY, free=True),  # the clone, which is only read
+    Command.APPLY_ONTO: Rule(_WRITABLE),
     Command.HOLD: Rule(_STEADY),  # what is archived keeps its snapshots, and may be told for how long
     Command.RELEASE: Rule(_STEADY),
     Command.BOOKMARK: Rule(_STEADY),

@@ -53,6 +53,8 @@ LINES = {
     "clone": ("clone", "--", "NAME@s", "new"),
     "clone to": ("clone", "--", "ws@s", "NAME"),
     "flatten": ("flatten", "--", "NAME"),
+    "apply": ("apply", "--", "NAME"),
+    "apply onto": ("apply", "--onto", "NAME", "--", "ws"),
     "hold": ("hold", "--", "keep", "ws@NAME"),
     "tag": ("hold", "--", "NAME", "ws@s"),
     "release": ("release", "--", "NAME", "ws@s"),

@@ -64,6 +64,7 @@ TABLE: Final = {
     "sync FS": "NSS++++",
     "gc FS": "NSS+++R",
     "flatten FS": "NSSCCCC",
+    "apply FS": "NSSCCCC",
     "check FS": "NSS++++",
     "status": "+++++++",
     "log FS": "N++++++",

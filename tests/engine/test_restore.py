@@ -156,7 +156,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
     monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
     monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
-    monkeypatch.setattr("tzfs.engine.restore.LISTED", 2)
+    monkeypatch.setattr("tzfs.engine.staged_change.LISTED", 2)
     monkeypatch.setattr(histories, "World", RestoringWorld)
 
 

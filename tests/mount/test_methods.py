@@ -15,7 +15,7 @@ from tzfs.jsonrpc import Json
 
 CHUNK = 128 * 1024
 METHODS = (
-    "ping", "info", "stats", "unmount", "snapshot.create", "snapshot.list", "rollback", "restore",
+    "ping", "info", "stats", "unmount", "snapshot.create", "snapshot.list", "rollback", "restore", "apply",
     "sync", "settle", "gc", "check",
     "archive", "property.get", "property.set", "property.inherit", "property.changed",
 )  # fmt: skip

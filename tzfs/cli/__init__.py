@@ -33,6 +33,7 @@ COMMANDS = {
     "snapshot": "snapshots",
     "clone": "cloning",
     "flatten": "cloning",
+    "apply": "applying",
     "hold": "marking",
     "holds": "marking",
     "release": "marking",

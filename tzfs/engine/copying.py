@@ -18,7 +18,12 @@ def copied(head: Head, found: tuple[Slice, ...], at: Epoch) -> tuple[Slice, ...]
     size = max(s.offset + s.length for s in found)
     plan = ReadPlan(head.payload, size)
     plan.add_slices(0, found, 0, size)
-    raw = plan.execute()
+    return stored_as(head, plan.execute(), at)
+
+
+def stored_as(head: Head, raw: bytes, at: Epoch) -> tuple[Slice, ...]:
+    """Contents in one extent born at `at`, as `copied` has them."""
+    size = len(raw)
     compression = head.settings.compression
     made = compression.compress(head.compressor, raw, alone=False)
     stored, sums = made or (raw, page_sums(raw))
@@ -31,3 +36,15 @@ def copied(head: Head, found: tuple[Slice, ...], at: Epoch) -> tuple[Slice, ...]
     head.compressed |= made is not None
     codec = CODEC_RAW if made is None else compression.codec
     return (Slice(0, size, extent, at, 0, size, len(stored), codec, sums),)
+
+
+def stored_raw(head: Head, raw: bytes, at: Epoch) -> tuple[Slice, ...]:
+    """The same uncompressed, for what is always read whole."""
+    size = len(raw)
+    extent = head.payload.allocate(size)
+    try:
+        head.payload.write([(extent, raw)])
+    except BaseException:
+        head.unused_extents.append((extent, size))
+        raise
+    return (Slice(0, size, extent, at, 0, size, size, CODEC_RAW, page_sums(raw)),)

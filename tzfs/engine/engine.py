@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tzfs import limits
+from tzfs.engine.apply import Apply, Theirs
 from tzfs.engine.attributes import Attributes
 from tzfs.engine.beginning import begin_writing, format_filesystem
 from tzfs.engine.bookmarks import Bookmarks
@@ -30,6 +31,7 @@ from tzfs.engine.inherited import Ancestry, ClonePayload
 from tzfs.engine.journal import Journal
 from tzfs.engine.listing import Listings
 from tzfs.engine.marks import Marks
+from tzfs.engine.merge import Side
 from tzfs.engine.moving import Mover
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.partial import read_partial
@@ -373,6 +375,11 @@ class Engine:
         return Restore(
             self._head, self._staging, self._txg, self._snapshots, self._reclaimer, name, wanted, force=force
         )
+
+    def apply(self, theirs: Theirs, prefer: Side | None = None) -> Apply:
+        """Taking over what a clone has changed, by its steps; until then nothing else may change."""
+        self._head.check()
+        return Apply(self._head, self._staging, self._txg, self._reclaimer, theirs, prefer)
 
     def changed_since(self, epoch: int) -> bool:
         """Whether a version was born after `epoch`, as committed."""

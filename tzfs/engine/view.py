@@ -103,6 +103,11 @@ class View:
 
         return self._in(look)
 
+    def entry(self, directory: int, name: bytes) -> int:
+        """The inode under a name; 0 where there is none, or no such directory."""
+        found = self._in(lambda txn: reads.dirent_at(txn, directory, name, self._epoch))
+        return 0 if found is None else found[0]
+
     def parent_of(self, ino: int) -> Ino:
         """The directory that holds the directory `ino`; the root is its own parent."""
         return ROOT if ino == ROOT else self._in(lambda txn: self._directory(txn, ino).parent)
