@@ -100,7 +100,7 @@ def test_what_is_there_opens_is_read_and_can_be_emptied_and_destroyed(disk: Path
                 fs.sync()
             fs.rmdir("/d")
             assert fs.listdir("/") == []
-        store.destroy("ws")
+        store.destroy("ws", recursive=True)
         assert list(store.filesystems()) == []
     (disk / "filler").unlink()
     made(disk / "store")

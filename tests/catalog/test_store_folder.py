@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -246,7 +247,7 @@ def test_a_record_of_the_wrong_shape_is_damage(tmp_path: Path, fields: dict[str,
 
 
 def test_the_rows_of_a_filesystem_are_these(tmp_path: Path) -> None:
-    clock = iter([5, 6, 7])
+    clock = count(5)
     with Catalog.open(tmp_path, clock=lambda: next(clock)) as catalog:
         info = catalog.create("team/ws", formatter=format_tables, properties={"a:b": "c"})
     meta = LmdbMeta(tmp_path / "catalog", tables=CATALOG_TABLES, readonly=True)
@@ -259,7 +260,7 @@ def test_the_rows_of_a_filesystem_are_these(tmp_path: Path) -> None:
         b'{"changed_ns":7,"created_as":"team/ws","created_ns":6,"guid":"' + info.guid.encode() + b'",'
         b'"namespace":"team","origin":null,"partition":"' + number + b'","properties":{"a:b":"c"},"state":"active"}'
     )
-    assert set(found[Table.CATALOG_STORE]) == {b"partition/" + number, b"store"}
+    assert set(found[Table.CATALOG_STORE]) == {b"log/" + b"0" * 15 + b"1", b"partition/" + number, b"store"}
     assert found[Table.CATALOG_STORE][b"partition/" + number][5:] == b"team/ws"
     assert found[Table.CATALOG_STORE][b"store"][5:] == (
         b'{"compat":0,"created_ns":5,"format":1,"guid":"'
