@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import tzfs
+from tests.noise import noise
 from tzfs import errors, failpoints, limits
 from tzfs.flattening import Flattened
 from tzfs.lifecycle import State
 from tzfs.management import Store, open_store
 
 POINTS = frozenset(name for name in failpoints.KNOWN if name.split(".")[0] in ("flatten", "clone"))
-BIG = bytes(range(256)) * 2000
+BIG = noise(512_000)  # which no codec makes smaller
 HITS = 3
 
 
