@@ -44,6 +44,7 @@ FLUSH_REMAINDER_BYTES_MAX: Final = 256 * KIB  # small enough to be written and s
 REDO_PAYLOAD_BYTES_MAX: Final = 64 * KIB  # payload that an fsync puts into the redo log; more goes to its extents
 REDO_OPERATIONS_MAX: Final = 500  # that an fsync puts there, 1 us each; more are worth a commit of the tables
 META_RESERVE_BYTES: Final = 48 * MIB  # the largest txg: 4/3 * DIRTY_ROWS_MAX rows, each on a page of its own
+META_RESERVE_LEAST_BYTES: Final = 8 * MIB  # where that is not there: what a group of few rows can need by far
 FULL_DIRTY_ROWS_MAX: Final = 32  # on a full disk: a few removals; their pages fit into the 64 that stay reserved
 RECLAIM_AT_ONCE_CHUNKS: Final = 64  # removed within the operation; more become a background reclaim
 RECLAIM_BATCH_CHUNKS: Final = 128  # four rows each, 60 us: it stops the mount for 8 ms, in which a ping waits

@@ -28,7 +28,7 @@ from enum import Enum
 from typing import Final
 
 from tzfs.engine.engine import Engine
-from tzfs.errors import Busy, TzfsError
+from tzfs.errors import Busy, NoSpace, TzfsError
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State, allowed
 from tzfs.pruning import automatic_name, verdicts
@@ -136,11 +136,13 @@ def _compact(context: Context) -> Steps:
     copy = compactor.begin()
     if copy is None:
         return "never needed"
-    yield Alone(lambda: copy.run)
     try:
+        yield Alone(lambda: copy.run)
         compactor.end(copy)
     except Busy as error:
         context.figures["in_use"] = 1
+        return f"not now: {error}"
+    except NoSpace as error:  # a full disk can be emptied without it
         return f"not now: {error}"
     gained = whole - compactor.slack()[0]
     context.figures["compacted"] = gained

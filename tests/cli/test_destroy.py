@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.command_line import CommandLine
+from tests.noise import noise
 from tzfs.management import open_store
 from tzfs.store.lease import ViewHold
 
@@ -18,7 +19,7 @@ def ws(tzfs: CommandLine) -> Iterator[CommandLine]:
     tzfs.ok("create", "ws")
     for name in "abcde":
         with open_store(tzfs.store) as store, store.open("ws") as fs:
-            fs.write_bytes("/file", name.encode() * 300_000)
+            fs.write_bytes("/file", noise(300_000, name))
             fs.snapshot(name)
     yield tzfs
     if "ws" in tzfs.ok("list", "-H", "-o", "name").split():

@@ -108,7 +108,7 @@ def test_status_shows_mounts_and_what_has_died(workspace: Workspace) -> None:
     )
     assert json.loads(workspace.tzfs("status", "--json"))[0] == {
         "name": "ws", "mountpoint": str(workspace.mnt), "pid": pid, "kind": "mount", "failed": None,
-        "warnings": [],
+        "warnings": [], "freeing": 0,
     }  # fmt: skip
     workspace.unmount(reader)
     workspace.kill(pid)

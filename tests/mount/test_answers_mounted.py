@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 
 from tests.mount.workspace import PATIENCE_S, PROJECT, Workspace, eventually
+from tests.noise import noise
 
 pytestmark = pytest.mark.needs("root")  # who alone can have the kernel forget
 
@@ -248,7 +249,7 @@ def test_a_removed_file_is_buried_and_its_space_freed_soon_after_its_last_user_h
     (top / "stays").write_bytes(b"contents")
     assert eventually(lambda: workspace.number("cache", "dirty_rows") == 0)
     before = workspace.number("bytes")
-    (top / "goes").write_bytes(bytes(range(256)) * 4096)
+    (top / "goes").write_bytes(noise(MIB))
     with (top / "goes").open("r+b", buffering=0) as file:
         os.fsync(file.fileno())
         (top / "goes").unlink()

@@ -109,7 +109,7 @@ def test_a_read_only_mount_destroys_nothing(workspace: Workspace) -> None:
 
 def test_the_status_says_what_destroyed_snapshots_still_hold(mounted: Workspace) -> None:
     mounted.call("property.set", name="gc_interval", value="0")
-    (mounted.mnt / "file").write_bytes(b"x" * 5_000_000)
+    (mounted.mnt / "file").write_bytes(noise(5_000_000))
     mounted.call("snapshot.create", name="s")
     (mounted.mnt / "file").unlink()
     mounted.call("sync")

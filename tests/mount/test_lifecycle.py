@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.workspace import PATIENCE_S, PROJECT, Workspace, eventually
+from tests.noise import noise
 from tzfs.errors import Busy
 from tzfs.mount import mountpoint
 
@@ -79,7 +80,7 @@ def test_what_was_removed_while_open_is_given_back_when_it_is_closed_and_nothing
     mounted: Workspace,
 ) -> None:
     held = os.open(mounted.mnt / "file", os.O_CREAT | os.O_RDWR)
-    os.write(held, bytes(1 << 20))
+    os.write(held, noise(1 << 20))
     os.fsync(held)
     os.unlink(mounted.mnt / "file")
     mounted.call("sync")

@@ -160,7 +160,7 @@ class TxgCommitter:
             payload = head.dirty_bytes + nbytes + SLACK_BYTES // 4
             try:
                 head.payload.reserve(payload)
-                head.meta.reserve(limits.META_RESERVE_BYTES // 4)
+                head.meta.reserve(limits.META_RESERVE_LEAST_BYTES)
             except NoSpace:
                 head.full = True
                 raise
