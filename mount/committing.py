@@ -62,7 +62,7 @@ class Committer:
         if not self._timed:
             self._timed = True
             self._kick.set()
-        elif (engine.absorb_due or engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES) and not self._kick.is_set():
+        elif engine.pressed() and not self._kick.is_set():
             self._kick.set()
 
     async def commit(self) -> None:

@@ -76,13 +76,17 @@ class Operations(Looking):
         engine = self._engine
         if engine is None:
             return
+        gone = False
         for node in nodes:
             if node <= INO_MASK:
                 try:
                     if engine.forget(node):
-                        self._changed(node)
+                        self.answers.drop(node)
+                        gone = True
                 except Exception as error:  # nobody waits for an answer
                     refusal(self, "forget", (node,), error)
+        if gone:
+            self._changed()
 
     # -- changing names ----------------------------------------------------------------------------------------------
 

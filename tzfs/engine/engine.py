@@ -162,6 +162,7 @@ class Engine:
         self.removexattr = attributes.removexattr
         self.plan_read = contents.plan_read
         self.write = contents.write
+        self.pressed = self._txg.pressed
         self.snapshots = snapshots.all
         self.snapshot = snapshots.create
         self.view = snapshots.view

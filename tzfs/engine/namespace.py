@@ -453,9 +453,14 @@ class Namespace:
         self._head.dirty_rows += 2
 
     def _count(self, inode: Inode, n: int) -> None:
-        counters = self._head.counters
-        for what in ("inodes", _COUNTERS.get(inode.mode & S_IFMT, "others")):
-            setattr(counters, what, self._head.counted(what, getattr(counters, what) + n))
+        head = self._head
+        counters, kind = head.counters, inode.mode & S_IFMT
+        if kind == S_IFREG and counters.files + n >= 0 <= counters.inodes + n:  # nearly always
+            counters.inodes += n
+            counters.files += n
+            return
+        for what in ("inodes", _COUNTERS.get(kind, "others")):
+            setattr(counters, what, head.counted(what, getattr(counters, what) + n))
 
     # -- publishing --------------------------------------------------------------------------------------------------
 

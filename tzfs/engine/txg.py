@@ -88,6 +88,16 @@ class TxgCommitter:
         """Whether what is in memory should become rows of the transaction, or be committed."""
         return self._head.dirty_rows - self._absorbed >= limits.ABSORB_ROWS or self.due
 
+    def pressed(self) -> bool:
+        """Whether something is due that cannot wait for the interval: asked after every change."""
+        head = self._head
+        return (
+            head.dirty_rows - self._absorbed >= limits.ABSORB_ROWS
+            or head.dirty_bytes >= limits.FLUSH_AHEAD_BYTES
+            or head.dirty_rows >= head.settings.dirty_rows_max
+            or head.dirty_bytes >= head.settings.dirty_bytes_max
+        )
+
     @property
     def absorbed(self) -> bool:
         """Whether payload may have been written that is not synced."""
@@ -112,9 +122,22 @@ class TxgCommitter:
 
         Called by every operation that adds, before it changes anything.
         """
+        head = self._head
+        if (
+            head.staging is None
+            and self._reserved_txg == self._asked_txg == head.counters.txg
+            and not self.tight
+            and head.dirty_rows - self._absorbed <= 2 * limits.ABSORB_ROWS
+            and head.dirty_rows <= head.settings.dirty_rows_max
+            and head.dirty_bytes + nbytes <= self._payload_reserved
+            and head.dirty_bytes + nbytes <= 2 * head.settings.dirty_bytes_max
+        ):  # nearly always: nothing of what follows would do anything
+            if head.room is not None:
+                head.room(nbytes)
+            return
         self.pace(nbytes)
-        if self._head.room is not None:
-            self._head.room(nbytes)
+        if head.room is not None:
+            head.room(nbytes)
         self.reserve(nbytes)
 
     def reserve(self, nbytes: int) -> None:
