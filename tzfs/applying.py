@@ -7,11 +7,12 @@ says whose change it is to be.  A snapshot of the state before is taken first, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
 from tzfs.catalog import FilesystemInfo
+from tzfs.control import heard
 from tzfs.engine.apply import Apply, Theirs
 from tzfs.engine.engine import Engine
 from tzfs.engine.merge import Side
@@ -141,7 +142,7 @@ def apply(
         with mount:
             with theirs_of(store, clone, target.name):
                 pass  # what can take long about opening it is done here, and not in the mount
-            done = from_json(mount.ask("apply", params, progress=_heard(progress), timeout_s=None))
+            done = from_json(mount.ask("apply", params, progress=heard(progress), timeout_s=None))
     else:
         with (
             store.writer(target.name, {"kind": "apply"}, Command.APPLY_ONTO) as writer,
@@ -158,18 +159,6 @@ def apply(
             hint="-n lists all conflicts; --ours or --theirs says whose changes it is to have there",
         )
     return done
-
-
-def _heard(progress: Progress | None) -> Callable[[Json], None] | None:
-    if progress is None:
-        return None
-
-    def hear(value: Json) -> None:
-        if isinstance(value, dict) and isinstance(done := value.get("done"), int):
-            total = value.get("total")
-            progress(done, total if isinstance(total, int) else done)
-
-    return hear
 
 
 def to_json(done: Applied) -> dict[str, Json]:

@@ -165,3 +165,16 @@ def connect(path: Path, *, timeout_s: float = TIMEOUT_S) -> ControlClient:
         connection.close()
         raise
     return ControlClient(connection, path)
+
+
+def heard(progress: Callable[[int, int], None] | None) -> Callable[[Json], None] | None:
+    """What takes a mount's reports of how much is done, and of how much in all, where it says so."""
+    if progress is None:
+        return None
+
+    def hear(value: Json) -> None:
+        if isinstance(value, dict) and isinstance(done := value.get("done"), int):
+            total = value.get("total")
+            progress(done, total if isinstance(total, int) else done)
+
+    return hear

@@ -6,11 +6,12 @@ What is done is in `rolling_back` and `restoring`, which `FileSystem` has too.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
 from tzfs import destroying, restoring
+from tzfs.control import heard
 from tzfs.errors import Busy, MountFailed
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
@@ -67,7 +68,7 @@ def _rollback(
             return RolledBack(inodes, safety_name(found) if safety and inodes else None, newer)
         if mount is not None:
             params: dict[str, Json] = {"snapshot": name.snapshot, "safety": safety}
-            return _rolled_back(mount.ask("rollback", params, progress=_heard(progress), timeout_s=None), newer)
+            return _rolled_back(mount.ask("rollback", params, progress=heard(progress), timeout_s=None), newer)
     with store.writer(info.name, {"kind": "rollback"}, Command.ROLLBACK) as writer:
         return roll_back(writer.engine, name.snapshot, safety=safety, progress=progress)
 
@@ -97,7 +98,7 @@ def restore(
     if to is not None:
         params["to"] = os.fsdecode(to)
     with mount:
-        answer = mount.ask("restore", params, progress=_heard(progress), timeout_s=None)
+        answer = mount.ask("restore", params, progress=heard(progress), timeout_s=None)
     if not isinstance(answer, dict) or not isinstance(places := answer.get("paths"), list):
         raise MountFailed("the mount did not say what it restored")
     return Restored(int(str(answer.get("inodes"))), tuple(str(place) for place in places))
@@ -109,16 +110,3 @@ def _rolled_back(answer: Json, newer: tuple[str, ...]) -> RolledBack:
         raise MountFailed("the mount did not say what it rolled back")
     safety = answer.get("safety")
     return RolledBack(inodes, safety if isinstance(safety, str) else None, newer)
-
-
-def _heard(progress: Progress | None) -> Callable[[Json], None] | None:
-    """What takes the reports of a mount."""
-    if progress is None:
-        return None
-
-    def hear(value: Json) -> None:
-        if isinstance(value, dict) and isinstance(done := value.get("done"), int):
-            total = value.get("total")
-            progress(done, total if isinstance(total, int) else done)
-
-    return hear
