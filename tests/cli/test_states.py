@@ -24,12 +24,12 @@ from tzfs.lifecycle import State
 from tzfs.management import open_store
 
 # Columns: absent, CREATING, DELETING, ACTIVE, ARCHIVED; then ACTIVE and ARCHIVED mounted (the latter read-only).
-# +: done.  N: not there.  S: the state is named.  M: not mounted.  B: whoever has it is named.  X: there is one.
+# +: done.  N: not there.  S: the state is named.  M: not mounted.  B: whoever has it is named.  T: the name is taken.
 # C: it is not a clone.  R: the read-only mount is named.  a: there is no such snapshot.
 # e: no entry of its log changed anything.
 COLUMNS: Final = ("absent", "making", "going", "active", "archived", "mounted", "readonly")
 TABLE: Final = {
-    "create FS": " SSXXXX",
+    "create FS": " SSTTTT",
     "list FS": "N++++++",
     "get all FS": "N++++++",
     "set agent:x=1 FS": "NSS++++",
@@ -74,7 +74,7 @@ TABLE: Final = {
     "status --statistics FS": "NMMMM++",
     "run FS -- true": "NSS+S+S",
     "destroy -r FS": "NSB++BB",
-    "create -o agent:x=1 FS": "+SS++XX",  # what was there has just been destroyed
+    "create -o agent:x=1 FS": "+SS++TT",  # what was there has just been destroyed
 }
 HELD: Final = {"making": State.CREATING, "going": State.DELETING}
 
@@ -178,7 +178,7 @@ def _check(line: str, letter: str, answer: Answer, name: str, state: str) -> Non
         "N": (1, "there is no such filesystem"),
         "a": (1, "no snapshot"),
         "e": (1, "has no entry that changed anything"),
-        "X": (1, f"there is one already, and it is {state}"),
+        "T": (1, f"there is one already, and it is {state}"),
         "S": (75, f"it is {state}"),
         "C": (75, "it is not a clone"),
         "M": (75, "is not mounted"),
