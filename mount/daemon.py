@@ -228,7 +228,11 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             guid, tag = info.guid, _tag("rw", info.folder)
             if info.property("readonly").exact == "on":  # the kernel refuses; snapshots, collecting and labels go on
                 options = replace(options, writeback=False, readonly=True)
-            committer = Committer(writer.engine, failed=lambda reason: mount.fail(reason))  # noqa: PLW0108 - it has no mount yet
+
+            def failed(reason: str) -> None:  # a commit comes only once there is a mount
+                mount.fail(reason)
+
+            committer = Committer(writer.engine, failed=failed)
             operations = Operations(
                 writer.engine,
                 committer,

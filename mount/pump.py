@@ -208,12 +208,12 @@ class Pump:
         self._installed = True
 
         lowlevel = _Lowlevel("trio.lowlevel")
-        setattr(lowlevel, "wait_readable", self._wait_readable)  # noqa: B010 - a module type declares no names
-        setattr(lowlevel, "notify_closing", self._notify_closing)  # noqa: B010
+        vars(lowlevel)["wait_readable"] = self._wait_readable
+        vars(lowlevel)["notify_closing"] = self._notify_closing
         self._shim = _Shim("trio")
         self._shim.Lock = self._begin_session
         self._shim.lowlevel = lowlevel
-        setattr(pyfuse3, "trio", self._shim)  # noqa: B010 - the stubs do not know the name
+        vars(pyfuse3)["trio"] = self._shim
 
     def __enter__(self) -> Self:
         return self
@@ -232,7 +232,7 @@ class Pump:
             return
         self._installed = False
         self._state.answers = _ffi.NULL
-        setattr(pyfuse3, "trio", trio)  # noqa: B010
+        vars(pyfuse3)["trio"] = trio
         if self._guarded and _lib.tzfs_pump_unguard() != 0:
             log.warning("request pump: pyfuse3's call to libfuse stays redirected, which does no harm")
 

@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 
 
 def refused(path: Path, size: int) -> None:
-    with pytest.raises(OSError) as caught, path.open("wb") as file:  # noqa: PT011 - errno is looked at below
+    with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)) as caught, path.open("wb") as file:
         file.write(noise(size, "x"))
     assert caught.value.errno == errno.EDQUOT
 
