@@ -13,7 +13,8 @@ from tzfs.engine.engine import Engine, Settings
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters, unpack_counters
 from tzfs.format.keys import LIVE, Ino, Table
-from tzfs.format.records import Inode, Slice
+from tzfs.format.records import Inode
+from tzfs.format.slices import Slice, pack_slices, unpack_slices
 from tzfs.store.interface import Row
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 
@@ -93,9 +94,9 @@ class Damaged:
     def slices(self, data: int, index: int = 0, change: Callable[[Slice], Slice] = lambda s: s) -> Slice:
         """The first slice of a chunk, changed."""
         key = self.key(Table.CHUNK, keys.chunk(data, index))
-        first, *rest = records.unpack_slices(Table.CHUNK, key, self.body(Table.CHUNK, key))
+        first, *rest = unpack_slices(Table.CHUNK, key, self.body(Table.CHUNK, key))
         changed = change(first)
-        self.put(Table.CHUNK, key, records.pack_slices((changed, *rest)))
+        self.put(Table.CHUNK, key, pack_slices((changed, *rest)))
         return changed
 
     def counters(self, **more: int) -> Counters:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tzfs.engine import slices
 from tzfs.engine.buffers import SHARED_BYTES_MIN, Buffer
 from tzfs.format.keys import Epoch, ExtentId
-from tzfs.format.records import CODEC_RAW, Slice
+from tzfs.format.slices import CODEC_RAW, Slice
 from tzfs.native import page_sums
 
 CHUNK = 2 * SHARED_BYTES_MIN

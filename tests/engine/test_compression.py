@@ -18,7 +18,7 @@ from tzfs.engine.reads import slices_at
 from tzfs.errors import CorruptionError, InvalidArgument
 from tzfs.format import keys, records
 from tzfs.format.keys import ExtentId, Table
-from tzfs.format.records import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, NOWHERE, Slice
+from tzfs.format.slices import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, NOWHERE, Slice, pack_slices
 from tzfs.format.superblock import CODECS
 from tzfs.limits import DECODED_BYTES_MAX, EXTENT_BYTES_MAX, PAGE_BYTES
 from tzfs.native.codecs import Compressor, decompress
@@ -142,7 +142,7 @@ def test_an_embedded_chunk_that_cannot_be_read_stays_for_whoever_reads_it(ws: Wo
     key = prefix + keys.suffix(1)
     (s,) = stored(engine, ino)
     bad = s._replace(embedded=b"\xff" * s.stored_bytes)
-    txn.put(Table.CHUNK, key, records.seal(Table.CHUNK, key, records.pack_slices((bad,))))
+    txn.put(Table.CHUNK, key, records.seal(Table.CHUNK, key, pack_slices((bad,))))
     engine.write(ino, 5000, b"new")
     left, new, right = stored(engine, ino)
     assert (left.embedded, left.extent == right.extent, left.extent > 0) == (b"", True, True)

@@ -9,6 +9,7 @@ import tzfs.format
 from tzfs import limits
 from tzfs.format import keys, records
 from tzfs.format.keys import Table
+from tzfs.format.slices import Slice, pack_slices
 from tzfs.format.superblock import CHECKSUM, FEATURES, NAMES, PAYLOAD_CHECKSUM
 from tzfs.store.interface import KEY_BYTES_MAX, VALUE_BYTES_MAX
 
@@ -44,8 +45,8 @@ def test_its_example_is_what_the_code_writes() -> None:
 
 def test_its_sizes_are_the_codes_sizes() -> None:
     assert f"### 5.1 Inode: {records.INODE_BYTES} bytes" in TEXT
-    one = records.Slice(0, 1, keys.extent_id(1, 1), keys.Epoch(1), 0, 1, 1, 0, b"")
-    assert f"as many slices, {len(records.pack_slices((one,))) - 1} bytes each" in TEXT
+    one = Slice(0, 1, keys.extent_id(1, 1), keys.Epoch(1), 0, 1, 1, 0, b"")
+    assert f"as many slices, {len(pack_slices((one,))) - 1} bytes each" in TEXT
     empty = records.Snapshot(keys.Epoch(1), bytes(16), 0, 1, 1, 1)
     assert f"### 5.4 Snapshot: {records.pack_snapshot(empty).index(b'{')} bytes" in TEXT
 

@@ -22,6 +22,7 @@ from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, unpack_counters
 from tzfs.format.keys import FILESYSTEM_TABLES, LIVE, ROOT, VERSIONED, Ino, Table
 from tzfs.format.records import seal, unpack_json, unseal
+from tzfs.format.slices import unpack_slices, unpack_xattr
 from tzfs.format.superblock import SUPERBLOCK_KEY, unpack_superblock
 from tzfs.lifecycle import Command, State
 from tzfs.opening import Reader, Writer
@@ -166,7 +167,7 @@ def test_every_table_has_the_rows_it_had(meta: LmdbMeta) -> None:
 
 
 def _slices(table: Table) -> Callable[[bytes, bytes], object]:
-    return lambda key, body: records.unpack_slices(table, key, body)
+    return lambda key, body: unpack_slices(table, key, body)
 
 
 def _numbers(table: Table) -> Callable[[bytes, bytes], object]:
@@ -177,7 +178,7 @@ _READERS: Final[dict[Table, Callable[[bytes, bytes], object]]] = {
     Table.INODE: lambda key, body: records.unpack_inode(Ino(int.from_bytes(key[:8], "big")), key, body),
     Table.DIRENT: records.unpack_dirent,
     Table.CHUNK: _slices(Table.CHUNK),
-    Table.XATTR: records.unpack_xattr,
+    Table.XATTR: unpack_xattr,
     Table.SNAPSHOT: records.unpack_snapshot,
     **{t: _numbers(t) for t in (Table.DEAD, Table.CELL, Table.ORPHAN, Table.RECLAIM, Table.PUNCH, Table.SEGMENT)},
 }

@@ -13,7 +13,8 @@ import pytest
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, unpack_counters
 from tzfs.format.keys import FILESYSTEM_TABLES, LIVE, ROOT, VERSIONED, Ino, Table
-from tzfs.format.records import FLAG_INLINE, Inode, Slice, unseal
+from tzfs.format.records import FLAG_INLINE, Inode, unseal
+from tzfs.format.slices import Slice, unpack_slices, unpack_xattr
 from tzfs.store.lmdb_store import LmdbMeta
 
 IMAGE: Final = Path(__file__).parent / "images" / "format-1.tar.gz"
@@ -81,7 +82,7 @@ def _slices(rows: Rows, epoch: int) -> dict[bytes, tuple[Slice, ...]]:
     for prefix, body in _at(rows, Table.CHUNK, epoch).items():
         data, index = int.from_bytes(prefix[:8], "big"), keys.chunk_index(prefix)
         if not any(data == d and lo <= index < hi and epoch >= at for d, lo, hi, at in _reclaims(rows)):
-            found[prefix] = records.unpack_slices(Table.CHUNK, prefix, body)
+            found[prefix] = unpack_slices(Table.CHUNK, prefix, body)
     return found
 
 
@@ -100,7 +101,7 @@ def _all_slices(rows: Rows, table: Table) -> list[tuple[Slice, ...]]:
     for key in rows[table]:
         body = unseal(table, key, rows[table][key])
         if body is not None:
-            value = records.unpack_slices(table, key, body) if table is Table.CHUNK else records.unpack_xattr(key, body)
+            value = unpack_slices(table, key, body) if table is Table.CHUNK else unpack_xattr(key, body)
             if isinstance(value, tuple):
                 found.append(value)
     return found
@@ -158,9 +159,9 @@ def test_4_cells_are_the_sums_of_what_they_count(rows: Rows) -> None:
 def _live_lifetimes(rows: Rows) -> dict[tuple[int, int], int]:
     """(extent, birth) -> stored bytes, of what the newest version of a key names (reclaimed or not)."""
     chunks = _at(rows, Table.CHUNK, LIVE).items()
-    found = [s for prefix, body in chunks for s in records.unpack_slices(Table.CHUNK, prefix, body)]
+    found = [s for prefix, body in chunks for s in unpack_slices(Table.CHUNK, prefix, body)]
     for prefix, body in _at(rows, Table.XATTR, LIVE).items():
-        value = records.unpack_xattr(prefix, body)
+        value = unpack_xattr(prefix, body)
         found += value if isinstance(value, tuple) else ()
     return {(s.extent, s.birth): s.stored_bytes for s in found}
 

@@ -13,7 +13,18 @@ from tzfs.errors import CorruptionError, ForeignStore, LimitReached
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters, unpack_counters
 from tzfs.format.keys import DataId, Epoch, ExtentId, Ino, Table, Txg
-from tzfs.format.records import Bookmark, Inode, Shared, Slice, Snapshot
+from tzfs.format.records import Bookmark, Inode, Shared, Snapshot
+from tzfs.format.slices import (
+    EMBEDDED_BYTES_MAX,
+    NOWHERE,
+    XATTR_EXTENTS,
+    Slice,
+    extents_of,
+    pack_slices,
+    pack_xattr,
+    unpack_slices,
+    unpack_xattr,
+)
 from tzfs.limits import CHUNK_SHIFT_MAX, NAME_BYTES_MAX, PAGE_BYTES, SLICES_MAX
 from tzfs.native import decode_inodes, page_sums, reference
 from tzfs.store.interface import VALUE_BYTES_MAX
@@ -58,14 +69,14 @@ slices = st.builds(
 )
 embedded = st.builds(
     lambda offset, length, begin, raw, codec, stored: Slice(
-        offset, length, *records.NOWHERE, begin, raw, len(stored), codec, b"", stored
+        offset, length, *NOWHERE, begin, raw, len(stored), codec, b"", stored
     ),
     u32s,
     u32s,
     u32s,
     u32s,
     st.integers(0, 255),
-    st.binary(min_size=1, max_size=records.EMBEDDED_BYTES_MAX),
+    st.binary(min_size=1, max_size=EMBEDDED_BYTES_MAX),
 )
 slice_lists = st.lists(slices, max_size=SLICES_MAX).map(tuple)
 snapshots = st.builds(
@@ -162,24 +173,24 @@ def test_inodes_decoded_in_c_are_the_same(made: list[Inode]) -> None:
 
 @given(slice_lists)
 def test_slices_come_back(made: tuple[Slice, ...]) -> None:
-    assert records.unpack_slices(Table.CHUNK, b"k", records.pack_slices(made)) == made
+    assert unpack_slices(Table.CHUNK, b"k", pack_slices(made)) == made
 
 
 @given(embedded)
 def test_what_lies_in_a_chunks_record_comes_back(made: Slice) -> None:
-    body = records.pack_slices((made,))
+    body = pack_slices((made,))
     assert len(body) + records.ENVELOPE_BYTES <= VALUE_BYTES_MAX
-    assert records.unpack_slices(Table.CHUNK, b"k", body) == (made,)
-    assert records.extents_of(Table.CHUNK, b"k", body) == []
+    assert unpack_slices(Table.CHUNK, b"k", body) == (made,)
+    assert extents_of(Table.CHUNK, b"k", body) == []
     with pytest.raises(ForeignStore):
-        records.unpack_xattr(b"k", bytes((records.XATTR_EXTENTS,)) + body)
+        unpack_xattr(b"k", bytes((XATTR_EXTENTS,)) + body)
     with pytest.raises(CorruptionError):
-        records.unpack_slices(Table.CHUNK, b"k", body[: -len(made.embedded)])
+        unpack_slices(Table.CHUNK, b"k", body[: -len(made.embedded)])
 
 
 @given(st.one_of(st.binary(max_size=4000), slice_lists))
 def test_an_attribute_comes_back(value: bytes | tuple[Slice, ...]) -> None:
-    assert records.unpack_xattr(b"k", records.pack_xattr(value)) == value
+    assert unpack_xattr(b"k", pack_xattr(value)) == value
 
 
 @given(u64s, st.integers(0, 255))
@@ -255,9 +266,9 @@ def test_a_tombstone_with_a_body_is_damage() -> None:
 @pytest.mark.parametrize("first", [129, 200, 255])
 def test_contents_of_another_kind_are_a_later_tzfs(first: int) -> None:
     with pytest.raises(ForeignStore):
-        records.unpack_slices(Table.CHUNK, b"key", bytes((first,)) + b"payload")
+        unpack_slices(Table.CHUNK, b"key", bytes((first,)) + b"payload")
     with pytest.raises(ForeignStore):
-        records.unpack_xattr(b"key", bytes((first,)) + b"payload")
+        unpack_xattr(b"key", bytes((first,)) + b"payload")
 
 
 def test_a_record_with_the_most_slices_stays_within_a_page() -> None:
@@ -269,7 +280,7 @@ def test_a_record_with_the_most_slices_stays_within_a_page() -> None:
         Slice(i * length, length, keys.extent_id(1, 1), Epoch(1), 1, 1 << 20, 1 << 20, 0, sums)
         for i in range(SLICES_MAX)
     )
-    assert len(records.seal(Table.CHUNK, b"k", records.pack_slices(made))) <= VALUE_BYTES_MAX
+    assert len(records.seal(Table.CHUNK, b"k", pack_slices(made))) <= VALUE_BYTES_MAX
 
 
 def test_properties_that_would_not_fit_a_page_are_refused_when_packed() -> None:

@@ -33,7 +33,8 @@ from tzfs.engine.view import Tables, View
 from tzfs.errors import InternalError, TooManyLinks
 from tzfs.format import keys, records
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table
-from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, Slice, Snapshot
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, Snapshot
+from tzfs.format.slices import Slice, pack_slices, pack_xattr
 from tzfs.store.interface import ReadTransaction
 
 failpoints.declare("apply.planned", "what is to be done is known; nothing is staged")
@@ -277,7 +278,7 @@ class Apply(StagedChange):
         for name in wanted:
             value = view.getxattr(theirs.ino, name)
             stored = value if len(value) <= INLINE_VALUE_BYTES_MAX else self._stored(value)
-            self._put(Table.XATTR, keys.xattr(made.ino, name), records.pack_xattr(stored))
+            self._put(Table.XATTR, keys.xattr(made.ino, name), pack_xattr(stored))
             yield
         made.flags = made.flags & ~FLAG_XATTR | (theirs.flags & FLAG_XATTR)
 
@@ -313,7 +314,7 @@ class Apply(StagedChange):
             if touched is None or view.chunks(theirs, index, 1) == [index]:
                 body = view.plan_read(theirs.ino, index * size, size).execute()
             if body.strip(b"\0"):
-                self._put(Table.CHUNK, prefix, records.pack_slices(self._stored(body, compressed=True)))
+                self._put(Table.CHUNK, prefix, pack_slices(self._stored(body, compressed=True)))
             elif touched is not None:
                 self._put(Table.CHUNK, prefix, None)
             yield

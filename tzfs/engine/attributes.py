@@ -27,7 +27,8 @@ from tzfs.errors import (
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, ExtentId, Table
 from tzfs.format.operations import Op
-from tzfs.format.records import CODEC_RAW, FLAG_XATTR, Inode, Slice
+from tzfs.format.records import FLAG_XATTR, Inode
+from tzfs.format.slices import CODEC_RAW, Slice, pack_xattr, unpack_xattr
 from tzfs.native import page_sums
 from tzfs.store.interface import PayloadReader, ReadTransaction
 
@@ -61,7 +62,7 @@ def _stored_value(txn: ReadTransaction, ino: int, name: bytes, epoch: int) -> Va
     body = records.unseal(Table.XATTR, prefix + keys.suffix(found[0]), found[1])
     if body is None:
         return None
-    value = records.unpack_xattr(prefix, body)
+    value = unpack_xattr(prefix, body)
     return value if isinstance(value, bytes) or type(found[1]) is bytes else tagged(value, level_of(found[1]))
 
 
@@ -281,7 +282,7 @@ class Attributes:
         versions, prefix, fresh = head.versions, keys.xattr(ino, name), ino >= head.first_ino
         old = None if fresh else _stored_value(head.look, ino, name, at)
         if value is not None:
-            versions.put(Table.XATTR, prefix, records.pack_xattr(value), at, fresh=fresh)
+            versions.put(Table.XATTR, prefix, pack_xattr(value), at, fresh=fresh)
         elif not fresh:
             versions.remove(Table.XATTR, prefix, at)
         versions.extents_born(_extents(value).items())

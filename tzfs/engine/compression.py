@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from tzfs.errors import CorruptionError, InvalidArgument
 from tzfs.format import keys
-from tzfs.format.records import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODECS, EMBEDDED_BYTES_MAX, Slice
+from tzfs.format.slices import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODECS, EMBEDDED_BYTES_MAX, Slice
 from tzfs.limits import DECODED_BYTES_MAX, EXTENT_BYTES_MAX, PAGE_BYTES
 from tzfs.native import Buffer
 from tzfs.native.codecs import Compressor, decompress

@@ -18,6 +18,7 @@ from tzfs.errors import InternalError
 from tzfs.format import keys, records
 from tzfs.format.keys import DataId, Epoch, ExtentId, Table
 from tzfs.format.records import Reclaim
+from tzfs.format.slices import extents_of, pack_slices
 
 
 class ContentRows:
@@ -86,7 +87,7 @@ class ContentRows:
                 prefix = keys.chunk(data, index)
                 if chunk.slices:
                     rows = made if fresh else changed
-                    rows.setdefault(at, []).append((prefix, records.pack_slices(chunk.slices)))
+                    rows.setdefault(at, []).append((prefix, pack_slices(chunk.slices)))
                 elif not fresh:
                     gone.setdefault(at, []).append(prefix)
                 if chunk.base or len(chunk.fresh) != 1 or len(chunk.slices) != 1:
@@ -160,7 +161,7 @@ class ContentRows:
         for prefix, old in zip(prefixes, olds, strict=True):
             body = None if old is None else records.unseal(Table.CHUNK, prefix + keys.suffix(old[0]), old[1])
             if body is not None:
-                died += records.extents_of(Table.CHUNK, prefix, body)
+                died += extents_of(Table.CHUNK, prefix, body)
         versions.extents_died(died, at, txg)
 
     def _publish_drops(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tzfs.engine.head import Head
 from tzfs.engine.reads import ReadPlan
 from tzfs.format.keys import Epoch
-from tzfs.format.records import CODEC_RAW, Slice
+from tzfs.format.slices import CODEC_RAW, Slice
 from tzfs.native import page_sums
 
 

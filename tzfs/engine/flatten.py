@@ -28,7 +28,7 @@ from tzfs.engine.staging import slices_of, with_slices
 from tzfs.engine.txg import TxgCommitter
 from tzfs.format import keys, records
 from tzfs.format.keys import VERSIONED, Epoch, Table
-from tzfs.format.records import Slice
+from tzfs.format.slices import Slice
 from tzfs.format.superblock import ORIGIN
 from tzfs.store.interface import ReadTransaction
 

@@ -21,7 +21,7 @@ from tzfs.engine.head import Head
 from tzfs.engine.reads import ReadPlan
 from tzfs.errors import CorruptionError, InternalError, StoreError
 from tzfs.format.keys import ExtentId
-from tzfs.format.records import CODEC_RAW, EMBEDDED_BYTES_MAX, NOWHERE, Slice
+from tzfs.format.slices import CODEC_RAW, EMBEDDED_BYTES_MAX, NOWHERE, Slice
 from tzfs.native import page_sums
 from tzfs.native.codecs import Compressor
 from tzfs.store.interface import PayloadStore

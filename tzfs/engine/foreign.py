@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from tzfs.format.keys import ExtentId
-from tzfs.format.records import Slice
+from tzfs.format.slices import Slice
 
 _LEVEL_SHIFT: Final = 64
 _EXTENT_MASK: Final = (1 << _LEVEL_SHIFT) - 1

@@ -30,7 +30,8 @@ from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong,
 from tzfs.format.counters import Counters
 from tzfs.format.keys import DataId, Epoch, ExtentId, Ino
 from tzfs.format.operations import Operation
-from tzfs.format.records import Inode, Reclaim, Slice
+from tzfs.format.records import Inode, Reclaim
+from tzfs.format.slices import Slice
 from tzfs.native.codecs import Compressor
 from tzfs.store.interface import MetaStore, PayloadStore, Readable, ReadTransaction, WriteTransaction
 

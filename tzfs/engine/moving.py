@@ -29,7 +29,7 @@ from tzfs.engine.versions import extent_charge
 from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import ExtentId, Table
-from tzfs.format.records import Slice
+from tzfs.format.slices import Slice, pack_slices, pack_xattr, unpack_slices, unpack_xattr
 
 failpoints.declare("move.copy", "extents of a sparse segment are about to be copied")
 failpoints.declare("move.rename", "the copies are durable; rows are about to name them")
@@ -224,7 +224,7 @@ class Mover:
             if not any(s.extent in moved for s in slices):
                 continue
             renamed = tuple(s._replace(extent=moved[s.extent][0]) if s.extent in moved else s for s in slices)
-            packed = records.pack_slices(renamed) if table is Table.CHUNK else records.pack_xattr(renamed)
+            packed = pack_slices(renamed) if table is Table.CHUNK else pack_xattr(renamed)
             head.txn.put(table, key, records.seal(table, key, packed))
         for old, (new, stored) in moved.items():
             for key in dead.get(old, ()):
@@ -253,8 +253,8 @@ def _slices(table: Table, key: bytes, value: bytes) -> tuple[Slice, ...]:
         if body is None:
             return ()
         if table is Table.CHUNK:
-            return records.unpack_slices(table, key, body)
-        found = records.unpack_xattr(key, body)
+            return unpack_slices(table, key, body)
+        found = unpack_xattr(key, body)
         return () if isinstance(found, bytes) else found
     except CorruptionError:
         return ()

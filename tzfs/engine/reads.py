@@ -16,7 +16,8 @@ from tzfs.engine.foreign import level_of, tagged
 from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Ino, Table
-from tzfs.format.records import CODEC_RAW, Inode, Reclaim, Slice
+from tzfs.format.records import Inode, Reclaim
+from tzfs.format.slices import CODEC_RAW, Slice, unpack_slices
 from tzfs.limits import PAGE_BYTES
 from tzfs.native import gather, pages_match
 from tzfs.store.interface import PayloadReader, ReadTransaction
@@ -125,7 +126,7 @@ def slices_at(
     body = records.unseal(Table.CHUNK, key, found[1])
     if body is None:
         return ()
-    slices = records.unpack_slices(Table.CHUNK, key, body)
+    slices = unpack_slices(Table.CHUNK, key, body)
     return slices if type(found[1]) is bytes else tagged(slices, level_of(found[1]))
 
 

@@ -36,7 +36,8 @@ from tzfs.engine.versions import Version, extent_charge
 from tzfs.errors import BadStream, InternalError
 from tzfs.format import keys, records, stream
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table
-from tzfs.format.records import CODEC_RAW, FLAG_INLINE, FLAG_XATTR, Inode, Slice, Snapshot
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, Snapshot
+from tzfs.format.slices import CODEC_RAW, Slice, pack_xattr
 from tzfs.format.stream import Frame, How, Kind
 from tzfs.native import page_sums
 
@@ -372,7 +373,7 @@ class Receiver:
             self._once(Table.XATTR, prefix)
             self._stage(Table.XATTR, prefix, with_slices(Table.XATTR, (self._written_slice(value),)))
         else:
-            self._stage(Table.XATTR, prefix, None if value is None else records.pack_xattr(value))
+            self._stage(Table.XATTR, prefix, None if value is None else pack_xattr(value))
 
     def _inline(self, inode: Inode, body: bytes) -> None:
         inline = inode.data and inode.flags & FLAG_INLINE and self._how is How.ANEW

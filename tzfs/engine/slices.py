@@ -7,7 +7,7 @@ the newest version names it.  The page sums of a slice follow its bounds, so tha
 from __future__ import annotations
 
 from tzfs.format.keys import Epoch, ExtentId
-from tzfs.format.records import CODEC_RAW, Slice
+from tzfs.format.slices import CODEC_RAW, Slice
 from tzfs.limits import PAGE_BYTES, SLICES_MAX
 
 Slices = tuple[Slice, ...]

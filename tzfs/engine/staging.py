@@ -34,7 +34,8 @@ from tzfs.engine.versions import Version
 from tzfs.errors import CorruptionError, InternalError
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
-from tzfs.format.records import Destroy, Slice
+from tzfs.format.records import Destroy
+from tzfs.format.slices import Slice, pack_slices, pack_xattr, unpack_slices, unpack_xattr
 from tzfs.format.superblock import SHARED_EXTENTS, STAGING
 from tzfs.store.interface import ReadTransaction
 
@@ -65,16 +66,16 @@ def slices_of(table: Table, prefix: bytes, body: bytes | None) -> tuple[Slice, .
     if body is None:
         return ()
     if table is Table.CHUNK:
-        return records.unpack_slices(table, prefix, body)
+        return unpack_slices(table, prefix, body)
     if table is Table.XATTR:
-        value = records.unpack_xattr(prefix, body)
+        value = unpack_xattr(prefix, body)
         return () if isinstance(value, bytes) else value
     return ()
 
 
 def with_slices(table: Table, new: tuple[Slice, ...]) -> bytes:
     """The body of a version that has these slices."""
-    return records.pack_slices(new) if table is Table.CHUNK else records.pack_xattr(new)
+    return pack_slices(new) if table is Table.CHUNK else pack_xattr(new)
 
 
 class Staging:

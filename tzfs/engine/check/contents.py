@@ -13,9 +13,10 @@ from tzfs.engine.check.sight import Sight, Span, within
 from tzfs.engine.check.tables import Facts
 from tzfs.engine.check.versions import Version, Versions
 from tzfs.errors import TzfsError
-from tzfs.format import keys, records
+from tzfs.format import keys
 from tzfs.format.keys import Table
-from tzfs.format.records import CODEC_RAW, FLAG_INLINE, Inode, Slice
+from tzfs.format.records import FLAG_INLINE, Inode
+from tzfs.format.slices import CODEC_RAW, Slice, unpack_slices
 from tzfs.format.superblock import CODECS
 from tzfs.limits import CHUNK_SHIFT_MAX, INLINE_BYTES_MAX
 
@@ -84,7 +85,7 @@ class Contents:
         wrong = None
         if version.body is not None:
             try:
-                slices = records.unpack_slices(Table.CHUNK, key, version.body)
+                slices = unpack_slices(Table.CHUNK, key, version.body)
             except TzfsError as error:
                 report(Rule.RECORD, Table.CHUNK, key, str(error))
                 return

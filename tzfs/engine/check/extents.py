@@ -15,7 +15,7 @@ from tzfs.engine.versions import extent_charge
 from tzfs.errors import TzfsError
 from tzfs.format import keys
 from tzfs.format.keys import LIVE, Table
-from tzfs.format.records import Slice
+from tzfs.format.slices import Slice
 from tzfs.store.interface import PayloadReader
 
 

@@ -8,7 +8,8 @@ from typing import Final
 from tzfs import limits
 from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
 from tzfs.format.keys import ROOT, VERSIONED, Table
-from tzfs.format.records import CODEC_RAW, CODECS, EMBEDDED_BYTES_MAX, FLAG_INLINE, FLAG_XATTR, Inode, Slice
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode
+from tzfs.format.slices import CODEC_RAW, CODECS, EMBEDDED_BYTES_MAX, Slice
 from tzfs.limits import PAGE_BYTES
 
 _KINDS: Final = (S_IFDIR, S_IFREG, S_IFLNK, S_IFIFO, 0o140000, 0o060000, 0o020000)  # and sockets, devices

@@ -22,6 +22,7 @@ from tzfs.errors import TzfsError
 from tzfs.format import keys, records
 from tzfs.format.keys import ROOT, Ino, Table
 from tzfs.format.records import FLAG_XATTR, Inode
+from tzfs.format.slices import unpack_xattr
 from tzfs.limits import XATTR_VALUE_BYTES_MAX
 
 _DIRECTORY: Final = S_IFDIR >> 12
@@ -142,7 +143,7 @@ class Names:
         value: object = b""
         if version.body is not None:
             try:
-                value = records.unpack_xattr(key, version.body)
+                value = unpack_xattr(key, version.body)
             except TzfsError as error:
                 report(Rule.RECORD, Table.XATTR, key, str(error))
                 return
