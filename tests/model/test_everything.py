@@ -95,7 +95,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
     monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
     monkeypatch.setattr(limits, "FLATTEN_BATCH_KEYS", 5)
-    monkeypatch.setattr("tzfs.engine.restore.LISTED", 2)
+    monkeypatch.setattr("tzfs.engine.staged_change.LISTED", 2)
     monkeypatch.setattr("tzfs.engine.diff.BATCH", 3)
     monkeypatch.setattr("tzfs.engine.diff.ROWS_BETWEEN", 2)
     monkeypatch.setattr(moving, "SCAN_ROWS", 5)
