@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.workload import small_batches
-from tests.engine.test_model import GUID
+from tests.engine.world import GUID
 from tzfs.engine.engine import Settings
 from tzfs.opening import Writer
 from tzfs.store.lease import Lease

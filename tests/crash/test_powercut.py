@@ -20,7 +20,7 @@ import pytest
 
 from tests.crash import recovery, workload
 from tests.crash.powercut import Disk, Event, Image, Kind, compiled, record, write_out
-from tests.engine.test_model import GUID
+from tests.engine.world import GUID
 from tzfs.engine.engine import Settings
 from tzfs.errors import TzfsError
 from tzfs.opening import Writer, format_filesystem

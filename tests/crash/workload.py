@@ -21,7 +21,7 @@ from typing import Final
 import pytest
 
 from tests.engine.plain import ROOT, Node, Plain
-from tests.engine.test_model import GUID, DiskStores, Step
+from tests.engine.world import GUID, DiskStores, Step
 from tests.model.family import Clone
 from tests.model.world import EDITS, WEIGHTS, Everything
 from tzfs import limits

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.test_model import MemoryStores, World, generate, run
+from tests.engine.world import MemoryStores, World, generate, run
 from tzfs.engine.accounting import Accounts, Cell, Sums
 from tzfs.engine.staging import slices_of
 from tzfs.engine.versions import extent_charge

@@ -14,8 +14,8 @@ import time
 import pytest
 
 from tests.engine.plain import Plain, copied
-from tests.engine.test_model import MemoryStores, Step, World
 from tests.engine.test_rollback import WEIGHTS, TimeWorld
+from tests.engine.world import MemoryStores, Step, World
 from tests.model.inheriting import ClonedInMemory
 from tzfs import limits
 from tzfs.engine.restore import Wanted

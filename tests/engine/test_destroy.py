@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.engine.test_model import GUID, charged
+from tests.engine.world import GUID, charged
 from tzfs import limits
 from tzfs.engine.destroy import Readers, foreseen
 from tzfs.engine.engine import Engine, Settings

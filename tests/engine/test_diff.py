@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine import test_model as histories
 from tests.engine import test_rollback as rollbacks
+from tests.engine import world as histories
 from tests.engine.conftest import Workspace
 from tests.engine.plain import ROOT, Node
-from tests.engine.test_model import DiskStores, MemoryStores
+from tests.engine.world import DiskStores, MemoryStores
 from tzfs import limits
 from tzfs.engine.diff import Comparison, Difference
 from tzfs.engine.engine import Engine
@@ -132,7 +132,7 @@ def run(seed: int, stores: MemoryStores | DiskStores) -> int:
     world = rollbacks.TimeWorld(stores)
     lines = 0
     try:
-        for number, step in enumerate(rollbacks.generate(seed)):
+        for number, step in enumerate(histories.generate(seed, rollbacks.WEIGHTS)):
             world.apply(step)
             if number % 20 == 19:
                 lines += agrees(world)

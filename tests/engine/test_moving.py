@@ -9,7 +9,7 @@ import pytest
 
 from tests.crash.workload import generate, small_batches, state_of
 from tests.engine.test_crash import close, open_engine
-from tests.engine.test_model import DiskStores
+from tests.engine.world import DiskStores
 from tests.model.world import Everything
 from tzfs.engine import moving
 from tzfs.engine.engine import Engine

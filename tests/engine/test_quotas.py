@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.engine import test_model as histories
+from tests.engine import world as histories
 from tests.engine.conftest import Workspace
-from tests.engine.test_model import MemoryStores
-from tests.engine.test_rollback import TimeWorld, generate
+from tests.engine.test_rollback import WEIGHTS, TimeWorld
+from tests.engine.world import MemoryStores
 from tzfs import limits
 from tzfs.engine.accounting import Accounts
 from tzfs.engine.engine import Engine, Settings
@@ -81,7 +81,7 @@ def test_what_is_added_up_is_what_a_recount_gives_after_any_history(
     monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
     monkeypatch.setattr(histories, "World", Counted)
     for seed in range(first, first + 20):
-        world = histories.run(generate(seed), MemoryStores(), every=1000)
+        world = histories.run(histories.generate(seed, WEIGHTS), MemoryStores(), every=1000)
         found = accounts(world.engine).charged
         told = {usage.name: usage.used for usage in world.engine.usages()}
         assert told == {"quota": found.used, "refquota": found.referenced}, seed

@@ -14,8 +14,8 @@ import pytest
 
 from tests.crash.workload import OFTEN, small_batches, state_of
 from tests.engine.plain import Plain
-from tests.engine.test_model import WEIGHTS, DiskStores, MemoryStores, Step
 from tests.engine.test_redo import everything
+from tests.engine.world import WEIGHTS, DiskStores, MemoryStores, Step
 from tests.model.world import Everything
 from tzfs import errors, failpoints, limits
 from tzfs.engine.engine import Engine, Settings

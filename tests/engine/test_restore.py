@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import random
 
 import pytest
 
-from tests.engine import test_model as histories
 from tests.engine import test_rollback as rollbacks
+from tests.engine import world as histories
 from tests.engine.conftest import Workspace
 from tests.engine.plain import ROOT, Node, Plain
-from tests.engine.test_model import NAMES, MemoryStores, Step
 from tests.engine.test_rollback import TimeWorld
+from tests.engine.world import NAMES, MemoryStores, Step
 from tzfs import errors, limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.restore import Restore, Wanted
@@ -142,15 +141,6 @@ class RestoringWorld(TimeWorld):
                 assert self.engine.problems() == []
 
 
-def generate(seed: int) -> list[Step]:
-    r = random.Random(seed)
-    weights = [w * r.choice((0.3, 1, 1, 3)) for w in WEIGHTS.values()]
-    return [
-        (what, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64))
-        for what in r.choices(list(WEIGHTS), weights, k=r.randint(20, 120))
-    ]
-
-
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
@@ -163,7 +153,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("first", range(0, 80, 10))
 def test_any_history_with_restores_agrees_with_the_plain_model(first: int) -> None:
     for seed in range(first, first + 10):
-        histories.run(generate(seed), MemoryStores())
+        histories.run(histories.generate(seed, WEIGHTS), MemoryStores())
 
 
 def restored(restore: Restore) -> Restore:

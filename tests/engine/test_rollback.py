@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from tests.engine import test_model as histories
+from tests.engine import world as histories
 from tests.engine.conftest import Workspace
 from tests.engine.plain import copied
-from tests.engine.test_model import DiskStores, MemoryStores, Step, World
+from tests.engine.world import DiskStores, MemoryStores, Step, World
 from tzfs import limits
 from tzfs.engine.rollback import Rollback
 from tzfs.errors import Busy, NotFound, Stale
@@ -93,15 +91,6 @@ class TimeWorld(World):
             self.do_crash(0, 0, 0, 0)
 
 
-def generate(seed: int) -> list[Step]:
-    r = random.Random(seed)
-    weights = [w * r.choice((0.3, 1, 1, 3)) for w in WEIGHTS.values()]
-    return [
-        (what, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64))
-        for what in r.choices(list(WEIGHTS), weights, k=r.randint(20, 120))
-    ]
-
-
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
@@ -114,7 +103,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("first", range(0, 80, 10))
 def test_any_history_with_rollbacks_agrees_with_the_plain_model(first: int) -> None:
     for seed in range(first, first + 10):
-        histories.run(generate(seed), MemoryStores())
+        histories.run(histories.generate(seed, WEIGHTS), MemoryStores())
 
 
 def test_rolling_back_brings_everything_back_and_newer_snapshots_stay(ws: Workspace) -> None:

@@ -15,7 +15,7 @@ from tests.engine.conftest import Workspace
 from tests.engine.histories import everything
 from tests.engine.plain import ROOT
 from tests.engine.streams import frames_of, into, sent, sent_on, tree
-from tests.engine.test_model import WEIGHTS, MemoryStores, World
+from tests.engine.world import WEIGHTS, MemoryStores, World
 from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.partial import pack_token, unpack_token

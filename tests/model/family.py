@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.engine.plain import Plain, copied
-from tests.engine.test_model import DiskStores, Step
+from tests.engine.world import DiskStores, Step
 from tests.model.inheriting import ClonedOnDisk, cloned
 from tests.model.world import Everything
 from tzfs.engine.flatten import Flatten

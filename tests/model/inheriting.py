@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.engine.test_model import GUID, DiskStores, MemoryStores, World
+from tests.engine.world import GUID, DiskStores, MemoryStores, World
 from tzfs.engine.beginning import format_clone
 from tzfs.engine.cloning import kinds_of
 from tzfs.engine.committed import read_superblock

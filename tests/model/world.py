@@ -17,10 +17,10 @@ from tests.engine.compressing import contents
 from tests.engine.conftest import Workspace
 from tests.engine.plain import ROOT, Node, Plain
 from tests.engine.streams import into, sent
-from tests.engine.test_model import DiskStores, MemoryStores, Step, compare
 from tests.engine.test_quotas import accounts, limit
 from tests.engine.test_restore import WEIGHTS as RESTORE_WEIGHTS
 from tests.engine.test_restore import RestoringWorld
+from tests.engine.world import DiskStores, MemoryStores, Step, compare
 from tzfs.engine.engine import Engine
 from tzfs.engine.head import S_IFMT, S_IFREG
 from tzfs.engine.history import FileVersion, file_versions

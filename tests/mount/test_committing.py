@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import trio
 import trio.testing
 
-from tests.engine.test_model import MemoryStores
+from tests.engine.world import MemoryStores
 from tzfs import limits
 from tzfs.engine.engine import Engine, Settings
 from tzfs.format.keys import ExtentId
