@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.engine.world import MemoryStores, World, generate, run
 from tzfs.engine.accounting import Accounts, Cell, Sums
+from tzfs.engine.settling import extent_charge
 from tzfs.engine.staging import slices_of
-from tzfs.engine.versions import extent_charge
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.format.records import FLAG_INLINE, Shared, Snapshot

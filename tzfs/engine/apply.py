@@ -25,10 +25,10 @@ from tzfs.engine.diff import Changes
 from tzfs.engine.head import Head
 from tzfs.engine.merge import Conflict, Merge, Place, Side
 from tzfs.engine.reclaim import Reclaimer
+from tzfs.engine.settling import extent_charge
 from tzfs.engine.staged_change import LISTED, StagedChange, is_dir
 from tzfs.engine.staging import Staging
 from tzfs.engine.txg import TxgCommitter
-from tzfs.engine.versions import extent_charge
 from tzfs.engine.view import Tables, View
 from tzfs.errors import InternalError, TooManyLinks
 from tzfs.format import keys, records

@@ -14,7 +14,7 @@ from tzfs.engine.contents import ContentsTable
 from tzfs.engine.foreign import foreign, level_of, tagged
 from tzfs.engine.head import S_IFDIR, S_IFMT, S_IFREG, Head
 from tzfs.engine.reads import ReadPlan
-from tzfs.engine.versions import extent_charge
+from tzfs.engine.settling import extent_charge
 from tzfs.errors import (
     AttributeTooBig,
     Exists,

@@ -25,7 +25,7 @@ from typing import Final
 from tzfs import failpoints, limits
 from tzfs.engine.head import Head
 from tzfs.engine.reclaim import Reclaimer
-from tzfs.engine.versions import extent_charge
+from tzfs.engine.settling import extent_charge
 from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import ExtentId, Table

@@ -28,11 +28,12 @@ from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.partial import PARTIAL, Partial, pack_partial, read_partial
 from tzfs.engine.reclaim import Reclaimer
+from tzfs.engine.settling import extent_charge
 from tzfs.engine.snapshots import KINDS, Snapshots
 from tzfs.engine.staging import Staging, with_slices
 from tzfs.engine.txg import TxgCommitter
 from tzfs.engine.verify import Verifier
-from tzfs.engine.versions import Version, extent_charge
+from tzfs.engine.versions import Version
 from tzfs.errors import BadStream, InternalError
 from tzfs.format import keys, records, stream
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table

@@ -19,7 +19,7 @@ from tzfs.engine import reads
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
-from tzfs.engine.versions import extent_charge
+from tzfs.engine.settling import extent_charge
 from tzfs.errors import TzfsError
 from tzfs.format import keys, records
 from tzfs.format.keys import ExtentId, Table

@@ -11,8 +11,9 @@ cells.  Extents have lifetimes of their own, (extent, birth), that are buried an
 
 Charge: a version costs the length of its stored key and value, a tombstone nothing, an extent its bytes on disk.
 
-Rows are collected, and deleted and written in key order by `settle`; until then the store does not show it.  A caller
-therefore changes each key at most once between two calls of `settle`.  Nothing here reads or buffers contents.
+Rows are collected, and deleted and written in key order by `settle` (`engine.settling`); until then the store does not
+show it.  A caller therefore changes each key at most once between two calls of it.  Nothing here reads or buffers
+contents.
 """
 
 from __future__ import annotations
@@ -22,18 +23,14 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Final
 
-from tzfs.engine.shared import SharedExtents
-from tzfs.engine.totals import Totals
+from tzfs.engine.settling import Settling, extent_charge
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.format.records import Shared
 from tzfs.limits import PAGE_BYTES
-from tzfs.store.interface import WriteTransaction
 
 _change_key: Final = keys.change
 _suffix: Final = keys.suffix
-_seal: Final = records.seal
-
 
 Version = tuple[Epoch, bytes]  # a row's birth, and its value as stored
 Lifetime = tuple[tuple[ExtentId, Epoch], int]  # an extent, from when it is referenced, and its stored bytes
@@ -46,54 +43,24 @@ class _Unknown(Enum):
 UNKNOWN: Final = _Unknown.UNKNOWN
 
 
-def extent_charge(stored_bytes: int) -> int:
-    """What an extent costs: its bytes on disk, whole pages."""
-    return (stored_bytes + PAGE_BYTES - 1) & -PAGE_BYTES
-
-
 def _charge(prefix: bytes, value: bytes) -> int:
     """What a stored version costs: key and value, a tombstone nothing."""
     return 0 if records.is_tombstone(value) else len(prefix) + 8 + len(value)
 
 
-class Versions:
+class Versions(Settling):
     """The versioned tables of one filesystem within one write transaction at a time.
 
-    `snapshots` are the epochs of the surviving snapshots, ascending.  `drift` is told of a counter that would have
-    become negative: (what, by how much).
+    `snapshots` are the epochs of the surviving snapshots, ascending.
     """
 
     def __init__(self, drift: Callable[[str, int], None]) -> None:
+        super().__init__(drift)
         self.snapshots: list[int] = []
         self.oldest_bookmark: int | None = None
         self.oldest_destroy: int | None = None  # the oldest snapshot whose destroy is under way
         self.inherits: Callable[[Table, bytes], bool] | None = None  # of a clone: whether its origin shows a value
-        self.txn: WriteTransaction
-        self.live_bytes_delta = 0
-        self.charged_bytes = 0  # added to all cells together; the quotas know from what on
         self.sought: dict[bytes, Version | None] = {}  # rows of entries that are about to change, by their prefix
-        self.shared = SharedExtents()
-        self._rows: dict[Table, list[tuple[bytes, bytes]]] = {}  # (key, body)
-        self._tombstones: list[tuple[Table, bytes]] = []
-        self._gone: dict[Table, list[bytes]] = {}
-        self._recharged: dict[bytes, int] = {}  # keys of `dead`: what they are charged from now on
-        self._holes: list[tuple[int, int, int]] = []  # (txg, extent, bytes) to be given back
-        self._cells: dict[tuple[int, int], list[int]] = {}
-        self._segments: dict[int, list[int]] = {}
-        self._totals = Totals(drift)
-
-    def begin(self, txn: WriteTransaction) -> None:
-        """Works in `txn` from now on; what was not settled in the one before is forgotten."""
-        self.txn = txn
-        self.shared.begin(txn)
-        self._rows.clear()
-        self._recharged.clear()
-        self._tombstones.clear()
-        self._gone.clear()
-        self._holes.clear()
-        self._cells.clear()
-        self._segments.clear()
-        self.live_bytes_delta = 0
 
     # -- put and remove ------------------------------------------------------------------------------------------
 
@@ -412,88 +379,3 @@ class Versions:
         self._recharged.pop(key, None)
         self._delete(Table.DEAD, key)
         self._count(LIVE, birth, 1, charge)
-
-    def punch(self, extent: ExtentId, stored_bytes: int, txg: int) -> None:
-        """The extent's space is to be given back once transaction group `txg` is durable."""
-        self._holes.append((txg, extent, extent_charge(stored_bytes)))
-
-    def _settle_holes(self) -> None:
-        """One row for each run of neighbours; an extent's id is its segment and page, so those of neighbours follow."""
-        runs: list[list[int]] = []
-        for txg, extent, size in sorted(self._holes):
-            last = runs[-1] if runs else None
-            if last and last[0] == txg and last[1] + last[2] // PAGE_BYTES == extent and last[1] >> 32 == extent >> 32:
-                last[2] += size
-            else:
-                runs.append([txg, extent, size])
-        for txg, extent, size in runs:
-            self.use(extent, size, 0, 0)
-            key = keys.punch(txg, ExtentId(extent))
-            self._row(Table.PUNCH, key, records.pack_plain(Table.PUNCH, size))
-        self._holes.clear()
-
-    # -- rows ------------------------------------------------------------------------------------------------------
-
-    def _row(self, table: Table, key: bytes, body: bytes) -> None:
-        rows = self._rows.get(table)
-        if rows is None:
-            rows = self._rows[table] = []
-        rows.append((key, body))
-
-    def _delete(self, table: Table, key: bytes) -> None:
-        keys_gone = self._gone.get(table)
-        if keys_gone is None:
-            keys_gone = self._gone[table] = []
-        keys_gone.append(key)
-
-    def _dead(self, death: int, birth: int, table: Table, prefix: bytes, charge: int) -> None:
-        key = keys.dead(death, birth, table, prefix)
-        self._row(Table.DEAD, key, records.pack_plain(Table.DEAD, charge))
-
-    def _count(self, death: int, birth: int, count: int, size: int) -> None:
-        self.charged_bytes += size
-        if death == LIVE:
-            self.live_bytes_delta += size
-        cell = self._cells.get((death, birth))
-        if cell is None:
-            self._cells[death, birth] = [count, size]
-        else:
-            cell[0] += count
-            cell[1] += size
-
-    def use(self, extent: int, extent_bytes: int, count: int, size: int) -> None:
-        use = self._segments.setdefault(extent >> 32, [0, 0, 0])
-        use[0] += count
-        use[1] += size
-        use[2] = max(use[2], keys.extent_offset(extent) + extent_bytes)
-
-    @property
-    def unsettled_bytes(self) -> int:
-        """What `settle` would add to all cells together."""
-        return sum(size for _, size in self._cells.values())
-
-    def settle(self) -> None:
-        """Deletes and writes the rows collected so far, in key order; brings cells and segment counters up to date."""
-        if self._holes:
-            self._settle_holes()
-        for table, gone in self._gone.items():
-            gone.sort()
-            self.txn.delete_many(table, gone)
-        self._gone.clear()
-        for table, rows in self._rows.items():
-            rows.sort()
-            self.txn.put_many(table, records.seal_many(table, rows))
-        self._rows.clear()
-        for key, charge in sorted(self._recharged.items()):
-            self.txn.put(Table.DEAD, key, _seal(Table.DEAD, key, records.pack_plain(Table.DEAD, charge)))
-        self._recharged.clear()
-        self.shared.settle()
-        for table, key in self._tombstones:
-            self.txn.put(table, key, records.tombstone(table, key))
-        self._tombstones.clear()
-        for (death, birth), (count, size) in sorted(self._cells.items()):
-            self._totals.add(self.txn, Table.CELL, keys.cell(death, birth), count, size)
-        self._cells.clear()
-        for segment, (count, size, end) in sorted(self._segments.items()):
-            self._totals.add(self.txn, Table.SEGMENT, keys.segment(segment), count, size, end)
-        self._segments.clear()

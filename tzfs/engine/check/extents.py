@@ -11,7 +11,7 @@ from tzfs.engine.check.tables import Facts
 from tzfs.engine.check.versions import Version, Versions
 from tzfs.engine.foreign import tagged
 from tzfs.engine.reads import ReadPlan
-from tzfs.engine.versions import extent_charge
+from tzfs.engine.settling import extent_charge
 from tzfs.errors import TzfsError
 from tzfs.format import keys
 from tzfs.format.keys import LIVE, Table

@@ -14,7 +14,7 @@ from tzfs.engine.check.extents import Lifetimes
 from tzfs.engine.check.problems import Findings, Rule
 from tzfs.engine.check.tables import Facts
 from tzfs.engine.check.versions import Versions
-from tzfs.engine.versions import extent_charge
+from tzfs.engine.settling import extent_charge
 from tzfs.errors import CorruptionError, ForeignStore, StoreError
 from tzfs.format import keys
 from tzfs.format.keys import LIVE, Table
