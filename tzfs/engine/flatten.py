@@ -23,14 +23,13 @@ from tzfs.engine import reads, slices
 from tzfs.engine.copying import copied
 from tzfs.engine.foreign import level_of, tagged
 from tzfs.engine.head import Head
-from tzfs.engine.inherited import EVERYTHING, NOTHING, Ancestry, Cursor, read_cursor, write_cursor
+from tzfs.engine.inherited import EVERYTHING, NOTHING, Ancestry, Cursor, FromAbove, read_cursor, write_cursor
 from tzfs.engine.staging import slices_of, with_slices
 from tzfs.engine.txg import TxgCommitter
 from tzfs.format import keys, records
 from tzfs.format.keys import VERSIONED, Epoch, Table
 from tzfs.format.slices import Slice
 from tzfs.format.superblock import ORIGIN
-from tzfs.store.interface import ReadTransaction
 
 failpoints.declare("flatten.batch", "a batch of inherited rows is about to be copied")
 failpoints.declare("flatten.rows", "a batch of inherited rows is copied, not yet committed")
@@ -109,16 +108,16 @@ class Flatten:
         batch: list[Key] = []
         nbytes = passed = 0
         cursor = ancestry.cursor
-        up = ancestry.above.begin()
+        above = FromAbove(ancestry).at(cursor)
         try:
-            inos, data = nameless(ancestry, up)
+            inos, data = nameless(ancestry)
             for table in VERSIONED:
                 if table < cursor[0]:
                     continue
                 of_data = table in (Table.INLINE, Table.CHUNK)
                 stop = keys.u64(ancestry.link.first_data if of_data else ancestry.link.first_ino)
                 start = cursor[1] + b"\xff" * 8 + b"\0" if table == cursor[0] else b""
-                for prefix, value in ancestry.visible(up, table, start, stop, cursor):
+                for prefix, value in above.visible(table, start, stop):
                     cursor, passed = (table, prefix), passed + 1
                     if int.from_bytes(prefix[:8], "big") not in (data if of_data else inos):
                         batch.append((table, prefix, value))
@@ -127,7 +126,7 @@ class Flatten:
                     if passed == limits.FLATTEN_BATCH_KEYS or nbytes >= limits.FLATTEN_BATCH_BYTES:
                         return batch, cursor
         finally:
-            up.close()
+            above.close()
         return batch, EVERYTHING
 
     def _oldest(self, table: Table, prefix: bytes) -> Epoch | None:
@@ -178,25 +177,21 @@ class Flatten:
         committer.commit()
 
 
-def nameless(ancestry: Ancestry, up: ReadTransaction) -> tuple[set[int], set[int]]:
+def nameless(ancestry: Ancestry) -> tuple[set[int], set[int]]:
     """The inodes without a name that the origin's snapshot shows, and their data ids."""
     inos: set[int] = set()
     data: set[int] = set()
-    for key, value in up.range(Table.ORPHAN, b""):
-        body = records.unseal(Table.ORPHAN, key, value)
-        if body is not None and records.unpack_plain(Table.ORPHAN, key, body)[0] <= ancestry.link.epoch:
-            ino = int.from_bytes(key, "big")
-            inode = reads.inode_at(up, ino, ancestry.link.epoch)
-            if inode is not None and not inode.nlink:
-                inos.add(ino)
-                data.add(inode.data)
-    further = ancestry.above.ancestry
-    if further is not None:
-        above = further.above.begin()
+    for each in ancestry.chain:
+        up = each.above.begin()
         try:
-            more = nameless(further, above)
+            for key, value in up.range(Table.ORPHAN, b""):
+                body = records.unseal(Table.ORPHAN, key, value)
+                if body is not None and records.unpack_plain(Table.ORPHAN, key, body)[0] <= each.link.epoch:
+                    ino = int.from_bytes(key, "big")
+                    inode = reads.inode_at(up, ino, each.link.epoch)
+                    if inode is not None and not inode.nlink:
+                        inos.add(ino)
+                        data.add(inode.data)
         finally:
-            above.close()
-        inos |= more[0]
-        data |= more[1]
+            up.close()
     return inos, data

@@ -10,21 +10,22 @@ from __future__ import annotations
 from typing import Final
 
 from tzfs.format.keys import ExtentId
+from tzfs.format.records import Elsewhere
 from tzfs.format.slices import Slice
 
 _LEVEL_SHIFT: Final = 64
 _EXTENT_MASK: Final = (1 << _LEVEL_SHIFT) - 1
 
 
-class Inherited(bytes):
-    """The value of an inherited version, sealed as born at 0; found `level` origins up."""
+class Inherited(Elsewhere):
+    """The value of an inherited version, which looks like one born at 0; found `level` origins up."""
 
     level: int
 
     @classmethod
-    def at(cls, value: bytes, level: int) -> Inherited:
+    def at(cls, value: bytes, sealed: bytes, level: int) -> Inherited:
         made = cls(value)
-        made.level = level
+        made.sealed, made.level = sealed, level
         return made
 
 

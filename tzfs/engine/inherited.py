@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import merge
 from typing import Final
 
 from tzfs.engine import reads
-from tzfs.engine.foreign import Inherited, foreign, level_of, native
+from tzfs.engine.foreign import Inherited, foreign, native
 from tzfs.format import keys, records
 from tzfs.format.keys import VERSIONED, Epoch, ExtentId, Table
 from tzfs.format.superblock import Origin
@@ -38,7 +39,9 @@ from tzfs.store.interface import (
 )
 
 FLATTEN_KEY: Final = b"flatten"
-_BORN_FIRST: Final = keys.suffix(0)
+_FIRST: Final = Epoch(0)
+_BORN_FIRST: Final = keys.suffix(_FIRST)
+_OF_DATA: Final = (Table.INLINE, Table.CHUNK)  # their keys begin with a data id, those of the others with an inode's
 _AFTER: Final = b"\xff" * 8 + b"\0"  # behind every version of a prefix, and before the next one
 
 Cursor = tuple[int, bytes]  # a table's number and a prefix: flattened up to here, inclusive
@@ -91,67 +94,144 @@ class Ancestry:
     def __init__(self, above: Above) -> None:
         self.above = above
         self.link = above.link
+        self.first_ino, self.first_data = keys.u64(above.link.first_ino), keys.u64(above.link.first_data)
         self.cursor: Cursor = NOTHING
         up = above.ancestry
-        self.payloads: tuple[PayloadReader, ...] = (above.payload, *(up.payloads if up is not None else ()))
+        self.chain: tuple[Ancestry, ...] = (self, *(up.chain if up is not None else ()))
+        self.payloads: tuple[PayloadReader, ...] = tuple(each.above.payload for each in self.chain)
 
     @property
     def depth(self) -> int:
         """How many filesystems a look-up may go through beyond the first."""
-        return len(self.payloads)
+        return len(self.chain)
 
     def over(self, txn: ReadTransaction, *, momentary: bool) -> Composed:
         """`txn` of the clone's own tables, read through.  `momentary`: it stays open for long, and so origins are only
         read within a call; else until it is closed, and how far it is flattened is what it says itself."""
-        if momentary:
-            return Composed(txn, self, None)
-        return Composed(txn, self, read_cursor(txn)[0])
+        return Composed(txn, self, momentary=momentary)
 
     def inherits(self, table: Table, prefix: bytes) -> bool:
         """Whether the origin shows a value under the key, which falls through."""
-        if not self.falls(table, prefix, self.cursor):
-            return False
-        up = self.above.begin()
+        above = FromAbove(self)
         try:
-            found = self.seek_above(up, table, prefix)
+            return above.at(self.cursor).seek(table, prefix) is not None
         finally:
-            up.close()
-        return found is not None
+            above.close()
 
-    def falls(self, table: Table, prefix: bytes, cursor: Cursor) -> bool:
-        """Whether what the clone has no version of is looked up in the origin."""
-        first = self.link.first_data if table in (Table.INLINE, Table.CHUNK) else self.link.first_ino
-        return int.from_bytes(prefix[:8], "big") < first and (table, prefix) > cursor
 
-    def seek_above(self, up: ReadTransaction, table: Table, prefix: bytes) -> tuple[Epoch, bytes] | None:
-        """What the origin shows under the key, as the clone inherits it; None for nothing."""
-        return self.inherit(up, table, prefix, up.seek(table, prefix, self.link.epoch))
+class FromAbove:
+    """What a clone inherits, as its origins have it: each is read in one transaction, begun when it is first asked.
 
-    def inherit(
-        self, up: ReadTransaction, table: Table, prefix: bytes, found: tuple[Epoch, bytes] | None
-    ) -> tuple[Epoch, bytes] | None:
-        """A version that the origin sees, as the clone inherits it."""
-        if found is None or records.is_tombstone(found[1]):
-            return None
-        if table is Table.CHUNK:
-            data, index = int.from_bytes(prefix[:8], "big"), int.from_bytes(prefix[8:], "big")
-            if reads.masked(reads.reclaims_of(up), data, index, self.link.epoch):
+    The nearest filesystem that has a version decides, be it a tombstone.  So an origin that is a clone itself is not
+    asked as one, which would be asking its own origins by way of each filesystem between: a look-up costs one seek a
+    level.  `at` says how far the clone has been flattened.
+    """
+
+    __slots__ = ("_chain", "_cursors", "_txns")
+
+    def __init__(self, ancestry: Ancestry) -> None:
+        self._chain = ancestry.chain
+        self._txns: list[ReadTransaction] = []
+        self._cursors = [NOTHING]  # of the clone, and of each filesystem above it that has been asked for it
+
+    def at(self, cursor: Cursor) -> FromAbove:
+        """Goes on from how far the clone has been flattened by now."""
+        self._cursors[0] = cursor
+        return self
+
+    def seek(self, table: Table, prefix: bytes) -> tuple[Epoch, bytes] | None:
+        """The version under the key, if it falls through; None for nothing."""
+        of_data, txns, cursors = table in _OF_DATA, self._txns, self._cursors
+        for i, node in enumerate(self._chain):
+            if prefix >= (node.first_data if of_data else node.first_ino):
                 return None
-        body = records.unseal(table, prefix + keys.suffix(found[0]), found[1])
-        if body is None:
-            return None
-        return Epoch(0), Inherited.at(records.seal(table, prefix + _BORN_FIRST, body), level_of(found[1]) + 1)
+            if (i == len(cursors) or cursors[i] is not NOTHING) and self._flattened(i, table, prefix):
+                return None
+            if i == len(txns):
+                txns.append(node.above.meta.begin_read())
+            found = txns[i].seek(table, prefix, node.link.epoch)
+            if found is not None:
+                return self._inherit(i, table, prefix, found)
+        return None
 
-    def visible(
-        self, up: ReadTransaction, table: Table, start: bytes, stop: bytes | None, cursor: Cursor
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def seek_many(self, table: Table, prefixes: Sequence[bytes]) -> list[tuple[Epoch, bytes] | None]:
+        """`seek` for each prefix, in the order asked: one pass a level."""
+        seen: list[tuple[Epoch, bytes] | None] = [None] * len(prefixes)
+        of_data = table in _OF_DATA
+        left = list(range(len(prefixes)))
+        for i, node in enumerate(self._chain):
+            first = node.first_data if of_data else node.first_ino
+            left = [n for n in left if prefixes[n] < first and not self._flattened(i, table, prefixes[n])]
+            if not left:
+                break
+            found = self._txn(i).seek_many(table, [prefixes[n] for n in left], node.link.epoch)
+            for n, version in zip(left, found, strict=True):
+                if version is not None:
+                    seen[n] = self._inherit(i, table, prefixes[n], version)
+            left = [n for n, version in zip(left, found, strict=True) if version is None]
+        return seen
+
+    def visible(self, table: Table, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """(prefix, value as inherited) of what falls through, by prefix; versions not seen are skipped by seeking."""
-        epoch = self.link.epoch
-        at: bytes | None = whole(table, start)
+        start_at = whole(table, start)
+        levels = [self._versions(i, table, start_at, stop) for i in range(len(self._chain))]
+        done = None
+        for prefix, i, birth, value in levels[0] if len(levels) == 1 else merge(*levels):
+            if prefix == done:
+                continue  # hidden by a nearer filesystem's
+            done = prefix
+            if records.is_tombstone(value) or any(self._flattened(j, table, prefix) for j in range(i + 1)):
+                continue
+            found = self._inherit(i, table, prefix, (birth, value))
+            if found is not None and prefix + _BORN_FIRST >= start:
+                yield prefix, found[1]
+
+    def close(self) -> None:
+        """Ends the transactions; it may be asked again."""
+        for txn in self._txns:
+            txn.close()
+        self._txns.clear()
+        del self._cursors[1:]
+
+    def _txn(self, i: int) -> ReadTransaction:
+        while len(self._txns) <= i:
+            self._txns.append(self._chain[len(self._txns)].above.meta.begin_read())
+        return self._txns[i]
+
+    def _flattened(self, i: int, table: Table, prefix: bytes) -> bool:
+        """Whether the filesystem `i` up from the clone has the key to itself."""
+        cursors = self._cursors
+        while len(cursors) <= i:
+            cursors.append(read_cursor(self._txn(len(cursors) - 1))[0])
+        return cursors[i] is not NOTHING and (table, prefix) <= cursors[i]
+
+    def _inherit(self, i: int, table: Table, prefix: bytes, found: tuple[Epoch, bytes]) -> tuple[Epoch, bytes] | None:
+        """The version of the filesystem that origin `i` is, as the clone inherits it."""
+        if records.is_tombstone(found[1]) or (table is Table.CHUNK and self._masked(i, prefix)):
+            return None
+        return _FIRST, Inherited.at(found[1], prefix + keys.suffix(found[0]), i + 1)
+
+    def _masked(self, i: int, prefix: bytes) -> bool:
+        """Whether the chunk waits for its removal in the origin `i`, or in one before it."""
+        data, index = int.from_bytes(prefix[:8], "big"), int.from_bytes(prefix[8:], "big")
+        return any(
+            reads.masked(reads.reclaims_of(self._txn(j)), data, index, self._chain[j].link.epoch) for j in range(i + 1)
+        )
+
+    def _versions(
+        self, i: int, table: Table, start: bytes, stop: bytes | None
+    ) -> Iterator[tuple[bytes, int, Epoch, bytes]]:
+        """(prefix, `i`, birth, value) of each version in an origin's own tables that its snapshot sees, by prefix."""
+        node, txn = self._chain[i], self._txn(i)
+        epoch = node.link.epoch
+        first = node.first_data if table in _OF_DATA else node.first_ino
+        at: bytes | None = start
         while at is not None:
             restart: bytes | None = None
             done = b""
-            for key, value in up.range(table, at, stop):
+            for key, value in txn.range(table, at, stop):
+                if key >= first:
+                    break
                 prefix = key[:-8]
                 if prefix == done:
                     restart = prefix + _AFTER
@@ -163,10 +243,7 @@ class Ancestry:
                         restart = seen
                         break
                 done = prefix
-                if self.falls(table, prefix, cursor):
-                    found = self.inherit(up, table, prefix, (birth, value))
-                    if found is not None and prefix + _BORN_FIRST >= start:
-                        yield prefix, found[1]
+                yield prefix, i, birth, value
             at = restart
 
 
@@ -183,26 +260,11 @@ def whole(table: Table, start: bytes) -> bytes:
 class Composed:
     """A read transaction of a clone's tables that reads through to its origins; see the module's text."""
 
-    def __init__(self, own: ReadTransaction, ancestry: Ancestry, cursor: Cursor | None) -> None:
-        self.own, self._ancestry, self._cursor = own, ancestry, cursor
-        self._momentary = cursor is None
-        self._up: ReadTransaction | None = None
-
-    @property
-    def cursor(self) -> Cursor:
-        return self._ancestry.cursor if self._cursor is None else self._cursor
-
-    def _begin(self) -> ReadTransaction:
-        if self._up is None:
-            up = self._ancestry.above.begin()
-            if self._momentary:
-                return up
-            self._up = up
-        return self._up
-
-    def _end(self, up: ReadTransaction) -> None:
-        if self._momentary:
-            up.close()
+    def __init__(self, own: ReadTransaction, ancestry: Ancestry, *, momentary: bool) -> None:
+        self.own, self._ancestry, self._momentary = own, ancestry, momentary
+        self._above = FromAbove(ancestry)
+        if not momentary:
+            self._above.at(read_cursor(own)[0])
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         return self.own.get(table, key)
@@ -212,26 +274,26 @@ class Composed:
 
     def seek(self, table: Table, prefix: bytes, epoch: int) -> tuple[Epoch, bytes] | None:
         found = self.own.seek(table, prefix, epoch)
-        if found is not None or not self._ancestry.falls(table, prefix, self.cursor):
+        if found is not None:
             return found
-        up = self._begin()
+        if not self._momentary:
+            return self._above.seek(table, prefix)
         try:
-            return self._ancestry.seek_above(up, table, prefix)
+            return self._above.at(self._ancestry.cursor).seek(table, prefix)
         finally:
-            self._end(up)
+            self._above.close()
 
     def seek_many(self, table: Table, prefixes: Sequence[bytes], epoch: int) -> list[tuple[Epoch, bytes] | None]:
         found = self.own.seek_many(table, prefixes, epoch)
-        ancestry, cursor = self._ancestry, self.cursor
-        missing = [i for i, f in enumerate(found) if f is None and ancestry.falls(table, prefixes[i], cursor)]
+        missing = [i for i, version in enumerate(found) if version is None]
         if missing:
-            up = self._begin()
             try:
-                sought = [prefixes[i] for i in missing]
-                for i, seen in zip(missing, up.seek_many(table, sought, ancestry.link.epoch), strict=True):
-                    found[i] = ancestry.inherit(up, table, prefixes[i], seen)
+                above = self._above.at(self._ancestry.cursor) if self._momentary else self._above
+                for i, seen in zip(missing, above.seek_many(table, [prefixes[i] for i in missing]), strict=True):
+                    found[i] = seen
             finally:
-                self._end(up)
+                if self._momentary:
+                    self._above.close()
         return found
 
     def range(self, table: Table, start: bytes, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
@@ -241,9 +303,10 @@ class Composed:
         return self._merged(table, start, stop)
 
     def _merged(self, table: Table, start: bytes, stop: bytes | None) -> Iterator[Row]:
-        up = self._begin()
+        # Of its own: look-ups come between two rows, and end what is kept for them.
+        above = FromAbove(self._ancestry).at(self._ancestry.cursor) if self._momentary else self._above
         try:
-            inherited = self._ancestry.visible(up, table, start, stop, self.cursor)
+            inherited = above.visible(table, start, stop)
             below = next(inherited, None)
             for key, value in self.own.range(table, start, stop):
                 while below is not None and below[0] + _BORN_FIRST < key:
@@ -254,12 +317,11 @@ class Composed:
                 yield below[0] + _BORN_FIRST, below[1]
                 below = next(inherited, None)
         finally:
-            self._end(up)
+            if self._momentary:
+                above.close()
 
     def close(self) -> None:
-        if self._up is not None:
-            self._up.close()
-            self._up = None
+        self._above.close()
         self.own.close()
 
 

@@ -55,11 +55,19 @@ def is_tombstone(value: bytes) -> bool:
     return value[:1] >= b"\x80"
 
 
+class Elsewhere(bytes):
+    """A stored value that is shown under another key than `sealed`, with which it was sealed."""
+
+    sealed: bytes
+
+
 def unseal(table: int, key: bytes, value: bytes) -> bytes | None:
     """The body of a stored value, or None for a tombstone.
 
     Raises `CorruptionError` where the checksum, the length or the version does not fit, naming table and key.
     """
+    if type(value) is not bytes and isinstance(value, Elsewhere):
+        key = value.sealed
     body = value[ENVELOPE_BYTES:]
     if len(value) >= ENVELOPE_BYTES:
         version, found = _ENVELOPE.unpack_from(value)
