@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Final, NotRequired, TypedDict
 
 import trio
 
 from tzfs import limits
-from tzfs.comparing import to_json, version_to_json
+from tzfs.comparing import before, to_json, version_to_json
 from tzfs.engine.diff import Comparison, Difference
 from tzfs.engine.history import FileVersion, file_versions
 from tzfs.engine.moments import Moments
 from tzfs.errors import LimitReached
 from tzfs.jsonrpc import Json
+from tzfs.management import open_store
 from tzfs.mount.method import Report, Within
+from tzfs.names import SnapshotName, parse_filesystem
 from tzfs.opening import HeadReader
 from tzfs.tree import components
 
@@ -45,6 +47,7 @@ Compare = TypedDict(
     "Compare",
     {
         "from": ComponentText,
+        "of": NotRequired[str],  # the filesystem that has it, of which this one is a clone
         "to": NotRequired[ComponentText | None],  # None, or none: the present state
         "path": NotRequired[PathText],
     },
@@ -81,8 +84,16 @@ async def _moments(mount: Mount, *, now: bool) -> AsyncIterator[Moments]:
 async def diff_mounted(mount: Mount, params: Compare, report: Report) -> Json:
     """Reports pages of differences; answers how many there were."""
     newer, names = params.get("to"), components(params.get("path", ""))
-    async with _moments(mount, now=newer is None) as moments:
-        comparison = Comparison(*moments.ordered(params["from"], newer), moments.tables, names)
+    async with AsyncExitStack() as stack:
+        moments = await stack.enter_async_context(_moments(mount, now=newer is None))
+        if "of" in params:
+            store = stack.enter_context(open_store(mount.store, create=False))
+            older = SnapshotName(parse_filesystem(params["of"]), params["from"])
+            held = stack.enter_context(ExitStack())
+            view, above = before(store, mount.record(store), older, held)
+            comparison = Comparison(view, moments.view(newer), moments.tables, names, above)
+        else:
+            comparison = Comparison(*moments.ordered(params["from"], newer), moments.tables, names)
 
         async def page(found: list[Json]) -> None:
             await report({"differences": found, "done": comparison.done, "total": comparison.total})

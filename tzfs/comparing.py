@@ -1,9 +1,12 @@
-"""What differs between two moments of a filesystem, and the versions of one file, mounted or not.
+"""What differs between two moments of a filesystem, or between a clone and a snapshot before it; versions of one file.
 
 One function a verb, as the verbs of `Store`.  Two snapshots are compared here, whoever has the filesystem: both are
 held meanwhile.  The head is compared by whoever has it: here under the lease, or by its mount, which sends pages of
 differences as progress, since there may be more than a message takes; they are kept in a file of no name until they
 are asked for, so that a mount never waits for who reads them.  Contents, which only a patch needs, are read here.
+
+A clone's own rows are what it has changed, so it is compared with the snapshot that it came from, or with an older one,
+as any filesystem with its own.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Final
 
 from tzfs import limits
 from tzfs.catalog import FilesystemInfo
-from tzfs.engine.diff import Comparison, Difference, Kind
+from tzfs.engine.diff import Comparison, Difference, Kind, Span
 from tzfs.engine.history import FileVersion, file_versions
 from tzfs.engine.moments import Moments, check_order
 from tzfs.engine.view import View
@@ -27,7 +30,7 @@ from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName, SnapshotName, parse, parse_snapshot
-from tzfs.opening import Committed, committed_points
+from tzfs.opening import Committed, committed_flattening, committed_points
 from tzfs.patch import patch as patch_of
 from tzfs.tree import Path, components
 
@@ -56,8 +59,9 @@ def diff(
     """What differs from a snapshot to a newer one, or to the filesystem as it is now, at or below a path.
 
     By inode number.  `newer` is another snapshot of the filesystem, which `@SNAPSHOT` may stand for, or the filesystem,
-    which is meant without it.  `NotFound`, `InvalidArgument` where the first is not the older one, `Busy` where a
-    program has the filesystem open and its present state is asked for; all of them when the first difference is.
+    which is meant without it; or a clone of the first, a clone of that, or a snapshot of one.  `NotFound`,
+    `InvalidArgument` where the first is not the older one, `Busy` where a program has the filesystem open and its
+    present state is asked for; all of them when the first difference is.
     """
     with _comparing(store, older, newer, path, progress) as compared:
         yield from compared.found
@@ -104,29 +108,31 @@ def _comparing(
     progress: Hear | None,
 ) -> Iterator[_Compared]:
     first = parse_snapshot(older) if isinstance(older, str) else older
-    second = _newer(first, newer)
+    filesystem, second = _newer(first, newer)
     names = components(path)
     info = store.get(first.filesystem, Command.OPEN_SNAPSHOT)
-    there, _ = committed_points(info.folder)
-    for name in (first.snapshot, second):
-        if name is not None and name not in there:
-            raise NotFound(f"no snapshot {info.name}@{name}", hint=f"tzfs list -t snapshot {info.name}")
+    own = info if filesystem == info.name else store.get(filesystem, Command.OPEN_SNAPSHOT)
+    for where, name in ((info, first.snapshot), (own, second)):
+        if name is not None and name not in committed_points(where.folder)[0]:
+            raise NotFound(f"no snapshot {where.name}@{name}", hint=f"tzfs list -t snapshot {where.name}")
     with ExitStack() as stack:
+        a, above = before(store, own, first, stack)
         if second is not None:
-            readers = [stack.enter_context(store.reader(SnapshotName(info.name, n))) for n in (first.snapshot, second)]
-            a, b = (reader.view for reader in readers)
-            check_order(a, b)
-            yield _Compared(a, b, _told(Comparison(a, b, readers[0].meta, names), progress))
+            reader = stack.enter_context(store.reader(SnapshotName(own.name, second)))
+            if above is None:
+                check_order(a, reader.view)
+            yield _Compared(a, reader.view, _told(Comparison(a, reader.view, reader.meta, names, above), progress))
             return
-        mount = store.mounted(info)
+        mount = store.mounted(own)
         if mount is None:
-            head = stack.enter_context(store.head_reader(info.name, {"kind": "diff"}))
+            head = stack.enter_context(store.head_reader(own.name, {"kind": "diff"}))
             moments = stack.enter_context(Moments(head.committed.meta, head.committed.payload))
-            a, b = moments.ordered(first.snapshot, None)
-            yield _Compared(a, b, _told(Comparison(a, b, moments.tables, names), progress))
+            if above is None:
+                a, _ = moments.ordered(first.snapshot, None)
+            b = moments.view(None)
+            yield _Compared(a, b, _told(Comparison(a, b, moments.tables, names, above), progress))
             return
         stack.enter_context(mount)
-        reader = stack.enter_context(store.reader(first))
         spool = stack.enter_context(tempfile.SpooledTemporaryFile(SPOOLED_BYTES))
 
         def take(value: Json) -> None:
@@ -134,13 +140,59 @@ def _comparing(
                 spool.write(json.dumps(each).encode() + b"\n")
 
         params: dict[str, Json] = {"from": first.snapshot, "path": "/".join(map(os.fsdecode, names))}
+        if above is not None:
+            params["of"] = str(info.name)
         mount.ask("diff", params, progress=take)
         spool.seek(0)
-        committed = stack.enter_context(Committed(info.folder, bytes.fromhex(info.guid), redo=False))
+        committed = stack.enter_context(Committed(own.folder, bytes.fromhex(own.guid), redo=False))
         with Moments(committed.meta, committed.payload) as now:
             head_view = now.view(None)
         newest = View(committed.meta, committed.payload, "", head_view.snapshot)
-        yield _Compared(reader.view, newest, (from_json(json.loads(line)) for line in spool))
+        yield _Compared(a, newest, (from_json(json.loads(line)) for line in spool))
+
+
+def before(
+    store: Store, info: FilesystemInfo, older: SnapshotName, stack: ExitStack
+) -> tuple[View, tuple[Span, ...] | None]:
+    """The view of a snapshot that a filesystem is to be compared with, and what its origins have changed since.
+
+    None for a snapshot of its own.  Everything is held until `stack` ends.  `InvalidArgument` where the snapshot is not
+    one that the filesystem has come from, or cannot be compared just now.
+    """
+    view = stack.enter_context(store.reader(older)).view
+    own = store.get(older.filesystem, Command.OPEN_SNAPSHOT)
+    above: list[Span] = []
+    at = info
+    while at.guid != own.guid:
+        _check_whole(at)
+        origin = store.catalog.origin(at)
+        if origin is None:
+            raise InvalidArgument(
+                f"cannot compare {older} with {info.name}: that is no clone of it",
+                hint=f"tzfs diff {older} {older.filesystem}",
+            )
+        at, guid = origin
+        snapshots = committed_points(at.folder)[0].items()
+        name, record = next((each for each in snapshots if each[1].guid.hex() == guid), (None, None))
+        if name is None or record is None:
+            raise NotFound(f"the snapshot of {at.name} that {info.name} came from is not there")
+        after = view.snapshot.epoch if at.guid == own.guid else 0
+        if after > record.epoch:
+            raise InvalidArgument(
+                f"cannot compare {older} with {info.name}: that was cloned before it, from @{name}",
+                hint=f"tzfs diff {at.name}@{name} {info.name}",
+            )
+        above.append(Span(stack.enter_context(store.reader(SnapshotName(at.name, name))).meta, after, record.epoch))
+    return view, None if at is info else tuple(above)
+
+
+def _check_whole(clone: FilesystemInfo) -> None:
+    """Whether all that a clone has changed can be told from its rows; `InvalidArgument`."""
+    if committed_flattening(clone.folder):
+        raise InvalidArgument(
+            f"cannot compare {clone.name} with where it came from: it is being flattened",
+            hint=f"take a snapshot, and compare with that: tzfs snapshot {clone.name}@...",
+        )
 
 
 def _told(comparison: Comparison, progress: Hear | None) -> Iterator[Difference]:
@@ -151,19 +203,13 @@ def _told(comparison: Comparison, progress: Hear | None) -> Iterator[Difference]
             progress(comparison.done, comparison.total)
 
 
-def _newer(older: SnapshotName, newer: str | SnapshotName | FilesystemName | None) -> str | None:
-    """The newer snapshot's name; None for the head."""
+def _newer(older: SnapshotName, newer: str | SnapshotName | FilesystemName | None) -> tuple[FilesystemName, str | None]:
+    """The filesystem of the newer end, and its snapshot's name; None for the head."""
     if isinstance(newer, str):
         newer = parse(f"{older.filesystem}{newer}" if newer[:1] == "@" else newer)
-    if newer is None:
-        return None
-    filesystem = newer.filesystem if isinstance(newer, SnapshotName) else newer
-    if filesystem != older.filesystem:
-        raise InvalidArgument(
-            f"cannot compare {older} with {newer}: they are of two filesystems",
-            hint=f"tzfs diff {older} {older.filesystem}",
-        )
-    return newer.snapshot if isinstance(newer, SnapshotName) else None
+    if isinstance(newer, SnapshotName):
+        return newer.filesystem, newer.snapshot
+    return (older.filesystem if newer is None else newer), None
 
 
 @contextmanager

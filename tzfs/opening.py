@@ -24,7 +24,7 @@ from tzfs.engine.bookmarks import read_bookmarks
 from tzfs.engine.cloning import kinds_of
 from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
-from tzfs.engine.inherited import read_through
+from tzfs.engine.inherited import NOTHING, read_cursor, read_through
 from tzfs.engine.journal import read_log
 from tzfs.engine.partial import Partial, read_partial
 from tzfs.engine.quotas import Claim
@@ -352,6 +352,20 @@ def committed_points(directory: Path) -> tuple[dict[str, Snapshot], dict[str, Bo
         try:
             read_superblock(txn).check(for_writing=False)
             return read_snapshots(txn), read_bookmarks(txn)
+        finally:
+            txn.close()
+    finally:
+        meta.close()
+
+
+def committed_flattening(directory: Path) -> bool:
+    """Whether a clone is being flattened, or has been, as committed; looks without a lease."""
+    meta = LmdbMeta(directory / META, readonly=True)
+    try:
+        txn = meta.begin_read()
+        try:
+            cursor, under_way = read_cursor(txn)
+            return under_way or cursor != NOTHING
         finally:
             txn.close()
     finally:

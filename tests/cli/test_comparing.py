@@ -96,7 +96,7 @@ def test_names_that_are_no_text_come_through(compared: CommandLine) -> None:
         ["ws"],
         ["ws@after", "ws@before"],
         ["ws@before", "ws@before"],
-        ["ws@before", "other@x"],
+        ["ws@before", "none@x"],
         ["ws@before", "ws", "/none"],
         ["ws@before", "ws", "/", "more"],
         ["ws@none"],
@@ -116,3 +116,20 @@ def test_the_versions_of_a_file(compared: CommandLine) -> None:
     assert compared.ok("versions", "ws", "/gone").split()[:5] == ["FIRST", "LAST", "MODIFIED", "SIZE", "INODE"]
     assert compared.ok("versions", "-Hp", "ws", "/gone").split("\t")[3] == "1"
     compared.refused("versions", "ws", "/none", code=1)
+
+
+def test_a_clone_is_compared_with_the_snapshot_that_it_came_from(compared: CommandLine) -> None:
+    compared.ok("clone", "ws@before", "attempt")
+    assert compared.ok("diff", "ws@before", "attempt") == ""
+    with open_store(compared.store) as store, store.open("attempt") as fs:
+        fs.write_text("/modified", "3\n")
+        fs.unlink("/gone")
+    compared.ok("snapshot", "attempt@mine")
+    lines = ["M\t/\t/", "-\tF\t/gone", "M\tF\t/modified"]
+    for newer in ("attempt", "attempt@mine"):
+        assert compared.ok("diff", "-F", "ws@before", newer).splitlines() == lines
+    assert compared.ok("diff", "ws@before", "attempt", "/gone") == "-\t/gone\n"
+    assert "-1\n+3\n" in compared.ok("diff", "--patch", "ws@before", "attempt")
+    said = compared.refused("diff", "ws@after", "attempt", code=2)
+    assert "that was cloned before it, from @before" in said
+    assert "tzfs diff ws@before attempt" in said

@@ -143,3 +143,31 @@ def test_what_a_killed_mount_had_made_durable_is_told(workspace: Workspace) -> N
     assert told(workspace, "ws@a") == changes
     with workspace.mounted():
         assert told(workspace, "ws@a") == changes
+
+
+def test_a_mounted_clone_is_compared_with_where_it_came_from(workspace: Workspace) -> None:
+    with workspace.mounted() as mnt:
+        (mnt / "d").mkdir()
+        for name in ("kept", "gone", "changed"):
+            (mnt / "d" / name).write_text("1\n")
+        workspace.tzfs("snapshot", "ws@s")
+        workspace.tzfs("clone", "ws@s", "c")
+        (mnt / "d/kept").write_text("in ws alone\n")
+        with workspace.mounted(name="c", where=workspace.base / "other") as other:
+            (other / "d/gone").unlink()
+            with (other / "d/changed").open("a") as file:
+                file.write("2\n")
+                file.flush()
+                expected = ["M /d size,mtime", "- /d/gone", "M /d/changed contents,size,mtime"]
+                assert told(workspace, "ws@s", "c") == expected
+            assert workspace.tzfs("diff", "-F", "ws@s", "c").splitlines() == [
+                "M\t/\t/d",
+                "-\tF\t/d/gone",
+                "M\tF\t/d/changed",
+            ]
+            assert "@@ -1 +1,2 @@\n 1\n+2\n" in workspace.tzfs("diff", "--patch", "ws@s", "c")
+            workspace.tzfs("snapshot", "c@t")
+            assert told(workspace, "ws@s", "c@t") == expected
+            with pytest.raises(InvalidArgument, match="no clone of it"):
+                told(workspace, "c@t", "ws")
+        assert told(workspace, "ws@s", "c") == expected

@@ -60,7 +60,7 @@ def diff_command(
     snapshot: str,
     more: tuple[str, ...],
 ) -> None:
-    """Show what differs from a snapshot to a newer one, or to the filesystem as it is now.
+    """Show what differs from a snapshot to a newer one, to the filesystem as it is now, or to a clone.
 
     A line for each path that was made (+), removed (-), modified (M) or renamed (R); the number behind a modified file
     says how many names it has gained or lost.  What was changed and changed back is not shown.  It takes as long as
@@ -71,6 +71,7 @@ def diff_command(
     tzfs diff ws@before
     tzfs diff -F ws@before @after /src
     tzfs diff --patch ws@before
+    tzfs diff ws@before attempt        what a clone has changed since it was made
     """
     if as_json and as_patch:
         raise InvalidArgument("--json and --patch exclude each other")

@@ -1,4 +1,4 @@
-"""What differs between two moments of one filesystem, in time proportional to what has changed.
+"""What differs between two moments of one filesystem, or of a clone and its origin, in time proportional to the change.
 
 `Changes` reads from `change`, by seeks, what was touched between two epochs: inode numbers, and the data ids and inodes
 whose contents and attributes were.  `Diff` looks each of those inodes up at both ends, compares, and names what differs
@@ -24,7 +24,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from tzfs import limits
 from tzfs.engine.view import Tables, View
@@ -72,16 +72,27 @@ class Difference:
     changed: tuple[str, ...] = ()
 
 
+class Span(NamedTuple):
+    """Changes of one filesystem after the epoch `after`, up to `upto`."""
+
+    meta: Tables
+    after: int
+    upto: int
+
+
 class Changes:
-    """What was touched after the epoch `after`, up to `upto`.
+    """What was touched after the epoch `after`, up to `upto`; and in the spans `above`.
+
+    `above` are those of a clone's origins, up to the one that has the older end: what a number below the clone's first
+    means is the same in all of them.
 
     `inodes` and `total` are known once `read` has come to its end.  Who asks about a few inodes only need not `read`:
     the rest then takes a seek for each epoch in which there was a change.
     """
 
-    def __init__(self, meta: Tables, *, after: int, upto: int) -> None:
-        self._meta, self._after, self._upto = meta, after, upto
-        self._epochs: list[int] | None = None
+    def __init__(self, meta: Tables, *, after: int, upto: int, above: Sequence[Span] = ()) -> None:
+        self._spans = (Span(meta, after, upto), *above)
+        self._epochs: list[tuple[Tables, int]] | None = None
         self._complete = False
         self._touched: dict[Table, list[array[int]]] = {
             Table.INODE: [],
@@ -94,10 +105,10 @@ class Changes:
 
     def read(self) -> Iterator[None]:
         """Reads `change`; yields now and then."""
-        for epoch in self._changing():
+        for meta, epoch in self._changing():
             for table, ids in self._touched.items():
                 ids.append(array("Q"))
-                yield from self._ids(epoch, table, ids[-1])
+                yield from self._ids(meta, epoch, table, ids[-1])
         for whole, tables in ((self._data, (Table.INLINE, Table.CHUNK)), (self._xattrs, (Table.XATTR,))):
             for count, each in enumerate(_merged(ids for table in tables for ids in self._touched.pop(table))):
                 whole.append(each)
@@ -106,33 +117,28 @@ class Changes:
 
         self._complete = True
 
-    def _changing(self) -> list[int]:
-        """The epochs in which there was a change."""
+    def _changing(self) -> list[tuple[Tables, int]]:
+        """The epochs in which there was a change, with the tables that have it."""
         if self._epochs is None:
             self._epochs = []
-            at = self._after + 1
-            while (row := self._first(keys.u64(at), keys.u64(self._upto + 1))) is not None:
-                self._epochs.append(keys.change_parts(row)[0])
-                at = self._epochs[-1] + 1
+            for meta, after, upto in self._spans:
+                at = after + 1
+                while (row := _first(meta, keys.u64(at), keys.u64(upto + 1))) is not None:
+                    at = keys.change_parts(row)[0] + 1
+                    self._epochs.append((meta, at - 1))
         return self._epochs
 
-    def _first(self, start: bytes, stop: bytes) -> bytes | None:
-        txn = self._meta.begin_read()
-        try:
-            return next((key for key, _ in txn.range(Table.CHANGE, start, stop)), None)
-        finally:
-            txn.close()
-
     def _sought(self, table: Table, number: int) -> bool:
-        starts = (keys.change(epoch, table, keys.u64(number)) for epoch in self._changing())
-        return any(self._first(start, keys.after(start)) is not None for start in starts)
+        starts = ((meta, keys.change(epoch, table, keys.u64(number))) for meta, epoch in self._changing())
+        return any(_first(meta, start, keys.after(start)) is not None for meta, start in starts)
 
-    def _ids(self, epoch: int, table: Table, into: array[int]) -> Iterator[None]:
+    @staticmethod
+    def _ids(meta: Tables, epoch: int, table: Table, into: array[int]) -> Iterator[None]:
         """The first 8 bytes of each prefix of a table's rows at an epoch, once each; what follows them is skipped."""
         low, stop = 0, keys.change(epoch, Table(table + 1), b"")
         while True:
             count = 0
-            txn = self._meta.begin_read()
+            txn = meta.begin_read()
             try:
                 while count < ROWS_BETWEEN:
                     skipped = count
@@ -172,8 +178,8 @@ class Changes:
     def prefixes(self, table: Table, number: int) -> list[bytes]:
         """The prefixes of a table that begin with a number and were touched, ascending."""
         found: set[bytes] = set()
-        for epoch in self._changing():
-            txn = self._meta.begin_read()
+        for meta, epoch in self._changing():
+            txn = meta.begin_read()
             try:
                 start = keys.change(epoch, table, keys.u64(number))
                 found.update(key[9:] for key, _ in txn.range(Table.CHANGE, start, keys.after(start)))
@@ -183,14 +189,23 @@ class Changes:
 
     def chunks(self, data: int) -> Iterator[int]:
         """The indexes of the chunks of a data id that were touched, some of them more than once."""
-        for epoch in self._changing():
-            txn = self._meta.begin_read()
+        for meta, epoch in self._changing():
+            txn = meta.begin_read()
             try:
                 start = keys.change(epoch, Table.CHUNK, keys.u64(data))
                 found = [keys.chunk_index(k[9:]) for k, _ in txn.range(Table.CHANGE, start, keys.after(start))]
             finally:
                 txn.close()
             yield from found
+
+
+def _first(meta: Tables, start: bytes, stop: bytes) -> bytes | None:
+    """The key of the first row of `change` in [start, stop)."""
+    txn = meta.begin_read()
+    try:
+        return next((key for key, _ in txn.range(Table.CHANGE, start, stop)), None)
+    finally:
+        txn.close()
 
 
 def _merged(ids: Iterable[array[int]]) -> Iterator[int]:
@@ -370,12 +385,18 @@ class Comparison:
     `done` of about `total` inodes that were touched have been looked at.
     """
 
-    def __init__(self, older: View, newer: View, meta: Tables, path: Sequence[bytes] = ()) -> None:
-        """`NotFound` where the path is at neither end."""
+    def __init__(
+        self, older: View, newer: View, meta: Tables, path: Sequence[bytes] = (), above: Sequence[Span] | None = None
+    ) -> None:
+        """`above`: of a clone, whose older end is a snapshot of an origin; else both are of one filesystem, `meta`.
+
+        `NotFound` where the path is at neither end.
+        """
         if path and find(older, path) is None and find(newer, path) is None:
             raise NotFound(f"{os.fsdecode(b'/' + b'/'.join(path))}: neither end has it")
         self._top = "".join("/" + os.fsdecode(name) for name in path)
-        self._diff = Diff(older, newer, Changes(meta, after=older.snapshot.epoch, upto=newer.snapshot.epoch))
+        after = older.snapshot.epoch if above is None else 0
+        self._diff = Diff(older, newer, Changes(meta, after=after, upto=newer.snapshot.epoch, above=above or ()))
 
     @property
     def done(self) -> int:
