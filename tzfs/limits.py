@@ -64,7 +64,7 @@ FLATTEN_BATCH_KEYS: Final = 128  # copied at once: rows as many, and as long, as
 FLATTEN_BATCH_BYTES: Final = 2 << 20  # of payload at most: two chunks of the greatest size, read and written again
 CLONE_DEPTH_MAX: Final = 8  # a look-up may cost one seek a level
 ROLLBACK_GAP: Final = 1 << 32
-MAP_BYTES: Final = 1 << 42  # sparse; costs nothing until used, and is never resized
+MAP_BYTES: Final = 1 << 38  # of address space, never resized: a process has 2^47 bytes, so it may open 500 of them
 
 # -- control ---------------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def test_its_limits_are_the_codes_limits() -> None:
     assert limits.FILE_BYTES_MAX == (1 << 63) - 4097
     assert bounds["a snapshot's properties and holds"].startswith(f"{records.SNAPSHOT_JSON_BYTES_MAX:,} bytes")
     assert limits.SEGMENT_BYTES_MAX == 1 << 30
-    assert limits.MAP_BYTES == 1 << 42
+    assert limits.MAP_BYTES == 1 << 38
     assert limits.INO_MAX == (1 << 40) - 1
 
 

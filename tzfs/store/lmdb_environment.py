@@ -8,8 +8,8 @@ before it is mapped (`lmdb_pages`, `place`), and that blocks are there ahead of 
 An `Environment` is opened by `acquire` for each of its users and closed by the last `release`.  Transactions are not
 made here (`lmdb_store`).
 
-What is fixed here: the 0.9 engine; every commit synced; no WRITEMAP; a map of `MAP_BYTES`, which costs nothing until
-used and is never resized; directory 0700, files 0600.  `lock.mdb` is never opened here while its environment is open,
+What is fixed here: the 0.9 engine; every commit synced; no WRITEMAP; a map of `MAP_BYTES`, which costs address
+space alone and is never resized; directory 0700, files 0600.  `lock.mdb` is never opened here while its environment is open,
 because closing it would drop the environment's locks.  Before, it is given all its blocks: LMDB maps it as a hole, and
 a page of that for which a full disk has no block is a SIGBUS.
 
@@ -447,7 +447,7 @@ _NAMED: Final[tuple[tuple[type[lmdb.Error], type[TzfsError], str], ...]] = (
     (lmdb.ReadersFullError, StoreError, "too many readers at once"),
     (lmdb.MapResizedError, StoreError, "another program made the map larger than tzfs allows"),
     (lmdb.ReadonlyError, StoreError, "permission denied"),
-    (lmdb.MemoryError, StoreError, "no memory"),
+    (lmdb.MemoryError, StoreError, "no memory, or no address space for one more map (ulimit -v)"),
     (lmdb.LockError, StoreError, "its lock file cannot be locked"),
 )
 
