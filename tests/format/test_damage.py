@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from tests.format.samples import FIXED_KEY, SAMPLES, Sample
 from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format import records
 from tzfs.format.keys import Table
-from tzfs.native import verify_many
+from tzfs.native import record_sum, verify_many
 
 NAMES = list(SAMPLES)
 ANSWERS = (CorruptionError, ForeignStore)
@@ -105,3 +107,29 @@ def test_a_damaged_record_is_named_by_table_and_key() -> None:
     sample = SAMPLES["dirent"]
     with pytest.raises(CorruptionError, match=f"dirent/{sample.key.hex()}"):
         records.unseal(sample.table, sample.key, b"\x01")
+
+
+@given(st.data())
+def test_many_are_unsealed_as_one_by_one(data: st.DataObject) -> None:
+    rows: list[tuple[bytes, bytes]] = []
+    for number in range(data.draw(st.integers(0, 9))):
+        key = b"%d" % number
+        value = data.draw(
+            st.one_of(
+                st.binary(max_size=20).map(partial(records.seal, Table.CHUNK, key)),
+                st.just(records.tombstone(Table.CHUNK, key)),
+                st.binary(max_size=8),
+                st.just(b"\2" + record_sum(Table.CHUNK, key, 2, b"later").to_bytes(4, "big") + b"later"),
+            )
+        )
+        rows.append((key, value))
+    stored, values = [key for key, _ in rows], [value for _, value in rows]
+
+    def outcome(unsealed: Callable[[], list[bytes | None]]) -> object:
+        try:
+            return unsealed()
+        except (CorruptionError, ForeignStore) as error:
+            return type(error), str(error)
+
+    one_by_one = outcome(lambda: [records.unseal(Table.CHUNK, key, value) for key, value in rows])
+    assert outcome(lambda: records.unseal_many(Table.CHUNK, stored, values)) == one_by_one

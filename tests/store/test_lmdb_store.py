@@ -52,7 +52,9 @@ def test_the_huge_map_takes_no_space(tmp_path: Path) -> None:
 
 
 def test_a_process_may_have_dozens_open(tmp_path: Path) -> None:
-    metas = [LmdbMeta(tmp_path / str(i), create=True) for i in range(64)]  # as many as 47 bits of address would not hold if each took 2 TiB
+    metas = [
+        LmdbMeta(tmp_path / str(i), create=True) for i in range(64)
+    ]  # as many as 47 bits of address would not hold if each took 2 TiB
     put(metas[-1], b"key", b"value")
     assert got(metas[-1], b"key") == b"value"
     for meta in metas:

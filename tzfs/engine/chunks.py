@@ -17,13 +17,16 @@ CHUNK_INDEX_MAX = 1 << 52  # above every chunk of the largest file
 
 
 class Chunk:
-    """One chunk with its layers.  `base` is what its newest row says, `fresh` the extents written since."""
+    """One chunk with its layers.  `base` is what its newest row says, `fresh` the extents written since.
+
+    None as its base: all of it was overwritten before anybody looked at the row, which is left to publishing.
+    """
 
     __slots__ = ("base", "changed", "dirty", "flushing", "fresh", "slices")
 
-    def __init__(self, base: slices.Slices) -> None:
+    def __init__(self, base: slices.Slices | None) -> None:
         self.base = base
-        self.slices = base
+        self.slices = base or ()
         self.changed = False
         self.dirty: Buffer | None = None
         self.flushing: Buffer | None = None

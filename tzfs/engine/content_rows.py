@@ -13,8 +13,8 @@ from tzfs import limits
 from tzfs.engine import reads, slices
 from tzfs.engine.chunks import CHUNK_INDEX_MAX, Chunk
 from tzfs.engine.head import Drop, Head
-from tzfs.engine.versions import Lifetime
-from tzfs.errors import InternalError
+from tzfs.engine.versions import Lifetime, Version
+from tzfs.errors import CorruptionError, InternalError
 from tzfs.format import keys, records
 from tzfs.format.keys import DataId, Epoch, ExtentId, Table
 from tzfs.format.records import Reclaim
@@ -69,6 +69,7 @@ class ContentRows:
         gone: dict[Epoch, list[bytes]] = {}
         born: list[Lifetime] = []
         died: dict[Epoch, list[Lifetime]] = {}
+        unread: set[bytes] = set()  # keys of chunks that were overwritten without a look at them
         for data, contents in sorted(head.contents.items()):
             at, fresh = head.epoch_of(contents.ino), data >= head.first_data
             if contents.inline_changed:
@@ -82,7 +83,7 @@ class ContentRows:
                     raise InternalError(f"chunk {index} of data {data} was not flushed before publishing")
                 if not chunk.changed:
                     continue
-                if not fresh:
+                if head.reclaims and not fresh:
                     self._finish(contents.data, index)
                 prefix = keys.chunk(data, index)
                 if chunk.slices:
@@ -90,17 +91,24 @@ class ContentRows:
                     rows.setdefault(at, []).append((prefix, pack_slices(chunk.slices)))
                 elif not fresh:
                     gone.setdefault(at, []).append(prefix)
-                if chunk.base or len(chunk.fresh) != 1 or len(chunk.slices) != 1:
+                if chunk.base is None:
+                    unread.add(prefix)
+                if chunk.base or len(chunk.slices) != 1 or len(chunk.fresh) != (not chunk.slices[0].embedded):
                     self._publish_extents(chunk, at, born, died)
-                else:  # written for the first time, at once: nearly always
+                elif chunk.fresh:  # written at once, and nothing of before is kept: nearly always
                     s = chunk.slices[0]
                     born.append(((s.extent, s.birth), s.stored_bytes))
         for at, fresh_rows in made.items():
             versions.put_fresh(Table.CHUNK, fresh_rows, at)
         for at, changed_rows in changed.items():
-            versions.put_many(Table.CHUNK, changed_rows, at)
+            prefixes = [prefix for prefix, _ in changed_rows]
+            olds = head.txn.seek_many(Table.CHUNK, prefixes, at)
+            versions.put_many(Table.CHUNK, changed_rows, at, olds=olds)
+            self._kill_unread(unread, prefixes, olds, at, died)
         for at, prefixes in gone.items():
-            versions.remove_many(Table.CHUNK, prefixes, at)
+            olds = head.txn.seek_many(Table.CHUNK, prefixes, at)
+            versions.remove_many(Table.CHUNK, prefixes, at, olds=olds)
+            self._kill_unread(unread, prefixes, olds, at, died)
         versions.extents_born(born)
         for at, lifetimes in died.items():
             versions.extents_died(lifetimes, at, txg)
@@ -121,12 +129,25 @@ class ContentRows:
         head.unused_extents.clear()
         head.reclaims_changed.clear()
 
+    def _kill_unread(
+        self,
+        unread: set[bytes],
+        prefixes: Sequence[bytes],
+        olds: Sequence[Version | None],
+        at: Epoch,
+        died: dict[Epoch, list[Lifetime]],
+    ) -> None:
+        """What the old records of chunks named that nobody has looked at."""
+        found = [(prefix, old) for prefix, old in zip(prefixes, olds, strict=True) if prefix in unread]
+        if found:
+            died.setdefault(at, []).extend(self._named([prefix for prefix, _ in found], [old for _, old in found]))
+
     def _publish_extents(
         self, chunk: Chunk, at: Epoch, born: list[Lifetime], died: dict[Epoch, list[Lifetime]]
     ) -> None:
         """What the chunk names anew, and what it has stopped naming."""
         versions, txg = self._head.versions, self._head.counters.txg
-        old, new = slices.extents(chunk.base), slices.extents(chunk.slices)
+        old, new = slices.extents(chunk.base or ()), slices.extents(chunk.slices)
         born += [lifetime for lifetime in new.items() if lifetime[0] not in old]
         died.setdefault(at, []).extend([lifetime for lifetime in old.items() if lifetime[0] not in new])
         kept = {extent for extent, _ in new}
@@ -154,15 +175,31 @@ class ContentRows:
 
     def remove_chunks(self, prefixes: Sequence[bytes], at: Epoch) -> None:
         """`remove_chunk` for each of these keys of chunks, which ascend."""
-        versions, txg = self._head.versions, self._head.counters.txg
-        olds = self._head.txn.seek_many(Table.CHUNK, prefixes, at)
-        versions.remove_many(Table.CHUNK, prefixes, at, olds=olds)
-        died: list[Lifetime] = []
-        for prefix, old in zip(prefixes, olds, strict=True):
-            body = None if old is None else records.unseal(Table.CHUNK, prefix + keys.suffix(old[0]), old[1])
-            if body is not None:
-                died += extents_of(Table.CHUNK, prefix, body)
-        versions.extents_died(died, at, txg)
+        head = self._head
+        olds = head.txn.seek_many(Table.CHUNK, prefixes, at)
+        head.versions.remove_many(Table.CHUNK, prefixes, at, olds=olds)
+        head.versions.extents_died(self._named(prefixes, olds), at, head.counters.txg)
+
+    def _named(self, prefixes: Sequence[bytes], olds: Sequence[Version | None]) -> list[Lifetime]:
+        """What the newest records of these chunks name: `olds`, as they were sought for `prefixes`.
+
+        A damaged record goes all the same, or its file could not be removed; what it named stays, and is reported.
+        """
+        found = [(prefix + keys.suffix(old[0]), old[1]) for prefix, old in zip(prefixes, olds, strict=True) if old]
+        stored, values = [key for key, _ in found], [value for _, value in found]
+        named: list[Lifetime] = []
+        try:
+            for key, body in zip(stored, records.unseal_many(Table.CHUNK, stored, values), strict=True):
+                if body is not None:
+                    named += extents_of(Table.CHUNK, key, body)
+        except CorruptionError as error:
+            if len(stored) == 1:
+                self._head.drift.append(f"{error}; what it names is not given back")
+                return []
+            return [
+                lifetime for key, value in found for lifetime in self._named([key[:-8]], [(keys.birth_of(key), value)])
+            ]
+        return named
 
     def _publish_drops(self) -> None:
         drops: dict[Epoch, list[Drop]] = {}

@@ -173,10 +173,16 @@ class ContentsTable:
             if contents.inline is None:
                 contents.inline = bytearray(self._inline(inode, None))
         else:
-            shift = inode.chunk_shift
-            for index in range(offset >> shift, (offset + size - 1 >> shift) + 1):
+            head, shift, end, whole = self._head, inode.chunk_shift, offset + size, []
+            for index in range(offset >> shift, (end - 1 >> shift) + 1):
                 start = index << shift
-                self._load(inode, contents, index, offset - start, offset + size - start)
+                if start >= offset and min(start + (1 << shift), inode.size) <= end and head.ancestry is None:
+                    whole.append(index)
+                else:
+                    self._load(inode, contents, index, offset - start, end - start)
+            for index in whole:  # not before every look has succeeded: nothing else says what they are
+                if index not in contents.chunks:
+                    contents.chunks[index] = Chunk(None if inode.data < head.first_data else ())
         return contents
 
     def _apply(self, inode: Inode, contents: Contents, offset: int, payload: bytes | bytearray | memoryview) -> None:

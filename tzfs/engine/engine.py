@@ -24,6 +24,7 @@ from tzfs.engine.compaction import Compactor
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.contents import ContentsTable
 from tzfs.engine.destroy import Destroyer
+from tzfs.engine.entry_rows import EntryRows
 from tzfs.engine.flatten import Flatten
 from tzfs.engine.flushing import Flusher, FlushJob
 from tzfs.engine.head import Settings
@@ -100,10 +101,10 @@ class Engine:
         rows = ContentRows(head)
         self._flusher = flusher = Flusher(head)
         self._contents = contents = ContentsTable(head, rows)
-        self._namespace = namespace = Namespace(head, contents)
+        self._namespace = namespace = Namespace(head, entries := EntryRows(head), contents)
         listings = Listings(head)
         self._attributes = attributes = Attributes(head, contents)
-        self._txg = TxgCommitter(head, flusher, rows, namespace, attributes, superblock, redo)
+        self._txg = TxgCommitter(head, flusher, rows, entries, attributes, superblock, redo)
         self.redone = len(operations)
         try:
             self.journal = Journal(head)

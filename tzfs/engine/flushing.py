@@ -33,6 +33,8 @@ failpoints.declare("flush.synced", "payload is durable, nothing refers to it yet
 
 @dataclass(slots=True)
 class _Entry:
+    """A span of a buffer, and what becomes of it: as `encode` leaves it, and `extent` as it is allocated."""
+
     contents: Contents
     index: int
     chunk: Chunk
@@ -40,25 +42,25 @@ class _Entry:
     lo: int
     hi: int
     alone: bool  # it will be all there is of its chunk
-    extent: ExtentId | None = None
-    stored_bytes: int = 0
-    codec: int = CODEC_RAW
-    sums: bytes = b""
-    embedded: bytes = b""
+    extent: ExtentId | None = field(init=False)  # None where it lies in the chunk's record, as `embedded`
+    stored_bytes: int = field(init=False)
+    codec: int = field(init=False)
+    sums: bytes = field(init=False)
+    embedded: bytes = field(init=False)
 
     def encode(self, compression: Compression, compressor: Compressor) -> bytes | memoryview:
         """What is to be stored in an extent; nothing where it goes into the chunk's record."""
         raw = memoryview(self.buffer.data)[self.lo : self.hi]
         found = compression.compress(compressor, raw, alone=self.alone)
+        self.extent, self.embedded = None, b""
         if found is None:
-            self.sums, self.stored_bytes = page_sums(raw), len(raw)
+            self.codec, self.sums, self.stored_bytes = CODEC_RAW, page_sums(raw), len(raw)
             return raw
-        stored, sum_ = found
+        stored, self.sums = found
         self.codec, self.stored_bytes = compression.codec, len(stored)
         if self.alone and len(stored) <= EMBEDDED_BYTES_MAX:
-            self.embedded = stored
+            self.sums, self.embedded = b"", stored
             return b""
-        self.sums = sum_
         return stored
 
 

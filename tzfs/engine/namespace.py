@@ -16,8 +16,8 @@ from typing import Final
 from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.contents import ContentsTable
+from tzfs.engine.entry_rows import EntryRows
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head, check_name
-from tzfs.engine.versions import UNKNOWN, Version
 from tzfs.errors import (
     Exists,
     InvalidArgument,
@@ -30,9 +30,9 @@ from tzfs.errors import (
     TooManyLinks,
 )
 from tzfs.format import keys
-from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table
+from tzfs.format.keys import ROOT, DataId, Epoch, Ino
 from tzfs.format.operations import Op
-from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, pack_dirent
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -44,40 +44,15 @@ _COUNTERS: Final = {S_IFREG: "files", S_IFDIR: "directories", S_IFLNK: "symlinks
 class Namespace:
     """The names of a head."""
 
-    def __init__(self, head: Head, contents: ContentsTable) -> None:
+    def __init__(self, head: Head, entries: EntryRows, contents: ContentsTable) -> None:
         self._head = head
         self._contents = contents
-        self._stored = head.versions.sought
+        self._entries = entries
 
     # -- looking up ------------------------------------------------------------------------------------------------
 
-    def _entry(self, directory: int, name: bytes) -> tuple[Ino, int] | None:
-        head = self._head
-        changed = head.dirents.get(directory)
-        if changed is not None and name in changed:
-            return changed[name]
-        if directory >= head.first_ino:
-            return None
-        return reads.dirent_at(head.look, directory, name, head.epoch_of(directory))
-
-    def _entry_to_change(self, directory: int, name: bytes) -> tuple[Ino, int] | None:
-        """`_entry`, of which publishing needs not look for the row again."""
-        head = self._head
-        changed = head.dirents.get(directory)
-        if changed is not None and name in changed:
-            return changed[name]
-        if directory >= head.first_ino:
-            return None
-        prefix = keys.dirent(directory, name)
-        if len(self._stored) > limits.DIRTY_ROWS_MAX:
-            self._stored.clear()  # of operations that were refused
-        found = self._stored[prefix] = head.txn.seek(Table.DIRENT, prefix, head.epoch)
-        if found is None and head.ancestry is not None:
-            return reads.dirent_at(head.look, directory, name, head.epoch)
-        return reads.dirent_in(prefix, found)
-
     def _must(self, directory: int, name: bytes) -> Inode:
-        entry = self._entry_to_change(directory, name)
+        entry = self._entries.to_change(directory, name)
         if entry is None:
             check_name(name)  # what cannot be there is told apart only where it is not
             raise NotFound(f"no entry {name!r} in directory {directory}")
@@ -97,7 +72,7 @@ class Namespace:
         head.directory(parent)
         if len(name) > limits.NAME_BYTES_MAX:
             raise NameTooLong(f"name of {len(name)} bytes; the limit is {limits.NAME_BYTES_MAX}")
-        entry = self._entry(parent, name)
+        entry = self._entries.find(parent, name)
         return None if entry is None else head.inode(entry[0])
 
     def parent_of(self, ino: int) -> Ino:
@@ -175,7 +150,7 @@ class Namespace:
         is_dir = mode & S_IFMT == S_IFDIR
         if is_dir and directory.nlink >= limits.LINKS_MAX:
             raise TooManyLinks(f"directory {parent} has {limits.LINKS_MAX} subdirectories, the most there may be")
-        if self._entry_to_change(parent, name) is not None:
+        if self._entries.to_change(parent, name) is not None:
             raise Exists(f"{name!r} exists in directory {parent}")
         head.check_inos()
         head.admit(len(target) + limits.PAGE_BYTES)
@@ -234,7 +209,7 @@ class Namespace:
             raise NotFound(f"inode {ino} has been removed")
         if inode.nlink >= limits.LINKS_MAX:
             raise TooManyLinks(f"inode {ino} has {limits.LINKS_MAX} names, the most there may be")
-        if self._entry_to_change(parent, name) is not None:
+        if self._entries.to_change(parent, name) is not None:
             raise Exists(f"{name!r} exists in directory {parent}")
         head.admit(limits.PAGE_BYTES)
         head.begin_change()
@@ -353,7 +328,7 @@ class Namespace:
         source = head.directory(parent)
         target = self._for_entry(new_parent, new_name)
         inode = self._must(parent, name)
-        entry = self._entry_to_change(new_parent, new_name)
+        entry = self._entries.to_change(new_parent, new_name)
         over = head.inode(entry[0]) if entry is not None else None
         if flags & RENAME_EXCHANGE:
             if over is None:
@@ -461,39 +436,3 @@ class Namespace:
             return
         for what in ("inodes", _COUNTERS.get(kind, "others")):
             setattr(counters, what, head.counted(what, getattr(counters, what) + n))
-
-    # -- publishing --------------------------------------------------------------------------------------------------
-
-    def publish(self) -> None:
-        """Turns changed names into rows of the transaction."""
-        head = self._head
-        versions, epoch, stored = head.versions, head.epoch, self._stored
-        made: list[tuple[bytes, bytes]] = []
-        gone: list[bytes] = []
-        olds: list[Version | None] = []
-        for directory in sorted(head.dirents):
-            fresh = directory >= head.first_ino
-            changed = head.dirents[directory]
-            for name in sorted(changed):
-                entry, prefix = changed[name], keys.dirent(directory, name)
-                old = None if fresh else stored.get(prefix, UNKNOWN)
-                if entry is not None and old is None:
-                    made.append((prefix, pack_dirent(*entry)))
-                elif entry is not None:
-                    versions.put(Table.DIRENT, prefix, pack_dirent(*entry), epoch, old=old)
-                elif old is UNKNOWN:
-                    versions.remove(Table.DIRENT, prefix, epoch)
-                elif old is not None or versions.inherits is not None:
-                    gone.append(prefix)
-                    olds.append(old)
-        versions.put_fresh(Table.DIRENT, made, epoch)
-        versions.remove_many(Table.DIRENT, gone, epoch, olds=olds)
-        for ino, directory, name in sorted(head.links):
-            fresh = ino >= head.first_ino
-            if head.links[ino, directory, name]:
-                versions.put(Table.LINK, keys.link(ino, directory, name), b"", epoch, fresh=fresh)
-            elif not fresh:
-                versions.remove(Table.LINK, keys.link(ino, directory, name), epoch)
-        head.dirents.clear()
-        head.links.clear()
-        stored.clear()

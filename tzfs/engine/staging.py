@@ -274,6 +274,7 @@ class Staging:
 
         self._committer.commit(finish)
         head.inodes.clear()
+        head.known_entries.clear()
         self._resume()
 
     def withdraw(self) -> bool:

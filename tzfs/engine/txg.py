@@ -24,9 +24,9 @@ from collections.abc import Callable
 from tzfs import failpoints, limits
 from tzfs.engine.attributes import Attributes
 from tzfs.engine.content_rows import ContentRows
+from tzfs.engine.entry_rows import EntryRows
 from tzfs.engine.flushing import Flusher
 from tzfs.engine.head import Head
-from tzfs.engine.namespace import Namespace
 from tzfs.errors import Busy, Fenced, NoSpace
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, pack_counters
@@ -53,13 +53,13 @@ class TxgCommitter:
         head: Head,
         flusher: Flusher,
         rows: ContentRows,
-        namespace: Namespace,
+        entries: EntryRows,
         attributes: Attributes,
         superblock: Superblock,
         redo: RedoStore | None,
     ) -> None:
         self._head, self._flusher, self._rows = head, flusher, rows
-        self._namespace, self._attributes = namespace, attributes
+        self._entries, self._attributes = entries, attributes
         self.superblock = superblock
         self._superblock = pack_superblock(superblock)
         self._redo = redo
@@ -307,7 +307,7 @@ class TxgCommitter:
         head = self._head
         versions, counters, epoch = head.versions, head.counters, head.epoch
         self._check_lease()
-        self._namespace.publish()
+        self._entries.publish()
         self._attributes.publish()
         if head.compressed and not self.superblock.has(CODECS):
             self.put_superblock(self.superblock.with_features([CODECS]))
@@ -370,4 +370,6 @@ class TxgCommitter:
         if len(head.inodes) > limits.CACHED_INODES_MAX:
             for ino in list(head.inodes)[: limits.CACHED_INODES_MAX // 2]:
                 del head.inodes[ino]
+        if len(head.known_entries) > limits.CACHED_INODES_MAX:
+            head.known_entries.clear()
         head.versions.begin(head.txn)

@@ -93,10 +93,21 @@ class Versions(Settling):
         if old is not None:
             self._kill(table, prefix, old, at)
 
-    def put_many(self, table: Table, rows: Sequence[tuple[bytes, bytes]], at: int) -> None:
-        """`put` of each (prefix, body), which ascend: one pass over the table; what is replaced takes half."""
+    def put_many(
+        self,
+        table: Table,
+        rows: Sequence[tuple[bytes, bytes]],
+        at: int,
+        *,
+        olds: Sequence[Version | None] | None = None,
+    ) -> None:
+        """`put` of each (prefix, body), which ascend: one pass over the table; what is replaced takes half.
+
+        `olds`: what `seek` would find."""
         end, replaced, grown = _suffix(at), self._rows.setdefault(table, []), 0
-        for (prefix, body), old in zip(rows, self.txn.seek_many(table, [p for p, _ in rows], at), strict=True):
+        if olds is None:
+            olds = self.txn.seek_many(table, [prefix for prefix, _ in rows], at)
+        for (prefix, body), old in zip(rows, olds, strict=True):
             if old is None or old[0] != at or records.is_tombstone(old[1]):
                 self.put(table, prefix, body, at, old=old)
             else:

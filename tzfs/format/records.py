@@ -22,6 +22,7 @@ from tzfs.errors import CorruptionError, ForeignStore, LimitReached
 from tzfs.format.keys import DataId, Epoch, Ino, Table
 from tzfs.native import record_sum
 from tzfs.native import seal_many as native_seal_many
+from tzfs.native import verify_many as native_verify_many
 
 RECORD_VERSION: Final = 1
 TOMBSTONE_BIT: Final = 0x80
@@ -80,6 +81,16 @@ def unseal(table: int, key: bytes, value: bytes) -> bytes | None:
                 raise damaged(table, key, "a tombstone with a body")
             raise foreign(table, key, f"has version {version & ~TOMBSTONE_BIT}, this tzfs knows {RECORD_VERSION}")
     raise damaged(table, key)
+
+
+def unseal_many(table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> list[bytes | None]:
+    """`unseal` of each: a third of its cost.  Raises for the first that it would raise for."""
+    if len(keys) < SEAL_MANY_MIN or native_verify_many(table, keys, values) >= 0:
+        return [unseal(table, key, value) for key, value in zip(keys, values, strict=True)]
+    return [
+        value[ENVELOPE_BYTES:] if value[0] == RECORD_VERSION else unseal(table, key, value)
+        for key, value in zip(keys, values, strict=True)
+    ]
 
 
 def damaged(table: int, key: bytes, why: str = "checksum does not match") -> CorruptionError:

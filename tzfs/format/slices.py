@@ -114,6 +114,8 @@ def _unpack_embedded(table: int, key: bytes, body: bytes) -> Slice:
 
 def extents_of(table: int, key: bytes, body: bytes) -> list[tuple[tuple[ExtentId, Epoch], int]]:
     """The extent lifetimes that the slices of a chunk record name, with the stored bytes of each."""
+    if body[:1] == _EMBEDDED_MARK and table == Table.CHUNK and len(body) > _EMBEDDED.size:
+        return []
     if body[:1] == b"\1" and len(body) >= 1 + _SLICE.size:  # nearly always one: a third of the time
         _, _, extent, birth, _, _, stored, _, sums = _SLICE.unpack_from(body, 1)
         if len(body) == 1 + _SLICE.size + 4 * sums:

@@ -9,9 +9,9 @@ An `Environment` is opened by `acquire` for each of its users and closed by the 
 made here (`lmdb_store`).
 
 What is fixed here: the 0.9 engine; every commit synced; no WRITEMAP; a map of `MAP_BYTES`, which costs address
-space alone and is never resized; directory 0700, files 0600.  `lock.mdb` is never opened here while its environment is open,
-because closing it would drop the environment's locks.  Before, it is given all its blocks: LMDB maps it as a hole, and
-a page of that for which a full disk has no block is a SIGBUS.
+space alone and is never resized; directory 0700, files 0600.  `lock.mdb` is never opened here while its environment is
+open, because closing it would drop the environment's locks.  Before, it is given all its blocks: LMDB maps it as a
+hole, and a page of that for which a full disk has no block is a SIGBUS.
 
 Errors: a file that is not ours is `ForeignStore`, pages that are not what they must be are `CorruptionError`.
 """
