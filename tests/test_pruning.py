@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,10 +50,10 @@ def test_an_automatic_name_is_the_time_in_utc_and_never_one_that_is_taken() -> N
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = open_store(tmp_path / "store")
-    store.create("ws")
-    return store
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "store") as store:
+        store.create("ws")
+        yield store
 
 
 def take(store: Store, task: Task = SNAPSHOT) -> str:

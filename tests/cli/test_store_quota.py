@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,12 @@ STEP = QUOTA // 64
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = open_store(tmp_path / "store")
-    for name in ("a", "b", "c"):
-        store.create(name)
-    store.set_property("/", "quota", str(QUOTA))
-    return store
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "store") as store:
+        for name in ("a", "b", "c"):
+            store.create(name)
+        store.set_property("/", "quota", str(QUOTA))
+        yield store
 
 
 def fill(fs: FileSystem, piece: int = 256 * 1024) -> int:
