@@ -147,7 +147,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.destroying"),
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning", "tzfs.destroying"),
     "tzfs.sending": (*_API, "tzfs.catalog", "tzfs.management"),
-    "tzfs.receiving": (*_API, "tzfs.catalog", "tzfs.management"),
+    "tzfs.receiving": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management"),
     "tzfs.patch": (*_BYTES, "tzfs.engine"),
     "tzfs.comparing": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.patch"),
     "tzfs.applying": (*_API, "tzfs.catalog", "tzfs.management"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tzfs import limits, rolling_back
-from tzfs.engine.engine import Engine, Settings
+from tzfs.engine.engine import Engine
 from tzfs.engine.partial import Partial, pack_token
 from tzfs.engine.receive import Receiver
 from tzfs.errors import BadStream, Busy, Diverged, Exists, InvalidArgument, NotFound, TzfsError, UsageError
@@ -27,6 +27,7 @@ from tzfs.management import Store
 from tzfs.names import FilesystemName, check_snapshot_component, parse_filesystem, parse_snapshot
 from tzfs.opening import Writer, format_filesystem
 from tzfs.properties import parse as parse_property
+from tzfs.settings import settings_of_new
 from tzfs.store.lease import Lease
 
 Read = Callable[[int], bytes]
@@ -120,11 +121,12 @@ def receive(
             raise
         return Received(name, names, frames.bytes, created=not there)
     received: list[tuple[str, ...]] = []
+    settings = settings_of_new(store.catalog, name, header.properties)
 
     def fill(directory: Path, guid: bytes) -> None:
         format_filesystem(directory, guid)
         lease = Lease.acquire(directory, info={"kind": "receive"})
-        with Writer(directory, guid, lease=lease, settings=Settings(), receiving=True) as writer:
+        with Writer(directory, guid, lease=lease, settings=settings, receiving=True) as writer:
             received.append(receive_stream(writer.engine, frames, header, called, force, False, progress))
 
     store.catalog.create(name, formatter=fill, properties=dict(header.properties))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.engine.compression import Compression
 from tzfs.engine.engine import Settings
 from tzfs.errors import Busy
 from tzfs.names import STORE_SCOPE, FilesystemName, Scope
-from tzfs.properties import LOCAL, inherited_from
+from tzfs.properties import LOCAL, inherited_from, lookup
 
 
 def settings_of(info: FilesystemInfo) -> Settings:
@@ -29,6 +31,12 @@ def settings_of(info: FilesystemInfo) -> Settings:
         snapshots_max=int(exact("snapshot_limit")),
         store_quota_bytes=int(dict(info.layers).get(inherited_from(STORE_SCOPE), {}).get("quota", "0")),
     )
+
+
+def settings_of_new(catalog: Catalog, name: FilesystemName, local: Mapping[str, str]) -> Settings:
+    """What decides how contents are stored in a filesystem that is being made, with `local` set on it."""
+    layers = ((LOCAL, local), *catalog.scope_layers(name.scope or STORE_SCOPE))
+    return Settings(compression=Compression.named(lookup("compression", layers, {}).parsable))
 
 
 def check_changeable(catalog: Catalog, where: FilesystemName | Scope, readonly: str | None) -> None:

@@ -106,6 +106,34 @@ def test_a_real_tree_arrives_as_it_is(tzfs: CommandLine, pipes: Pipes, tmp_path:
     pipes("receive", "-n", "other", data=b"".join(out))
 
 
+def test_contents_are_compressed_as_is_set_where_they_come(tzfs: CommandLine, pipes: Pipes) -> None:
+    """By the property of the filesystem or, where the receive makes it, of the place."""
+    text = b"the same again and again\n" * 20_000
+    tzfs.ok("create", "-o", "compression=off", "text")
+    with open_store(tzfs.store) as store, store.open("text") as fs:
+        fs.write_bytes("text", text)
+        fs.snapshot("a")
+    whole, everything = pipes("send", "text@a"), pipes("send", "-R", "text@a")
+    tzfs.ok("set", "compression=zstd", "/")
+    tzfs.ok("create", "n/other")
+    tzfs.ok("set", "compression=off", "n/")
+
+    def ratio(name: str) -> float:
+        return float(tzfs.ok("get", "-Hp", "-o", "value", "refcompressratio", name))
+
+    pipes("receive", "copy", data=whole)
+    pipes("receive", "-s", "resumable", data=whole)
+    pipes("receive", "n/copy", data=whole)
+    pipes("receive", "all", data=everything)  # which brings the property with it
+    assert ratio("text") == ratio("n/copy") == ratio("all") == 1.0
+    assert ratio("copy") > 10
+    assert ratio("resumable") > 10
+    for name in ("copy", "n/copy", "all"):
+        with open_store(tzfs.store) as store, store.open_snapshot(f"{name}@a") as view:
+            assert view.read_bytes("text") == text
+        assert "no problems" in tzfs.ok("check", "--payload", name)
+
+
 def test_what_would_be_sent_and_received_is_said(tzfs: CommandLine, pipes: Pipes) -> None:
     assert b"would send ws@b from @a: about" in pipes("send", "-nv", "-i", "a", "ws@b")
     said = json.loads(pipes("send", "-n", "--json", "-R", "ws@b"))

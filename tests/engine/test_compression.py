@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.engine.conftest import Workspace
+from tests.engine.streams import into, sent, tree
 from tests.noise import noise
 from tzfs.engine.check.problems import Problem, Rule
 from tzfs.engine.check.run import check
@@ -150,6 +151,40 @@ def test_an_embedded_chunk_that_cannot_be_read_stays_for_whoever_reads_it(ws: Wo
     with pytest.raises(CorruptionError, match="is not what was compressed"):
         engine.read(ino, 0, 100)
     ws.assert_sound()
+
+
+# -- what comes from elsewhere -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sender", ["off", "lz4"])
+def test_what_is_received_is_compressed_as_it_is_here(make: type[Workspace], sender: str) -> None:
+    source, target = make(), make()
+    contents = {b"text": words(3 * CHUNK), b"noise": noise(CHUNK), b"page": b"again" * 2000, b"small": b"small"}
+    engine = compressing(source, sender)
+    inos = {name: source.file(name, body) for name, body in contents.items()}
+    engine.setxattr(inos[b"text"], b"user.long", b"v" * 30_000)
+    engine.snapshot("a")
+    engine.write(inos[b"text"], CHUNK, words(CHUNK, seed=3))
+    engine.snapshot("b")
+    here = compressing(target, "zstd")
+    into(here, sent(engine, "a"))
+    into(here, sent(engine, "b", "a"))
+    assert [tree(here.view(name)) for name in "ab"] == [tree(engine.view(name)) for name in "ab"]
+    texts = [stored(here, inos[b"text"], index)[0] for index in range(3)]
+    assert [s.codec for s in texts] == [CODEC_ZSTD] * 3
+    assert stored(here, inos[b"noise"])[0].codec == CODEC_RAW
+    (page,) = stored(here, inos[b"page"])
+    assert (page.codec, bool(page.embedded)) == (CODEC_ZSTD, True)
+    assert here.superblock.has(CODECS)
+    target.assert_sound()
+    compressing(target, "off")
+    engine.write(inos[b"text"], 0, words(CHUNK, seed=4))
+    engine.snapshot("c")
+    into(here, sent(engine, "c", "b"))
+    assert [stored(here, inos[b"text"], index)[0].codec for index in range(3)] == [CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD]
+    target.assert_sound()
+    for workspace in (source, target):
+        workspace.engine.close()
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------

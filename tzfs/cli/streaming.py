@@ -58,7 +58,7 @@ def send_command(
     """Write a snapshot to standard output, for `tzfs receive`, mounted or not.
 
     The stream has everything: names, times, owners, modes, links, extended attributes, contents, and where files have
-    holes.  It is checksummed, and bytes are sent as they are: compress it on the way if you like.  The filesystem may
+    holes.  It is checksummed, and bytes are sent uncompressed: compress it on the way if you like.  The filesystem may
     be written meanwhile.
 
     \b
@@ -129,6 +129,7 @@ def receive_command(
     A stream of a whole snapshot makes a new filesystem.  One that starts from a snapshot goes into a filesystem whose
     newest snapshot that is, and that has not changed since; -F makes it so, and loses what is newer.  The snapshot is
     there when all of it has come and been checked; until then nothing has changed.  With @SNAPSHOT it gets that name.
+    Contents are compressed as the property `compression` of the filesystem here says, whatever it was where they were.
 
     A receive with -s that is cut keeps what has come, and does nothing else until it goes on or is given up; `tzfs get
     receive_resume_token` says where it goes on.

@@ -331,7 +331,7 @@ class Apply(StagedChange):
         if head.room is not None:
             head.room(size + limits.PAGE_BYTES)
         self._committer.reserve(size + limits.PAGE_BYTES)
-        made = stored_as(head, value, at) if compressed else stored_raw(head, value, at)
-        head.flushed_bytes += sum(extent_charge(s.stored_bytes) for s in made)
+        made = stored_as(head, value, at, alone=True) if compressed else stored_raw(head, value, at)
+        head.flushed_bytes += sum(extent_charge(s.stored_bytes) for s in made if not s.embedded)
         head.versions.extents_born(slices.extents(made).items())
         return made

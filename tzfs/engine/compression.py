@@ -19,11 +19,15 @@ from tzfs.errors import CorruptionError, InvalidArgument
 from tzfs.format import keys
 from tzfs.format.slices import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODECS, EMBEDDED_BYTES_MAX, Slice
 from tzfs.limits import DECODED_BYTES_MAX, EXTENT_BYTES_MAX, PAGE_BYTES
-from tzfs.native import Buffer
+from tzfs.native import Buffer, page_sums
 from tzfs.native.codecs import Compressor, decompress
 from tzfs.store.interface import PayloadReader
 
 ZSTD_LEVEL_DEFAULT: Final = 3
+
+
+# How a piece of payload is stored: the codec, what goes into an extent and its sums, what goes into its chunk's record.
+Encoded = tuple[int, Buffer, bytes, bytes]
 
 
 class Compression(NamedTuple):
@@ -43,6 +47,16 @@ class Compression(NamedTuple):
         if codec == "zstd" and (level.isdecimal() or name == codec):
             return cls(CODEC_ZSTD, int(level or ZSTD_LEVEL_DEFAULT))
         raise InvalidArgument(f"there is no compression {name!r}")
+
+    def encode(self, compressor: Compressor, raw: Buffer, *, alone: bool) -> Encoded:
+        """How `raw` is stored, in an extent or in its chunk's record; `alone` as for `compress`."""
+        found = self.compress(compressor, raw, alone=alone)
+        if found is None:
+            return CODEC_RAW, raw, page_sums(raw), b""
+        stored, sum_ = found
+        if alone and len(stored) <= EMBEDDED_BYTES_MAX:
+            return self.codec, b"", b"", stored
+        return self.codec, stored, sum_, b""
 
     def compress(self, compressor: Compressor, raw: Buffer, *, alone: bool) -> tuple[bytes, bytes] | None:
         """(what is to be stored, its sum); None where it is better stored raw.

@@ -143,8 +143,8 @@ class Flatten:
         body = records.unseal(table, prefix + keys.suffix(0), value)
         assert body is not None  # a tombstone is not inherited
         if found := slices_of(table, prefix, body):
-            made = copied(self._head, tagged(found, level_of(value)), Epoch(0))
-            written += made
+            made = copied(self._head, tagged(found, level_of(value)), Epoch(0), alone=table is Table.CHUNK)
+            written += [s for s in made if not s.embedded]
             body = with_slices(table, made)
             self.bytes_done += made[0].stored_bytes
         return body

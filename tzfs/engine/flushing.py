@@ -21,9 +21,10 @@ from tzfs.engine.head import Head
 from tzfs.engine.reads import ReadPlan
 from tzfs.errors import CorruptionError, InternalError, StoreError
 from tzfs.format.keys import ExtentId
-from tzfs.format.slices import CODEC_RAW, EMBEDDED_BYTES_MAX, NOWHERE, Slice
+from tzfs.format.slices import CODEC_RAW, NOWHERE, Slice
 from tzfs.native import page_sums
 from tzfs.native.codecs import Compressor
+from tzfs.store.interface import Buffer as Payload
 from tzfs.store.interface import PayloadStore
 
 failpoints.declare("flush.write", "a job is about to write payload to its extents")
@@ -48,19 +49,12 @@ class _Entry:
     sums: bytes = field(init=False)
     embedded: bytes = field(init=False)
 
-    def encode(self, compression: Compression, compressor: Compressor) -> bytes | memoryview:
+    def encode(self, compression: Compression, compressor: Compressor) -> Payload:
         """What is to be stored in an extent; nothing where it goes into the chunk's record."""
         raw = memoryview(self.buffer.data)[self.lo : self.hi]
-        found = compression.compress(compressor, raw, alone=self.alone)
-        self.extent, self.embedded = None, b""
-        if found is None:
-            self.codec, self.sums, self.stored_bytes = CODEC_RAW, page_sums(raw), len(raw)
-            return raw
-        stored, self.sums = found
-        self.codec, self.stored_bytes = compression.codec, len(stored)
-        if self.alone and len(stored) <= EMBEDDED_BYTES_MAX:
-            self.sums, self.embedded = b"", stored
-            return b""
+        self.extent = None
+        self.codec, stored, self.sums, self.embedded = compression.encode(compressor, raw, alone=self.alone)
+        self.stored_bytes = len(stored) or len(self.embedded)
         return stored
 
 
@@ -98,7 +92,7 @@ class FlushJob:
         if not self._begun.acquire(blocking=False):
             return
         try:
-            parts: list[tuple[ExtentId, bytes | memoryview]] = []
+            parts: list[tuple[ExtentId, Payload]] = []
             for e in self.entries:
                 stored = e.encode(self.compression, self.compressor)
                 if stored:

@@ -21,26 +21,26 @@ from dataclasses import replace
 from typing import Final
 
 from tzfs import failpoints, limits
-from tzfs.engine import reads
+from tzfs.engine import reads, slices
 from tzfs.engine.attributes import INLINE_VALUE_BYTES_MAX
 from tzfs.engine.chunks import CHUNK_INDEX_MAX
+from tzfs.engine.copying import stored_as, stored_raw
 from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.partial import PARTIAL, Partial, pack_partial, read_partial
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.settling import extent_charge
 from tzfs.engine.snapshots import KINDS, Snapshots
-from tzfs.engine.staging import Staging, with_slices
+from tzfs.engine.staging import Staging
 from tzfs.engine.txg import TxgCommitter
 from tzfs.engine.verify import Verifier
 from tzfs.engine.versions import Version
 from tzfs.errors import BadStream, InternalError
 from tzfs.format import keys, records, stream
-from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table
+from tzfs.format.keys import ROOT, DataId, Ino, Table
 from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, Snapshot
-from tzfs.format.slices import CODEC_RAW, Slice, pack_xattr
+from tzfs.format.slices import Slice, pack_slices, pack_xattr
 from tzfs.format.stream import Frame, How, Kind
-from tzfs.native import page_sums
 
 _KINDS: Final = frozenset(
     (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
@@ -372,7 +372,7 @@ class Receiver:
             return
         if value is not None and len(value) > INLINE_VALUE_BYTES_MAX:
             self._once(Table.XATTR, prefix)
-            self._stage(Table.XATTR, prefix, with_slices(Table.XATTR, (self._written_slice(value),)))
+            self._stage(Table.XATTR, prefix, pack_xattr(self._stored(value)))
         else:
             self._stage(Table.XATTR, prefix, None if value is None else pack_xattr(value))
 
@@ -390,7 +390,7 @@ class Receiver:
         prefix = keys.chunk(inode.data, index)
         if not self._staged(Table.CHUNK, prefix):
             self._once(Table.CHUNK, prefix)
-            self._stage(Table.CHUNK, prefix, with_slices(Table.CHUNK, (self._written_slice(payload),)))
+            self._stage(Table.CHUNK, prefix, pack_slices(self._stored(payload, compressed=True)))
         self._chunk = index + 1
 
     def _hole(self, inode: Inode, index: int) -> None:
@@ -406,22 +406,21 @@ class Receiver:
         if index << inode.chunk_shift >= inode.size or index < self._chunk:
             raise BadStream(f"chunk {index} of inode {inode.ino} of the stream is out of order or beyond its end")
 
-    def _written_slice(self, payload: bytes) -> Slice:
-        """The payload in an extent of its own, born with what is staged next, which must not fail."""
+    def _stored(self, payload: bytes, *, compressed: bool = False) -> tuple[Slice, ...]:
+        """The payload in an extent of its own, born with what is staged next, which must not fail; or for its record.
+
+        `compressed`: by the filesystem's own property, as what is written, whatever the sender's was.
+        """
         head, at, size = self._head, self._staging.epoch, len(payload)
         if head.room is not None:
             head.room(size + limits.PAGE_BYTES)
         self._committer.reserve(size + limits.PAGE_BYTES)
-        extent = head.payload.allocate(size)
-        head.flushed_bytes += extent_charge(size)
-        self._written += size
-        try:
-            head.payload.write([(extent, payload)])
-        except BaseException:
-            head.unused_extents.append((extent, size))
-            raise
-        head.versions.extents_born([((extent, Epoch(at)), size)])
-        return Slice(0, size, extent, Epoch(at), 0, size, size, CODEC_RAW, page_sums(payload))
+        made = stored_as(head, payload, at, alone=True) if compressed else stored_raw(head, payload, at)
+        stored = sum(extent_charge(s.stored_bytes) for s in made if not s.embedded)
+        head.flushed_bytes += stored
+        self._written += stored
+        head.versions.extents_born(slices.extents(made).items())
+        return made
 
 
 def _check_inode(inode: Inode) -> None:
