@@ -40,6 +40,47 @@ def test_where_the_space_of_a_filesystem_went(tzfs: CommandLine) -> None:
     assert tzfs.ok("get", "-H", "-p", "-o", "value", "written@b,ratio", "ws@a") == "-\n1.00\n"
 
 
+def test_what_compression_saves_is_told_mounted_and_not(workspace: Workspace) -> None:
+    """Written, snapshotted, overwritten, rolled back, cloned and flattened, received: by what lies on the disk."""
+    text, logical = (b"the same again and again\n" * 16_000)[: 3 << 17], "used,logicalused,refer,lrefer"
+    workspace.tzfs("set", "compression=zstd", "ws")
+
+    def asked(name: str) -> list[int]:
+        return [int(line) for line in workspace.tzfs("get", "-Hp", "-o", "value", logical, name).split()]
+
+    def ratios(name: str) -> list[float]:
+        said = workspace.tzfs("get", "-Hp", "-o", "value", "compressratio,refcompressratio", name)
+        return [float(line) for line in said.split()]
+
+    with workspace.mounted() as mnt:
+        (mnt / "noise").write_bytes(noise(1 << 17))
+        before = asked("ws")
+        assert before[0] == before[1]
+        assert ratios("ws") == [1.0, 1.0]
+        (mnt / "text").write_bytes(text)
+        workspace.tzfs("snapshot", "ws@a")
+        used, logical_used, refer, logical_refer = asked("ws")
+        assert 0 <= logical_used - before[1] - len(text) < 2000  # rows
+        assert used - before[0] < len(text) // 10
+        assert (used, logical_used) == (refer, logical_refer)
+        assert ratios("ws") == [logical_used * 100 // used / 100] * 2
+        (mnt / "text").write_bytes(noise(1 << 17, "other"))
+        now = asked("ws")
+        assert len(text) <= now[1] - now[3] < len(text) + 2000
+        assert ratios("ws")[0] > ratios("ws")[1] == 1.0
+        assert ratios("ws@a") == [logical_refer * 100 // refer / 100] * 2
+        workspace.tzfs("rollback", "ws@a")
+        assert (mnt / "text").read_bytes() == text
+        here = asked("ws"), ratios("ws"), ratios("ws@a")
+    assert (asked("ws"), ratios("ws"), ratios("ws@a")) == here
+    workspace.tzfs("clone", "ws@a", "clone")
+    workspace.tzfs("set", "compression=lz4", "clone")
+    assert asked("clone")[0] == asked("clone")[1]  # what is inherited is charged to its origin
+    workspace.tzfs("flatten", "clone")
+    assert asked("clone")[3] == logical_refer
+    assert ratios("clone")[1] > 1.5
+
+
 def test_list_o_space_is_zfs_shortcut(tzfs: CommandLine) -> None:
     tzfs.ok("create", "ws")
     tzfs.ok("snapshot", "ws@a")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.world import MemoryStores, World, generate, run
+from tests.engine.world import MemoryStores, Step, World, generate, run
 from tzfs.engine.accounting import Accounts, Cell, Sums
 from tzfs.engine.settling import extent_charge
 from tzfs.engine.staging import slices_of
@@ -114,8 +114,11 @@ def test_sums_are_what_their_definitions_say(things: list[Thing], snapshots: set
     agree(Sums(cells, shared, snapshots, epoch), Plain(things, list(snapshots), epoch))
 
 
-def recounted(txn: ReadTransaction) -> list[Thing]:
-    """Every version and every extent that the rows name, with its charge by its own length."""
+def recounted(txn: ReadTransaction, *, logical: bool = False) -> list[Thing]:
+    """Every version and every extent that the rows name, with its charge by its own length.
+
+    `logical`: by what its length would be were nothing compressed.
+    """
     deaths: dict[tuple[int, bytes, int], int] = {}
     extents: dict[int, dict[int, int]] = defaultdict(dict)
     for key, _ in txn.range(Table.DEAD, b""):
@@ -130,42 +133,51 @@ def recounted(txn: ReadTransaction) -> list[Thing]:
         for key, value in txn.range(table, b""):
             prefix, born = key[:-8], keys.birth_of(key)
             ended: int = deaths.get((table, prefix, born), LIVE)
-            things.append(Thing(0 if records.is_tombstone(value) else len(key) + len(value), ((born, ended),)))
+            size = 0 if records.is_tombstone(value) else len(key) + len(value)
             for s in slices_of(table, key, records.unseal(table, key, value)):
                 if s.embedded:
+                    size += s.raw_bytes - s.stored_bytes if logical else 0
                     continue
-                charges[s.extent] = extent_charge(s.stored_bytes)
+                charges[s.extent] = extent_charge(s.raw_bytes if logical else s.stored_bytes)
                 if ended == LIVE:
                     extents[s.extent][s.birth] = LIVE
-    return things + [Thing(charge_of(txn, x, charges), tuple(lives.items())) for x, lives in extents.items()]
+            things.append(Thing(size, ((born, ended),)))
+    for extent, lives in extents.items():
+        things.append(Thing(charge_of(txn, extent, charges, logical=logical), tuple(lives.items())))
+    return things
 
 
-def charge_of(txn: ReadTransaction, extent: int, named: dict[int, int]) -> int:
+def charge_of(txn: ReadTransaction, extent: int, named: dict[int, int], *, logical: bool) -> int:
     """By a version that names it; or, where only lifetimes are left whose versions are gone, by what these say."""
     if extent in named:
         return named[extent]
     value = txn.get(Table.SHARED, keys.shared(extent))
     if value is not None:
         key = keys.shared(extent)
-        return records.unpack_shared(key, records.unseal(Table.SHARED, key, value) or b"").charge
-    (charge,) = (
-        records.unpack_plain(Table.DEAD, key, records.unseal(Table.DEAD, key, value) or b"")[0]
+        shared = records.unpack_shared(key, records.unseal(Table.SHARED, key, value) or b"")
+        return shared.charge + (shared.saved if logical else 0)
+    (((charge,), saved),) = (
+        records.unpack_charged(Table.DEAD, key, records.unseal(Table.DEAD, key, value) or b"")
         for key, value in txn.range(Table.DEAD, b"")
         if keys.dead_parts(key)[2:] == (Table.EXTENT, keys.u64(extent))
     )
-    return charge
+    return charge + (saved if logical else 0)
 
 
-def check(world: World) -> None:
+def check(world: World) -> bool:
+    """Compares every figure with the recount; whether anything was compressed."""
     engine = world.engine
     txn = engine.meta.begin_read()
     try:
         snapshots = engine.snapshots()
         accounts = Accounts(txn, snapshots, engine.counters.epoch)
-        plain = Plain(recounted(txn), [s.epoch for s in snapshots.values()], engine.counters.epoch)
+        epochs: list[int] = [s.epoch for s in snapshots.values()]
+        plain = Plain(recounted(txn), epochs, engine.counters.epoch)
+        logical = Plain(recounted(txn, logical=True), epochs, engine.counters.epoch)
     finally:
         txn.close()
     agree(accounts.charged, plain)
+    agree(accounts.logical, logical)
     live = sum(t.charge for t in plain.things for _, death in t.lifetimes if death == LIVE)
     assert live == engine.counters.bytes  # twice what has two live lifetimes
     assert accounts.charged.freeing == engine.freeing()
@@ -174,17 +186,20 @@ def check(world: World) -> None:
         assert accounts.of(name).used == plain.used(snapshot.epoch)
         assert accounts.written_since(name) == plain.written_since(snapshot.epoch, plain.epoch)
     assert accounts.written_since("none") is None
+    return accounts.logical.used > accounts.charged.used
 
 
 @pytest.mark.parametrize("first", range(0, 120, 40))
 def test_after_any_history_every_figure_is_what_a_recount_of_the_rows_gives(first: int) -> None:
-    seen = 0
+    seen = compressed = 0
     for seed in range(first, first + 40):
         stores = MemoryStores()
-        world = run(generate(seed), stores, every=1000)
-        check(world)
+        begin: list[Step] = [("compression", 2, 3, 0, 0)] if seed % 2 else []  # zstd, large chunks
+        world = run(begin + generate(seed), stores, every=1000)
+        compressed += check(world)
         seen += len(world.model.snapshots)
     assert seen > 40  # the histories have snapshots
+    assert compressed > 10  # and what is compressed
 
 
 def test_logical_figures_have_what_compression_saved() -> None:

@@ -61,6 +61,7 @@ SLICES = (
 COMPRESSED = (Slice(0, 9000, keys.extent_id(2, 9), Epoch(3), 0, 131072, 30000, CODEC_ZSTD, bytes.fromhex("00112233")),)
 EMBEDDED = (Slice(0, 8000, *NOWHERE, 1000, 9000, 3, CODEC_LZ4, b"", b"abc"),)
 SHARED = Shared(8192, {Epoch(3): Epoch(5), Epoch(9): keys.LIVE})
+SHARED_SAVED = SHARED._replace(saved=4096)
 SNAPSHOT = Snapshot(Epoch(3), GUID, 1_700_000_000_000_000_000, 12, 2, 4096, {"agent:run": "7"}, {"keep": 5})
 BOOKMARK = Bookmark(Epoch(3), GUID, 1_700_000_000_000_000_000, 12)
 COUNTERS = Counters(Epoch(4), Txg(12), Ino(3), DataId(10), 3, 9, 2, 1, 1, 0, 0, 8192)
@@ -101,6 +102,11 @@ def _sample(table: Table, key: bytes, body: bytes, unpack: Callable[[bytes, byte
 
 def _numbers(table: Table, key: bytes, *fields: int) -> Sample:
     return Sample(table, key, seal(table, key, pack_plain(table, *fields)), _plain(table), fields)
+
+
+def _charged(table: Table, key: bytes, *fields: int, saved: int) -> Sample:
+    body = records.pack_charged(table, *fields, saved=saved)
+    return _sample(table, key, body, lambda key, body: records.unpack_charged(table, key, body), (fields, saved))
 
 
 def _raw(key: bytes, body: bytes) -> bytes:
@@ -158,11 +164,16 @@ SAMPLES = {
     "change": _sample(Table.CHANGE, keys.change(3, Table.INODE, keys.inode(2)), b"", _raw, b""),
     "dead": _numbers(Table.DEAD, keys.dead(4, 3, Table.INODE, keys.inode(2)), 111),
     "cell": _numbers(Table.CELL, keys.cell(keys.LIVE, 3), 2, 8303),
+    "dead, saved": _charged(Table.DEAD, keys.dead(4, 3, Table.EXTENT, keys.u64(_EXTENT)), 4096, saved=8192),
+    "cell, saved": _charged(Table.CELL, keys.cell(4, 3), 2, 8303, saved=8192),
     "orphan": _numbers(Table.ORPHAN, keys.orphan(2), 3),
     "reclaim": _numbers(Table.RECLAIM, keys.reclaim(8), 9, 1, 1 << 52, 3),
     "destroy": _numbers(Table.DESTROY, keys.destroy(8), -1, 3, 4),
     "punch": _numbers(Table.PUNCH, keys.punch(12, _EXTENT), 5000),
     "shared": _sample(Table.SHARED, keys.shared(_EXTENT), pack_shared(SHARED), records.unpack_shared, SHARED),
+    "shared, saved": _sample(
+        Table.SHARED, keys.shared(_EXTENT), pack_shared(SHARED_SAVED), records.unpack_shared, SHARED_SAVED
+    ),
     "segment": _numbers(Table.SEGMENT, keys.segment(2), 1, 8192, 36864),
     "snapshot": _sample(Table.SNAPSHOT, b"before", pack_snapshot(SNAPSHOT), records.unpack_snapshot, SNAPSHOT),
     "bookmark": _sample(Table.BOOKMARK, b"before", pack_bookmark(BOOKMARK), records.unpack_bookmark, BOOKMARK),

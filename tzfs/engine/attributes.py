@@ -28,7 +28,7 @@ from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, ExtentId, Table
 from tzfs.format.operations import Op
 from tzfs.format.records import FLAG_XATTR, Inode
-from tzfs.format.slices import CODEC_RAW, Slice, pack_xattr, unpack_xattr
+from tzfs.format.slices import CODEC_RAW, Sizes, Slice, pack_xattr, unpack_xattr
 from tzfs.native import page_sums
 from tzfs.store.interface import PayloadReader, ReadTransaction
 
@@ -289,7 +289,7 @@ class Attributes:
         versions.extents_died(_extents(old).items(), at, head.counters.txg)
 
 
-def _extents(value: Value | None) -> dict[tuple[ExtentId, Epoch], int]:
+def _extents(value: Value | None) -> dict[tuple[ExtentId, Epoch], Sizes]:
     """The lifetimes that a value names; an inherited one names none of ours."""
     if value is None or isinstance(value, bytes) or (value and foreign(value[0].extent)):
         return {}

@@ -97,7 +97,7 @@ class ContentRows:
                     self._publish_extents(chunk, at, born, died)
                 elif chunk.fresh:  # written at once, and nothing of before is kept: nearly always
                     s = chunk.slices[0]
-                    born.append(((s.extent, s.birth), s.stored_bytes))
+                    born.append(((s.extent, s.birth), (s.stored_bytes, s.raw_bytes)))
         for at, fresh_rows in made.items():
             versions.put_fresh(Table.CHUNK, fresh_rows, at)
         for at, changed_rows in changed.items():

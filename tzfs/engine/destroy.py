@@ -79,7 +79,7 @@ def _cells(
             else:
                 body = records.unseal(Table.CELL, key, value)
                 if body is not None:
-                    yield death, birth, records.unpack_plain(Table.CELL, key, body)[1]
+                    yield death, birth, records.unpack_charged(Table.CELL, key, body)[0][1]
                 continue
             break
         else:
@@ -284,11 +284,12 @@ class Destroyer:
         for key, value in found:
             death, birth, table, prefix = keys.dead_parts(key)
             body = records.unseal(Table.DEAD, key, value)
-            charge = records.unpack_plain(Table.DEAD, key, body or b"")[0]
+            (charge,), saved = records.unpack_charged(Table.DEAD, key, body or b"")
             if table is Table.EXTENT:
-                versions.dead_extent_freed(ExtentId(int.from_bytes(prefix, "big")), birth, death, charge, txg)
+                extent = ExtentId(int.from_bytes(prefix, "big"))
+                versions.dead_extent_freed(extent, birth, death, txg, charge=charge, saved=saved)
             else:
-                versions.dead_version_freed(table, prefix, birth, death, charge)
+                versions.dead_version_freed(table, prefix, birth, death, charge=charge, saved=saved)
                 rows.setdefault(table, []).append(prefix)
         versions.settle()
         for table, prefixes in rows.items():

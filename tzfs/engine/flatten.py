@@ -161,8 +161,8 @@ class Flatten:
         versions.extents_born(lifetimes.items())
         if first is not None:
             versions.bury(table, prefix, (Epoch(0), records.seal(table, prefix + keys.suffix(0), body)), first)
-            for (extent, birth), stored in lifetimes.items():
-                versions.extent_buried(extent, birth, stored, first)
+            for (extent, birth), sizes in lifetimes.items():
+                versions.extent_buried(extent, birth, sizes, first)
 
     def _finish(self) -> None:
         """The origin is let go, with the batch that was the last."""

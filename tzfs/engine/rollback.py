@@ -229,5 +229,5 @@ def changes_after(head: Head, epoch: int) -> int:
     for key, value in head.txn.range(Table.CELL, b""):
         body = records.unseal(Table.CELL, key, value)
         if body is not None and keys.cell_parts(key)[1] > epoch:
-            total += records.unpack_plain(Table.CELL, key, body)[0]
+            total += records.unpack_charged(Table.CELL, key, body)[0][0]
     return total

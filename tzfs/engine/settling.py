@@ -10,21 +10,26 @@ Nothing here knows why a row comes or goes: that is `engine.versions`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from tzfs.engine.shared import SharedExtents
 from tzfs.engine.totals import Totals
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, ExtentId, Table
+from tzfs.format.slices import Sizes
 from tzfs.limits import PAGE_BYTES
 from tzfs.store.interface import WriteTransaction
-
-_seal: Final = records.seal
 
 
 def extent_charge(stored_bytes: int) -> int:
     """What an extent costs: its bytes on disk, whole pages."""
     return (stored_bytes + PAGE_BYTES - 1) & -PAGE_BYTES
+
+
+def extent_costs(sizes: Sizes) -> tuple[int, int]:
+    """What an extent is charged, and what compression has saved of that."""
+    stored, raw = sizes
+    charge = (stored + PAGE_BYTES - 1) & -PAGE_BYTES
+    return charge, 0 if raw == stored else ((raw + PAGE_BYTES - 1) & -PAGE_BYTES) - charge
 
 
 class Settling:
@@ -39,11 +44,11 @@ class Settling:
         self._rows: dict[Table, list[tuple[bytes, bytes]]] = {}  # (key, body)
         self._tombstones: list[tuple[Table, bytes]] = []
         self._gone: dict[Table, list[bytes]] = {}
-        self._recharged: dict[bytes, int] = {}  # keys of `dead`: what they are charged from now on
+        self._recharged: dict[bytes, tuple[int, int]] = {}  # keys of `dead`: their charge and saved from now on
         self._holes: list[tuple[int, int, int]] = []  # (txg, extent, bytes) to be given back
-        self._cells: dict[tuple[int, int], list[int]] = {}
+        self._cells: dict[tuple[int, int], list[int]] = {}  # by death and birth: number, charge, saved
         self._segments: dict[int, list[int]] = {}
-        self._totals = Totals(drift)
+        self.totals = Totals(drift)
 
     def begin(self, txn: WriteTransaction) -> None:
         """Works in `txn` from now on; what was not settled in the one before is forgotten."""
@@ -70,20 +75,23 @@ class Settling:
             keys_gone = self._gone[table] = []
         keys_gone.append(key)
 
-    def _dead(self, death: int, birth: int, table: Table, prefix: bytes, charge: int) -> None:
+    def _dead(self, death: int, birth: int, table: Table, prefix: bytes, charge: int, saved: int) -> None:
         key = keys.dead(death, birth, table, prefix)
-        self._row(Table.DEAD, key, records.pack_plain(Table.DEAD, charge))
+        body = records.pack_plain(Table.DEAD, charge)
+        self._row(Table.DEAD, key, records.pack_charged(Table.DEAD, charge, saved=saved) if saved else body)
 
-    def _count(self, death: int, birth: int, count: int, size: int) -> None:
+    def _count(self, death: int, birth: int, count: int, size: int, saved: int = 0) -> None:
+        """So many more in a cell, charged `size` bytes more, of which compression has saved `saved` more."""
         self.charged_bytes += size
         if death == LIVE:
             self.live_bytes_delta += size
         cell = self._cells.get((death, birth))
         if cell is None:
-            self._cells[death, birth] = [count, size]
+            self._cells[death, birth] = [count, size, saved]
         else:
             cell[0] += count
             cell[1] += size
+            cell[2] += saved
 
     def use(self, extent: int, extent_bytes: int, count: int, size: int) -> None:
         use = self._segments.setdefault(extent >> 32, [0, 0, 0])
@@ -113,7 +121,7 @@ class Settling:
     @property
     def unsettled_bytes(self) -> int:
         """What `settle` would add to all cells together."""
-        return sum(size for _, size in self._cells.values())
+        return sum(size for _, size, _ in self._cells.values())
 
     def settle(self) -> None:
         """Deletes and writes the rows collected so far, in key order; brings cells and segment counters up to date."""
@@ -127,16 +135,17 @@ class Settling:
             rows.sort()
             self.txn.put_many(table, records.seal_many(table, rows))
         self._rows.clear()
-        for key, charge in sorted(self._recharged.items()):
-            self.txn.put(Table.DEAD, key, _seal(Table.DEAD, key, records.pack_plain(Table.DEAD, charge)))
+        for key, (charge, saved) in sorted(self._recharged.items()):
+            body = records.pack_charged(Table.DEAD, charge, saved=saved)
+            self.txn.put(Table.DEAD, key, records.seal(Table.DEAD, key, body))
         self._recharged.clear()
         self.shared.settle()
         for table, key in self._tombstones:
             self.txn.put(table, key, records.tombstone(table, key))
         self._tombstones.clear()
-        for (death, birth), (count, size) in sorted(self._cells.items()):
-            self._totals.add(self.txn, Table.CELL, keys.cell(death, birth), count, size)
+        for (death, birth), (count, size, saved) in sorted(self._cells.items()):
+            self.totals.add_to_cell(self.txn, keys.cell(death, birth), count, size, saved)
         self._cells.clear()
         for segment, (count, size, end) in sorted(self._segments.items()):
-            self._totals.add(self.txn, Table.SEGMENT, keys.segment(segment), count, size, end)
+            self.totals.add_to_segment(self.txn, keys.segment(segment), count, size, end)
         self._segments.clear()

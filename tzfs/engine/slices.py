@@ -7,7 +7,7 @@ the newest version names it.  The page sums of a slice follow its bounds, so tha
 from __future__ import annotations
 
 from tzfs.format.keys import Epoch, ExtentId
-from tzfs.format.slices import CODEC_RAW, Slice
+from tzfs.format.slices import CODEC_RAW, Sizes, Slice
 from tzfs.limits import PAGE_BYTES, SLICES_MAX
 
 Slices = tuple[Slice, ...]
@@ -50,9 +50,9 @@ def insert(slices: Slices, new: Slice) -> Slices:
     return tuple(out)
 
 
-def extents(slices: Slices) -> dict[tuple[ExtentId, Epoch], int]:
-    """The extent lifetimes that the slices name, with the stored bytes of each."""
-    return {(s.extent, s.birth): s.stored_bytes for s in slices if not s.embedded}
+def extents(slices: Slices) -> dict[tuple[ExtentId, Epoch], Sizes]:
+    """The extent lifetimes that the slices name, with the sizes of each."""
+    return {(s.extent, s.birth): (s.stored_bytes, s.raw_bytes) for s in slices if not s.embedded}
 
 
 def fragmented(slices: Slices, spans: int) -> bool:
@@ -68,5 +68,5 @@ def fragmented(slices: Slices, spans: int) -> bool:
     if len(slices) + spans > SLICES_MAX:
         return True
     live = sum(s.length for s in slices)
-    held = sum((stored + PAGE_BYTES - 1) & -PAGE_BYTES for stored in extents(slices).values())
+    held = sum((stored + PAGE_BYTES - 1) & -PAGE_BYTES for stored, _ in extents(slices).values())
     return held > 2 * live

@@ -35,7 +35,7 @@ from tzfs.errors import CorruptionError, InternalError
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.format.records import Destroy
-from tzfs.format.slices import Slice, pack_slices, pack_xattr, unpack_slices, unpack_xattr
+from tzfs.format.slices import Sizes, Slice, pack_slices, pack_xattr, unpack_slices, unpack_xattr
 from tzfs.format.superblock import SHARED_EXTENTS, STAGING
 from tzfs.store.interface import ReadTransaction
 
@@ -152,12 +152,12 @@ class Staging:
             return
         versions.bury(table, prefix, old, at)
         kept = slices.extents(slices_of(table, prefix, body)) if table in (Table.CHUNK, Table.XATTR) else {}
-        for (extent, birth), stored in named.items():
+        for (extent, birth), sizes in named.items():
             if (extent, birth) not in kept:
-                versions.extent_buried(extent, birth, stored, at)
+                versions.extent_buried(extent, birth, sizes, at)
 
     @staticmethod
-    def _named(table: Table, prefix: bytes, version: Version) -> dict[tuple[ExtentId, Epoch], int]:
+    def _named(table: Table, prefix: bytes, version: Version) -> dict[tuple[ExtentId, Epoch], Sizes]:
         """The lifetimes that a stored version names."""
         if table not in (Table.CHUNK, Table.XATTR):
             return {}
@@ -187,9 +187,9 @@ class Staging:
                 revived.append((s, LIVE if shared is not None else self._death(source, s)))
                 births[s.extent] = (s.extent, at)
         for s, death in revived:
-            versions.extent_revived(s.extent, at, s.stored_bytes, birth=s.birth, death=death)
+            versions.extent_revived(s.extent, at, (s.stored_bytes, s.raw_bytes), birth=s.birth, death=death)
             self._mark_shared()
-        versions.extents_born([(births[s.extent], s.stored_bytes) for s in copied])
+        versions.extents_born([(births[s.extent], (s.stored_bytes, s.raw_bytes)) for s in copied])
         out = []
         for s in found:
             if s.embedded:
@@ -318,15 +318,15 @@ class Staging:
         if staged is None or staged[0] != at:
             raise CorruptionError(f"a row of change at {at} has no version in {table.name.lower()}")
         named = self._named(table, prefix, staged)
-        for (extent, birth), stored in named.items():
+        for (extent, birth), sizes in named.items():
             if birth == at:
-                head.versions.live_extent_freed(extent, birth, stored, head.counters.txg)
+                head.versions.live_extent_freed(extent, birth, sizes, head.counters.txg)
         old = head.txn.seek(table, prefix, at - 1)
         if old is not None:
             head.versions.unbury(table, prefix, old, at)
-            for (extent, birth), stored in self._named(table, prefix, old).items():
+            for (extent, birth), sizes in self._named(table, prefix, old).items():
                 if (extent, birth) not in named:
-                    head.versions.extent_unburied(extent, birth, stored, at)
+                    head.versions.extent_unburied(extent, birth, sizes, at)
         head.versions.free_live(table, prefix, staged)
 
 

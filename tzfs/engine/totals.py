@@ -16,35 +16,50 @@ REMEMBERED_MAX: Final = 256
 
 
 class Totals:
-    """`drift` is told of a number that would have become negative: (what, by how much)."""
+    """`drift` is told of a number that would have become negative: (what, by how much).
+
+    `saved_known`: the cells have all that compression has saved, and not only what this tzfs has added to them.
+    """
 
     def __init__(self, drift: Callable[[str, int], None]) -> None:
         self._drift = drift
-        self._known: dict[tuple[Table, bytes], tuple[int, ...] | None] = {}
+        self.saved_known = True
+        self._known: dict[tuple[Table, bytes], tuple[int, int, int] | None] = {}
 
-    def add(self, txn: WriteTransaction, table: Table, key: bytes, count: int, size: int, *end: int) -> None:
-        """A counter row plus (count, size); its end, if it has one, grows to `end`.
-
-        A counter below zero stays at zero, and the difference is reported as drift.  A cell at zero goes.
-        """
-        old = self._known[table, key] if (table, key) in self._known else self._read(txn, table, key)
+    def add_to_cell(self, txn: WriteTransaction, key: bytes, number: int, charge: int, saved: int) -> None:
+        """A cell plus these.  One below zero stays at zero, and the difference is drift.  A cell at zero goes."""
+        old = self._row(txn, Table.CELL, key)
         if old is not None:
-            count += old[0]
-            size += old[1]
-            end = tuple(map(max, end, old[2:]))
-        if count < 0 or size < 0:
-            self._drift(f"{table.name.lower()} {key.hex()}", min(count, size))
-            count, size = max(count, 0), max(size, 0)
-        if table is Table.CELL and count == 0 and size == 0:
-            self._known[table, key] = None
+            number, charge, saved = number + old[0], charge + old[1], saved + old[2]
+        if number < 0 or charge < 0 or (saved < 0 and self.saved_known):
+            self._drift(f"cell {key.hex()}", min(number, charge, saved))
+            number, charge = max(number, 0), max(charge, 0)
+        if number == 0 and charge == 0:
+            self._known[Table.CELL, key] = None
             if old is not None:
-                txn.delete(table, key)
+                txn.delete(Table.CELL, key)
             return
-        self._known[table, key] = (count, size, *end)
-        txn.put(table, key, records.seal(table, key, records.pack_plain(table, count, size, *end)))
+        saved = max(saved, 0)
+        self._known[Table.CELL, key] = (number, charge, saved)
+        body = records.pack_charged(Table.CELL, number, charge, saved=saved)
+        txn.put(Table.CELL, key, records.seal(Table.CELL, key, body))
 
-    def _read(self, txn: WriteTransaction, table: Table, key: bytes) -> tuple[int, ...] | None:
-        """A counter's row; the few that the last settlings changed are remembered."""
+    def add_to_segment(self, txn: WriteTransaction, key: bytes, extents: int, size: int, end: int) -> None:
+        """A segment's use plus these; it ends at `end`, or further on.  One below zero as in a cell."""
+        old = self._row(txn, Table.SEGMENT, key)
+        if old is not None:
+            extents, size, end = extents + old[0], size + old[1], max(end, old[2])
+        if extents < 0 or size < 0:
+            self._drift(f"segment {key.hex()}", min(extents, size))
+            extents, size = max(extents, 0), max(size, 0)
+        self._known[Table.SEGMENT, key] = (extents, size, end)
+        body = records.pack_plain(Table.SEGMENT, extents, size, end)
+        txn.put(Table.SEGMENT, key, records.seal(Table.SEGMENT, key, body))
+
+    def _row(self, txn: WriteTransaction, table: Table, key: bytes) -> tuple[int, int, int] | None:
+        """What a row says; the few that the last settlings changed are remembered."""
+        if (table, key) in self._known:
+            return self._known[table, key]
         if len(self._known) > REMEMBERED_MAX:
             self._known.clear()
         value = txn.get(table, key)
@@ -53,4 +68,8 @@ class Totals:
         body = records.unseal(table, key, value)
         if body is None:
             raise records.damaged(table, key, "a tombstone in a table without versions")
-        return tuple(records.unpack_plain(table, key, body))
+        if table is Table.CELL:
+            (number, charge), saved = records.unpack_charged(table, key, body)
+            return number, charge, saved
+        extents, size, end = records.unpack_plain(table, key, body)
+        return extents, size, end

@@ -32,7 +32,7 @@ from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, pack_counters
 from tzfs.format.keys import Table, Txg
 from tzfs.format.operations import pack_operations
-from tzfs.format.superblock import CODECS, SUPERBLOCK_KEY, Superblock, pack_superblock
+from tzfs.format.superblock import CODECS, SAVED, SUPERBLOCK_KEY, Superblock, pack_superblock
 from tzfs.store.interface import Compaction, RedoStore
 
 failpoints.declare("commit.log", "an fsync is about to put operations into the redo log")
@@ -62,6 +62,7 @@ class TxgCommitter:
         self._entries, self._attributes = entries, attributes
         self.superblock = superblock
         self._superblock = pack_superblock(superblock)
+        head.versions.totals.saved_known = superblock.saved_known
         self._redo = redo
         self._orphan_rows = set(head.orphans)  # those that the tables have
         self._base = head.meta.commit_number
@@ -310,7 +311,7 @@ class TxgCommitter:
         self._entries.publish()
         self._attributes.publish()
         if head.compressed and not self.superblock.has(CODECS):
-            self.put_superblock(self.superblock.with_features([CODECS]))
+            self.put_superblock(self.superblock.with_features([CODECS, SAVED]))
         self._rows.publish()
         buried: dict[int, list[bytes]] = {}
         for ino in sorted(head.buried):

@@ -10,6 +10,8 @@ and their charged bytes by (death, birth), with death `LIVE` for what lives; wha
 cells.  Extents have lifetimes of their own, (extent, birth), that are buried and freed by the same rules.
 
 Charge: a version costs the length of its stored key and value, a tombstone nothing, an extent its bytes on disk.
+Saved: by how much less that is than it would be were nothing compressed; it goes where the charge goes.  Of versions
+only a chunk whose payload lies in its record has any, so nothing is looked at in other tables.
 
 Rows are collected, and deleted and written in key order by `settle` (`engine.settling`); until then the store does not
 show it.  A caller therefore changes each key at most once between two calls of it.  Nothing here reads or buffers
@@ -23,17 +25,19 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Final
 
-from tzfs.engine.settling import Settling, extent_charge
+from tzfs.engine.settling import Settling, extent_costs
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
-from tzfs.format.records import Shared
+from tzfs.format.records import ENVELOPE_BYTES, Shared
+from tzfs.format.slices import EMBEDDED_MARK, Sizes, embedded_saved
 from tzfs.limits import PAGE_BYTES
 
+_CHUNK: Final = Table.CHUNK
 _change_key: Final = keys.change
 _suffix: Final = keys.suffix
 
 Version = tuple[Epoch, bytes]  # a row's birth, and its value as stored
-Lifetime = tuple[tuple[ExtentId, Epoch], int]  # an extent, from when it is referenced, and its stored bytes
+Lifetime = tuple[tuple[ExtentId, Epoch], Sizes]  # an extent, from when it is referenced, and its sizes
 
 
 class _Unknown(Enum):
@@ -79,17 +83,20 @@ class Versions(Settling):
         `fresh`: it is known to have no version.  `old`: what `seek` would find now, for a caller who knows.
         """
         key = prefix + _suffix(at)
-        charge = len(key) + records.ENVELOPE_BYTES + len(body)
+        charge = len(key) + ENVELOPE_BYTES + len(body)
+        saved = embedded_saved(body) if table is _CHUNK else 0
         if fresh:
             old = None
         elif old is UNKNOWN:
             old = self.txn.seek(table, prefix, at)
         self._row(table, key, body)
         if old is not None and old[0] == at:
-            self._count(LIVE, at, 0, charge - _charge(prefix, old[1]))
+            if table is _CHUNK:
+                saved -= embedded_saved(old[1], ENVELOPE_BYTES)
+            self._count(LIVE, at, 0, charge - _charge(prefix, old[1]), saved)
             return
         self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
-        self._count(LIVE, at, 1, charge)
+        self._count(LIVE, at, 1, charge, saved)
         if old is not None:
             self._kill(table, prefix, old, at)
 
@@ -104,7 +111,7 @@ class Versions(Settling):
         """`put` of each (prefix, body), which ascend: one pass over the table; what is replaced takes half.
 
         `olds`: what `seek` would find."""
-        end, replaced, grown = _suffix(at), self._rows.setdefault(table, []), 0
+        end, replaced, grown, saved = _suffix(at), self._rows.setdefault(table, []), 0, 0
         if olds is None:
             olds = self.txn.seek_many(table, [prefix for prefix, _ in rows], at)
         for (prefix, body), old in zip(rows, olds, strict=True):
@@ -112,9 +119,11 @@ class Versions(Settling):
                 self.put(table, prefix, body, at, old=old)
             else:
                 replaced.append((prefix + end, body))
-                grown += records.ENVELOPE_BYTES + len(body) - len(old[1])
-        if grown:
-            self._count(LIVE, at, 0, grown)
+                grown += ENVELOPE_BYTES + len(body) - len(old[1])
+                if table is _CHUNK and EMBEDDED_MARK in (body[:1], old[1][ENVELOPE_BYTES : ENVELOPE_BYTES + 1]):
+                    saved += embedded_saved(body) - embedded_saved(old[1], ENVELOPE_BYTES)
+        if grown or saved:
+            self._count(LIVE, at, 0, grown, saved)
 
     def put_fresh(self, table: Table, rows: Sequence[tuple[bytes, bytes]], at: int) -> None:
         """`put` of each (prefix, body), all of which are known to have no version: a third of its cost."""
@@ -122,8 +131,11 @@ class Versions(Settling):
             end, begin = _suffix(at), _change_key(at, table, b"")
             self._rows.setdefault(table, []).extend([(prefix + end, body) for prefix, body in rows])
             self._rows.setdefault(Table.CHANGE, []).extend([(begin + prefix, b"") for prefix, _ in rows])
-            charge = sum([len(prefix) + len(body) for prefix, body in rows]) + len(rows) * (8 + records.ENVELOPE_BYTES)
-            self._count(LIVE, at, len(rows), charge)
+            charge = sum([len(prefix) + len(body) for prefix, body in rows]) + len(rows) * (8 + ENVELOPE_BYTES)
+            saved = 0
+            if table is _CHUNK:
+                saved = sum([embedded_saved(body) for _, body in rows if body[:1] == EMBEDDED_MARK])
+            self._count(LIVE, at, len(rows), charge, saved)
 
     def remove(self, table: Table, prefix: bytes, at: int, *, old: Version | _Unknown | None = UNKNOWN) -> None:
         """Makes `prefix` absent from epoch `at` on: a tombstone, or no row at all where none is needed.  `old`: as for
@@ -170,7 +182,7 @@ class Versions(Settling):
                 self.remove(table, prefix, at, old=old)
             return
         gone, changes = self._gone.setdefault(table, []), self._gone.setdefault(Table.CHANGE, [])
-        births: dict[int, tuple[bytes, bytes, list[int]] | None] = {}  # end of key, begin of change key, [count, bytes]
+        births: dict[int, tuple[bytes, bytes, list[int]] | None] = {}  # end of key, begin of change key, sums
         for prefix, old in zip(prefixes, olds, strict=True):
             if old is None:
                 continue
@@ -178,7 +190,7 @@ class Versions(Settling):
             if birth not in births:
                 kept = birth != at and self.seen(birth, at)
                 plain = not kept and not self._may_have_older(birth) and not self._bookmarked(at)
-                births[birth] = (_suffix(birth), _change_key(birth, table, b""), [0, 0]) if plain else None
+                births[birth] = (_suffix(birth), _change_key(birth, table, b""), [0, 0, 0]) if plain else None
             known = births[birth]
             if known is None or records.is_tombstone(value):
                 self.remove(table, prefix, at, old=old)
@@ -188,9 +200,12 @@ class Versions(Settling):
             changes.append(begin + prefix)
             total[0] += 1
             total[1] += len(prefix) + 8 + len(value)
+            if table is _CHUNK and value[ENVELOPE_BYTES : ENVELOPE_BYTES + 1] == EMBEDDED_MARK:
+                total[2] += embedded_saved(value, ENVELOPE_BYTES)
         for born, known in births.items():
             if known is not None:
-                self._count(LIVE, born, -known[2][0], -known[2][1])
+                count, size, saved = known[2]
+                self._count(LIVE, born, -count, -size, -saved)
 
     def _kill(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
         if self.seen(old[0], at):
@@ -202,20 +217,24 @@ class Versions(Settling):
         """The live version `old` goes on the deadlist, whether or not a snapshot sees it."""
         birth, value = old
         charge = _charge(prefix, value)
-        self._count(LIVE, birth, -1, -charge)
-        self._count(at, birth, 1, charge)
-        self._dead(at, birth, table, prefix, charge)
+        saved = embedded_saved(value, ENVELOPE_BYTES) if table is _CHUNK else 0
+        self._count(LIVE, birth, -1, -charge, -saved)
+        self._count(at, birth, 1, charge, saved)
+        self._dead(at, birth, table, prefix, charge, saved)
 
     def _free(self, table: Table, prefix: bytes, old: Version) -> None:
         birth, value = old
-        charge = _charge(prefix, value)
-        self._count(LIVE, birth, -1, -charge)
+        saved = embedded_saved(value, ENVELOPE_BYTES) if table is _CHUNK else 0
+        self._count(LIVE, birth, -1, -_charge(prefix, value), -saved)
         self._delete(table, prefix + _suffix(birth))
         self._delete(Table.CHANGE, _change_key(birth, table, prefix))
 
-    def dead_version_freed(self, table: Table, prefix: bytes, birth: int, death: int, charge: int) -> None:
-        """A version on the deadlist goes for good; `charge` is what its dead row says.  `collect` comes after."""
-        self._count(death, birth, -1, -charge)
+    def dead_version_freed(
+        self, table: Table, prefix: bytes, birth: int, death: int, *, charge: int, saved: int
+    ) -> None:
+        """A version on the deadlist goes for good; `charge` and `saved` are what its dead row says.  `collect` comes
+        after."""
+        self._count(death, birth, -1, -charge, -saved)
         self._delete(Table.DEAD, keys.dead(death, birth, table, prefix))
         self._delete(table, prefix + _suffix(birth))
         self._delete(Table.CHANGE, _change_key(birth, table, prefix))
@@ -253,35 +272,39 @@ class Versions(Settling):
         """Extents are referenced for the first time, by versions born at the birth of each."""
         totals: dict[int, list[int]] = {}
         segments = self._segments
-        for (extent, birth), stored_bytes in lifetimes:
-            charge = (stored_bytes + PAGE_BYTES - 1) & -PAGE_BYTES
-            total = totals.setdefault(birth, [0, 0])
+        for (extent, birth), (stored, raw) in lifetimes:
+            charge = (stored + PAGE_BYTES - 1) & -PAGE_BYTES
+            total = totals.setdefault(birth, [0, 0, 0])
             total[0] += 1
             total[1] += charge
+            if raw != stored:
+                total[2] += ((raw + PAGE_BYTES - 1) & -PAGE_BYTES) - charge
             use = segments.setdefault(extent >> 32, [0, 0, 0])
             use[0] += 1
             use[1] += charge
             use[2] = max(use[2], keys.extent_offset(extent) + charge)
-        for born, (count, size) in totals.items():
-            self._count(LIVE, born, count, size)
+        for born, (count, size, saved) in totals.items():
+            self._count(LIVE, born, count, size, saved)
 
     def extents_died(self, lifetimes: Iterable[Lifetime], at: int, txg: int) -> None:
         """The newest versions of their chunks do not name them any more."""
-        plain: dict[int, list[int] | None] = {}  # by birth: count and bytes of those that nothing sees or shares
+        plain: dict[int, list[int] | None] = {}  # by birth: sums of those that nothing sees or shares
         segments, holes = self._segments, self._holes
-        for (extent, birth), stored_bytes in lifetimes:
+        for (extent, birth), (stored, raw) in lifetimes:
             if birth not in plain:
-                plain[birth] = None if self.shared.any or self.seen(birth, at) else [0, 0]
+                plain[birth] = None if self.shared.any or self.seen(birth, at) else [0, 0, 0]
             total = plain[birth]
             if total is None:
                 if self.seen(birth, at):
-                    self.extent_buried(extent, birth, stored_bytes, at)
+                    self.extent_buried(extent, birth, (stored, raw), at)
                 else:
-                    self.live_extent_freed(extent, birth, stored_bytes, txg)
+                    self.live_extent_freed(extent, birth, (stored, raw), txg)
                 continue
-            charge = (stored_bytes + PAGE_BYTES - 1) & -PAGE_BYTES
+            charge = (stored + PAGE_BYTES - 1) & -PAGE_BYTES
             total[0] += 1
             total[1] += charge
+            if raw != stored:
+                total[2] += ((raw + PAGE_BYTES - 1) & -PAGE_BYTES) - charge
             use = segments.setdefault(extent >> 32, [0, 0, 0])
             use[0] -= 1
             use[1] -= charge
@@ -289,24 +312,24 @@ class Versions(Settling):
             holes.append((txg, extent, charge))
         for born, total in plain.items():
             if total is not None:
-                self._count(LIVE, born, -total[0], -total[1])
+                self._count(LIVE, born, -total[0], -total[1], -total[2])
 
-    def extent_buried(self, extent: int, birth: int, stored_bytes: int, at: int) -> None:
+    def extent_buried(self, extent: int, birth: int, sizes: Sizes, at: int) -> None:
         """A live lifetime goes on the deadlist, whether or not a snapshot sees it."""
-        charge = extent_charge(stored_bytes)
-        self._count(LIVE, birth, -1, -charge)
+        charge, saved = extent_costs(sizes)
+        self._count(LIVE, birth, -1, -charge, -saved)
         shared = self.shared.get(extent)
         if shared is not None:
             self._shared_with(extent, shared, birth, at)
-            charge = 0
-        self._count(at, birth, 1, charge)
-        self._dead(at, birth, Table.EXTENT, keys.u64(extent), charge)
+            charge = saved = 0
+        self._count(at, birth, 1, charge, saved)
+        self._dead(at, birth, Table.EXTENT, keys.u64(extent), charge, saved)
 
-    def dead_extent_freed(self, extent: ExtentId, birth: int, death: int, charge: int, txg: int) -> None:
-        """A lifetime on the deadlist goes for good; `charge` is what its dead row says in the tables."""
+    def dead_extent_freed(self, extent: ExtentId, birth: int, death: int, txg: int, *, charge: int, saved: int) -> None:
+        """A lifetime on the deadlist goes for good; `charge` and `saved` are what its dead row says in the tables."""
         key = keys.dead(death, birth, Table.EXTENT, keys.u64(extent))
-        charge = self._recharged.pop(key, charge)
-        self._count(death, birth, -1, -charge)
+        charge, saved = self._recharged.pop(key, (charge, saved))
+        self._count(death, birth, -1, -charge, -saved)
         self._delete(Table.DEAD, key)
         self._lifetime_ended(extent, birth, charge, txg)
 
@@ -324,42 +347,44 @@ class Versions(Settling):
         self.shared.put(extent, None)
         ((born, died),) = left.items()
         if died != LIVE:
-            self._recharge(extent, born, died, shared.charge)
+            self._recharge(extent, born, died, shared.charge, shared.saved)
 
     def _shared_with(self, extent: int, shared: Shared, birth: int, death: int) -> None:
         lifetimes = {**shared.lifetimes, Epoch(birth): Epoch(death)}
         self.shared.put(extent, shared._replace(lifetimes=lifetimes))
 
-    def _recharge(self, extent: int, birth: int, death: int, by: int) -> None:
+    def _recharge(self, extent: int, birth: int, death: int, by: int, saved: int) -> None:
         """The last lifetime, dead, carries the bytes of its extent from now on, or (`by` below 0) does not any more."""
-        self._count(death, birth, 0, by)
-        self._recharged[keys.dead(death, birth, Table.EXTENT, keys.u64(extent))] = max(by, 0)
+        self._count(death, birth, 0, by, saved)
+        self._recharged[keys.dead(death, birth, Table.EXTENT, keys.u64(extent))] = max(by, 0), max(saved, 0)
 
-    def extent_revived(self, extent: int, at: int, stored_bytes: int, *, birth: int, death: int) -> None:
+    def extent_revived(self, extent: int, at: int, sizes: Sizes, *, birth: int, death: int) -> None:
         """A lifetime more, born at `at`, of an extent whose lifetime from `birth` to `death` is known.
 
         The caller has seen to it that there is room for one: `shared.LIFETIMES_MAX`.
         """
-        charge = extent_charge(stored_bytes)
+        charge, saved = extent_costs(sizes)
         shared = self.shared.get(extent)
         if shared is None:
-            shared = Shared(charge, {Epoch(birth): Epoch(death)})
+            shared = Shared(charge, {Epoch(birth): Epoch(death)}, saved)
             if death != LIVE:
-                self._recharge(extent, birth, death, -charge)
+                self._recharge(extent, birth, death, -charge, -saved)
         self._shared_with(extent, shared, at, LIVE)
-        self._count(LIVE, at, 1, charge)
+        self._count(LIVE, at, 1, charge, saved)
 
     # -- taking back what was staged -------------------------------------------------------------------------------
 
     def insert(self, table: Table, prefix: bytes, body: bytes | None, at: int) -> None:
         """A version (None: a tombstone) born at `at`, above all others of `prefix`, which stay as they are."""
         key = prefix + _suffix(at)
+        self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
         if body is None:
             self._tombstones.append((table, key))
-        else:
-            self._row(table, key, body)
-        self._row(Table.CHANGE, _change_key(at, table, prefix), b"")
-        self._count(LIVE, at, 1, 0 if body is None else len(key) + records.ENVELOPE_BYTES + len(body))
+            self._count(LIVE, at, 1, 0)
+            return
+        self._row(table, key, body)
+        saved = embedded_saved(body) if table is _CHUNK else 0
+        self._count(LIVE, at, 1, len(key) + ENVELOPE_BYTES + len(body), saved)
 
     def free_live(self, table: Table, prefix: bytes, old: Version) -> None:
         """The live version `old` goes for good; what becomes the newest is the caller's to revive."""
@@ -369,24 +394,27 @@ class Versions(Settling):
         """The dead version `old` lives again."""
         birth, value = old
         charge = _charge(prefix, value)
-        self._count(death, birth, -1, -charge)
+        saved = embedded_saved(value, ENVELOPE_BYTES) if table is _CHUNK else 0
+        self._count(death, birth, -1, -charge, -saved)
         self._delete(Table.DEAD, keys.dead(death, birth, table, prefix))
-        self._count(LIVE, birth, 1, charge)
+        self._count(LIVE, birth, 1, charge, saved)
 
-    def live_extent_freed(self, extent: ExtentId, birth: int, stored_bytes: int, txg: int) -> None:
+    def live_extent_freed(self, extent: ExtentId, birth: int, sizes: Sizes, txg: int) -> None:
         """A live lifetime goes for good."""
-        charge = extent_charge(stored_bytes)
-        self._count(LIVE, birth, -1, -charge)
+        charge, saved = extent_costs(sizes)
+        self._count(LIVE, birth, -1, -charge, -saved)
         self._lifetime_ended(extent, birth, charge, txg)
 
-    def extent_unburied(self, extent: int, birth: int, stored_bytes: int, death: int) -> None:
+    def extent_unburied(self, extent: int, birth: int, sizes: Sizes, death: int) -> None:
         """The dead lifetime lives again."""
-        charge = extent_charge(stored_bytes)
+        charge, saved = extent_costs(sizes)
         shared = self.shared.get(extent)
         if shared is not None:
             self._shared_with(extent, shared, birth, LIVE)
-        self._count(death, birth, -1, 0 if shared is not None else -charge)
+            self._count(death, birth, -1, 0)
+        else:
+            self._count(death, birth, -1, -charge, -saved)
         key = keys.dead(death, birth, Table.EXTENT, keys.u64(extent))
         self._recharged.pop(key, None)
         self._delete(Table.DEAD, key)
-        self._count(LIVE, birth, 1, charge)
+        self._count(LIVE, birth, 1, charge, saved)

@@ -214,10 +214,12 @@ class Destroy(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """How many versions and extent lifetimes share one (death, birth), and the bytes charged to them."""
+    """How many versions and extent lifetimes share one (death, birth), the bytes charged to them, and what compression
+    has saved of these."""
 
     number: int
     bytes: int
+    saved: int = 0
 
 
 class SegmentUse(NamedTuple):
@@ -264,14 +266,15 @@ def pack_charged(table: Table, *fields: int, saved: int) -> bytes:
 
 def unpack_charged(table: Table, key: bytes, body: bytes) -> tuple[tuple[int, ...], int]:
     """The fields of a cell or dead row, and what compression has saved of its charge."""
-    plain = _PLAIN[table].size
-    saved = 0
-    if len(body) == plain + _SAVED.size:
-        (saved,) = _SAVED.unpack_from(body, plain)
-        if not saved:
-            raise damaged(table, key, "it says that nothing is saved, which goes without saying")
-        body = body[:plain]
-    return unpack_plain(table, key, body), saved
+    plain = _PLAIN[table]
+    if len(body) == plain.size:
+        return plain.unpack(body), 0
+    if len(body) != plain.size + _SAVED.size:
+        raise damaged(table, key, "wrong length")
+    (saved,) = _SAVED.unpack_from(body, plain.size)
+    if not saved:
+        raise damaged(table, key, "it says that nothing is saved, which goes without saying")
+    return plain.unpack_from(body), saved
 
 
 class Shared(NamedTuple):

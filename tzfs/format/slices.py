@@ -18,6 +18,7 @@ CODEC_LZ4: Final = 1
 CODEC_ZSTD: Final = 2
 CODECS: Final = (CODEC_RAW, CODEC_LZ4, CODEC_ZSTD)  # those that this tzfs knows
 EMBEDDED_KIND: Final = 128  # the first byte of a chunk whose payload is in the record itself
+EMBEDDED_MARK: Final = bytes((EMBEDDED_KIND,))
 NOWHERE: Final = (ExtentId(0), Epoch(0))  # extent and birth of a slice that is in no extent
 EMBEDDED_BYTES_MAX: Final = 4000  # with 18 bytes before it and the envelope, within a page
 
@@ -47,7 +48,7 @@ class Slice(NamedTuple):
     embedded: bytes = b""
 
 
-_EMBEDDED_MARK: Final = bytes((EMBEDDED_KIND,))
+Sizes = tuple[int, int]  # of an extent: its stored bytes, and its raw bytes
 _EMBEDDED: Final = struct.Struct(">BIIIIB")
 _SLICE: Final = struct.Struct(">IIQQIIIBH")
 
@@ -80,7 +81,7 @@ def pack_slices(slices: tuple[Slice, ...]) -> bytes:
 
 
 def unpack_slices(table: int, key: bytes, body: bytes) -> tuple[Slice, ...]:
-    if body[:1] == _EMBEDDED_MARK and table == Table.CHUNK:
+    if body[:1] == EMBEDDED_MARK and table == Table.CHUNK:
         return (_unpack_embedded(table, key, body),)
     if body[:1] >= b"\x80":
         raise foreign(table, key, f"has contents of kind {body[0]}, which this tzfs does not know")
@@ -112,16 +113,26 @@ def _unpack_embedded(table: int, key: bytes, body: bytes) -> Slice:
     return Slice(offset, length, *NOWHERE, begin, raw_bytes, len(stored), codec, b"", stored)
 
 
-def extents_of(table: int, key: bytes, body: bytes) -> list[tuple[tuple[ExtentId, Epoch], int]]:
-    """The extent lifetimes that the slices of a chunk record name, with the stored bytes of each."""
-    if body[:1] == _EMBEDDED_MARK and table == Table.CHUNK and len(body) > _EMBEDDED.size:
+def embedded_saved(row: bytes, body: int = 0) -> int:
+    """By how much the payload in a chunk record is shorter than it was; 0 of one whose payload lies in extents.
+
+    `row` has the record's body from byte `body` on, which need not have been verified.
+    """
+    if row[body : body + 1] != EMBEDDED_MARK or len(row) < body + _EMBEDDED.size:
+        return 0
+    return max(0, int.from_bytes(row[body + 13 : body + 17], "big") - (len(row) - body - _EMBEDDED.size))
+
+
+def extents_of(table: int, key: bytes, body: bytes) -> list[tuple[tuple[ExtentId, Epoch], Sizes]]:
+    """The extent lifetimes that the slices of a chunk record name, with the sizes of each."""
+    if body[:1] == EMBEDDED_MARK and table == Table.CHUNK and len(body) > _EMBEDDED.size:
         return []
     if body[:1] == b"\1" and len(body) >= 1 + _SLICE.size:  # nearly always one: a third of the time
-        _, _, extent, birth, _, _, stored, _, sums = _SLICE.unpack_from(body, 1)
+        _, _, extent, birth, _, raw, stored, _, sums = _SLICE.unpack_from(body, 1)
         if len(body) == 1 + _SLICE.size + 4 * sums:
-            return [((ExtentId(extent), Epoch(birth)), stored)]
+            return [((ExtentId(extent), Epoch(birth)), (stored, raw))]
     slices = unpack_slices(table, key, body)
-    return list({(s.extent, s.birth): s.stored_bytes for s in slices if not s.embedded}.items())
+    return list({(s.extent, s.birth): (s.stored_bytes, s.raw_bytes) for s in slices if not s.embedded}.items())
 
 
 XATTR_INLINE: Final = 0

@@ -64,7 +64,9 @@ ORIGIN: Final = Feature(Kind.INCOMPAT, 0, "origin", "what is not here is looked 
 CODECS: Final = Feature(
     Kind.INCOMPAT, 1, "codecs", "extents or the contents of chunks are stored with a codec other than raw"
 )
+SAVED: Final = Feature(Kind.COMPAT, 0, "saved", "cells and dead rows have all that compression has saved")
 FEATURES: Final = (
+    SAVED,
     SHARED_EXTENTS,
     STAGING,
     BOOKMARKS,
@@ -72,7 +74,7 @@ FEATURES: Final = (
     CODECS,
     Feature(Kind.INCOMPAT, 2, "encryption", "extents or records are encrypted"),
 )
-SUPPORTED: Final[frozenset[Feature]] = frozenset({SHARED_EXTENTS, STAGING, BOOKMARKS, ORIGIN, CODECS})
+SUPPORTED: Final[frozenset[Feature]] = frozenset({SAVED, SHARED_EXTENTS, STAGING, BOOKMARKS, ORIGIN, CODECS})
 
 
 def feature_names(kind: Kind, bits: int) -> list[str]:
@@ -129,6 +131,11 @@ class Superblock:
 
     def has(self, feature: Feature) -> bool:
         return self._bits(feature.kind) >> feature.bit & 1 == 1
+
+    @property
+    def saved_known(self) -> bool:
+        """Whether the rows have all that compression has saved: nothing else was written before."""
+        return self.has(SAVED) or not self.has(CODECS)
 
     def with_features(self, features: Iterable[Feature], *, on: bool = True) -> Superblock:
         """The same with the bits of `features` set, or cleared."""

@@ -11,7 +11,7 @@ from tzfs.engine.check.tables import Facts
 from tzfs.engine.check.versions import Version, Versions
 from tzfs.engine.foreign import tagged
 from tzfs.engine.reads import ReadPlan
-from tzfs.engine.settling import extent_charge
+from tzfs.engine.settling import extent_costs
 from tzfs.errors import TzfsError
 from tzfs.format import keys
 from tzfs.format.keys import LIVE, Table
@@ -20,12 +20,12 @@ from tzfs.store.interface import PayloadReader
 
 
 class Lifetimes:
-    """`live` has (extent, birth) -> charge, once all tables that name extents have been walked."""
+    """`live` has (extent, birth) -> (charge, saved), once all tables that name extents have been walked."""
 
     def __init__(self, versions: Versions, facts: Facts, findings: Findings, payload: PayloadReader | None) -> None:
         self._versions, self._facts, self._findings = versions, facts, findings
         self._payload = payload
-        self.live: dict[tuple[int, int], int] = {}
+        self.live: dict[tuple[int, int], tuple[int, int]] = {}
         self._unnamed: set[tuple[int, int]] | None = None  # dead ones that nothing seen has named yet
         self._read: set[tuple[int, int, int]] = set()  # (extent, offset, length) that the present key has had read
         self._prefix = (Table.CHUNK, b"")
@@ -40,7 +40,7 @@ class Lifetimes:
             if self._payload is not None and seen and sound:
                 self._verify(self._payload, table, version, tagged(slices, version.level))
             return
-        for lifetime, stored in slicing.extents(slices).items():
+        for lifetime, sizes in slicing.extents(slices).items():
             extent, birth = lifetime
             if birth > version.birth:
                 self._report(table, version, f"extent {extent:#x} was born at {birth}, after the version that names it")
@@ -51,9 +51,11 @@ class Lifetimes:
                     words = f"extent {extent:#x} born at {birth} died at {deaths[lifetime][0]}"
                     self._report(table, version, f"{words}, and is named by the newest version")
                 else:
-                    charge = self.live[lifetime] = extent_charge(stored)
-                    self._versions.count(LIVE, birth, charge)
+                    costs = self.live[lifetime] = extent_costs(sizes)
+                    self._versions.count(LIVE, birth, *costs)
             elif seen:
+                if lifetime in deaths and lifetime not in self.live and lifetime in self._unnamed:
+                    self._dead(extent, birth, *extent_costs(sizes))
                 self._unnamed.discard(lifetime)
                 if lifetime not in self.live and (
                     lifetime not in deaths or deaths[lifetime][0] <= self._facts.views[version.last - 1]
@@ -67,12 +69,28 @@ class Lifetimes:
         """After all versions: dead lifetimes that no seen version names."""
         deaths = self._versions.deaths
         for extent, birth in sorted(deaths.keys() if self._unnamed is None else self._unnamed):
-            death, _ = deaths[extent, birth]
+            death, _, _ = deaths[extent, birth]
             if any(d.older < birth <= d.snapshot < death <= d.newer for d in self._facts.destroys):
                 continue
             key = keys.dead(death, birth, Table.EXTENT, keys.u64(extent))
             words = f"extent {extent:#x} born at {birth} is kept, and no version that a snapshot sees names it"
             self._findings.report(Rule.EXTENT, Table.DEAD, key, words)
+
+    def _dead(self, extent: int, birth: int, charge: int, saved: int) -> None:
+        """A dead lifetime that is seen: its row, or that of the extent if it has others, says what the extent costs."""
+        facts, shared = self._facts, self._facts.shared.get(extent)
+        death, told, spared = self._versions.deaths[extent, birth]
+        if shared is not None:
+            told, spared = shared.charge, shared.saved
+        if told != charge or not facts.saved(spared, saved):
+            words = (
+                f"extent {extent:#x} costs {charge} and spares {saved} bytes, and {told} and {spared} are told of it"
+            )
+            if shared is not None:
+                self._findings.report(Rule.SHARED, Table.SHARED, keys.shared(extent), words)
+            else:
+                key = keys.dead(death, birth, Table.EXTENT, keys.u64(extent))
+                self._findings.report(Rule.DEADLIST, Table.DEAD, key, words)
 
     def _report(self, table: Table, version: Version, words: str) -> None:
         self._findings.report(Rule.EXTENT, table, version.key, words)

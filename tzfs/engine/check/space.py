@@ -56,19 +56,25 @@ class Space:
         """Every extent that has a lifetime, and what it is charged; `shared` is held against that on the way."""
         lives: dict[int, dict[int, int]] = defaultdict(dict)
         charges: dict[int, int] = {}
+        saved: dict[int, int] = {}  # of those that are live and spare something
         dead_charges: dict[int, int] = defaultdict(int)
-        for (extent, birth), charge in self._lifetimes.live.items():
+        for (extent, birth), (charge, spared) in self._lifetimes.live.items():
             lives[extent][birth] = LIVE
             charges[extent] = charge
-        for (extent, birth), (death, charge) in self._versions.deaths.items():
+            if spared:
+                saved[extent] = spared
+        for (extent, birth), (death, charge, spared) in self._versions.deaths.items():
             lives[extent][birth] = death
-            dead_charges[extent] += charge
+            dead_charges[extent] += charge + spared
             charges[extent] = max(charges.get(extent, 0), charge)
         shared = self._facts.shared
         for extent in sorted(shared.keys() | {e for e, found in lives.items() if len(found) > 1}):
             found, told = lives.get(extent, {}), shared.get(extent)
             charge = charges.get(extent, 0) or (told.charge if told else 0)
-            expected = Shared(charge, {keys.Epoch(b): keys.Epoch(d) for b, d in found.items()})
+            spared = saved.get(extent, 0)
+            if told and (LIVE not in found.values() or self._facts.saved(told.saved, spared)):
+                spared = told.saved
+            expected = Shared(charge, {keys.Epoch(b): keys.Epoch(d) for b, d in found.items()}, spared)
             if len(found) < 2 or told != expected or dead_charges[extent]:
                 words = f"extent {extent:#x} has lifetimes {found}, and `shared` says {told}"
                 self._findings.report(Rule.SHARED, Table.SHARED, keys.shared(extent), words)

@@ -42,6 +42,11 @@ class Facts:
     oldest_bookmark: int | None = None
     uncollected: bytes | None = None  # from this key of `change` on lone tombstones are yet to be looked for
 
+    def saved(self, told: int, counted: int) -> bool:
+        """Whether a row may say that `told` bytes were saved, of `counted`: an older tzfs has said nothing of what it
+        saved."""
+        return told == counted or (told < counted and self.superblock is not None and not self.superblock.saved_known)
+
     @property
     def epoch(self) -> int:
         """Of the head; without counters nobody can say, and nothing is above it."""
@@ -143,6 +148,9 @@ class Tables:
                 try:
                     if table is Table.SHARED:
                         facts.shared[int.from_bytes(key, "big")] = records.unpack_shared(key, body)
+                    elif table is Table.CELL:
+                        (number, charge), saved = records.unpack_charged(table, key, body)
+                        facts.cells[keys.cell_parts(key)] = Cell(number, charge, saved)
                     else:
                         self._plain(table, key, records.unpack_plain(table, key, body))
                 except CorruptionError as error:
@@ -150,9 +158,7 @@ class Tables:
 
     def _plain(self, table: Table, key: bytes, numbers: tuple[int, ...]) -> None:
         facts, number = self.facts, int.from_bytes(key, "big")
-        if table is Table.CELL:
-            facts.cells[keys.cell_parts(key)] = Cell(*numbers)
-        elif table is Table.SEGMENT:
+        if table is Table.SEGMENT:
             facts.segments[number] = SegmentUse(*numbers)
             self._below("next_segment", table, key, number)
         elif table is Table.ORPHAN:

@@ -21,10 +21,18 @@ from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, VERSIONED, Table
 from tzfs.format.records import Cell
+from tzfs.format.slices import embedded_saved
 from tzfs.limits import PAGE_BYTES
 from tzfs.store.interface import ReadTransaction
 
 _SUM_MASK = (1 << 64) - 1
+
+
+def costs_of(table: Table, key: bytes, value: bytes) -> tuple[int, int]:
+    """What a stored version is charged, and what compression has saved of that."""
+    if records.is_tombstone(value):
+        return 0, 0
+    return len(key) + len(value), embedded_saved(value, records.ENVELOPE_BYTES) if table is Table.CHUNK else 0
 
 
 class Version(NamedTuple):
@@ -45,14 +53,15 @@ class Version(NamedTuple):
 class Versions:
     """The versioned tables of one check, and what is counted while they are walked.
 
-    `deaths` has the dead lifetimes of extents: (extent, birth) -> (death, charge).
+    `deaths` has the dead lifetimes of extents: (extent, birth) -> (death, charge, saved).
     """
 
     def __init__(self, txn: ReadTransaction, facts: Facts, findings: Findings) -> None:
         self._txn, self._facts, self._findings = txn, facts, findings
-        self.deaths: dict[tuple[int, int], tuple[int, int]] = {}
+        self.deaths: dict[tuple[int, int], tuple[int, int, int]] = {}
         self._cells: Counter[tuple[int, int]] = Counter()
         self._charges: Counter[tuple[int, int]] = Counter()
+        self._saved: Counter[tuple[int, int]] = Counter()
         self._versions = self._dead = 0  # sums of hashes: of all versions, and of those that are not the newest
         self._change_rows = self._dead_rows = 0
 
@@ -97,7 +106,7 @@ class Versions:
                 damaged, body = True, None
             lone = key if newest and body is None and not damaged else b""
             if newest:
-                self.count(LIVE, birth, 0 if records.is_tombstone(value) else len(key) + len(value))
+                self.count(LIVE, birth, *costs_of(table, key, value))
             yield Version(key, prefix, birth, first, last, newest, damaged, body)
             last = first
         self._collected(table, lone)
@@ -122,10 +131,12 @@ class Versions:
                 previous = key[:-8]
                 yield previous
 
-    def count(self, death: int, birth: int, charge: int) -> None:
+    def count(self, death: int, birth: int, charge: int, saved: int) -> None:
         """One version or lifetime more in a cell."""
         self._cells[death, birth] += 1
         self._charges[death, birth] += charge
+        if saved:
+            self._saved[death, birth] += saved
 
     # -- the deadlist and `change` -----------------------------------------------------------------------------------
 
@@ -134,21 +145,21 @@ class Versions:
         for key, body in rows(self._txn, self._findings, Table.DEAD):
             yield
             try:
-                (charge,) = records.unpack_plain(Table.DEAD, key, body)
+                (charge,), saved = records.unpack_charged(Table.DEAD, key, body)
             except CorruptionError as error:
                 self._findings.report(Rule.RECORD, Table.DEAD, key, str(error))
                 continue
-            self._dead_row(key, charge)
+            self._dead_row(key, charge, saved)
         for key, body in rows(self._txn, self._findings, Table.CHANGE):
             yield
             self._change_rows += hash(key)
             if body:
                 self._findings.report(Rule.RECORD, Table.CHANGE, key, "a row of change is empty")
 
-    def _dead_row(self, key: bytes, charge: int) -> None:
+    def _dead_row(self, key: bytes, charge: int, saved: int) -> None:
         facts, report = self._facts, self._findings.report
         death, birth, table, prefix = keys.dead_parts(key)
-        self.count(death, birth, charge)
+        self.count(death, birth, charge, saved)
         if death > facts.epoch and not facts.staging:
             report(Rule.ID, Table.DEAD, key, f"dead at {death}, above the head at {facts.epoch}")
         if not self._kept(birth, death):
@@ -157,7 +168,7 @@ class Versions:
             lifetime = (int.from_bytes(prefix, "big"), birth)
             if lifetime in self.deaths:
                 report(Rule.EXTENT, Table.DEAD, key, f"extent {lifetime[0]:#x} born at {birth} has died twice")
-            self.deaths[lifetime] = (death, charge)
+            self.deaths[lifetime] = (death, charge, saved)
             if charge % PAGE_BYTES or (not charge and lifetime[0] not in facts.shared):
                 report(Rule.DEADLIST, Table.DEAD, key, f"an extent is not charged {charge} bytes")
             return
@@ -172,9 +183,11 @@ class Versions:
             report(Rule.VERSION, Table.DEAD, key, f"dead at {death}, and the next version was born at {until}")
         elif bisect_left(facts.views, death) != bisect_left(facts.views, until):
             report(Rule.VERSION, Table.DEAD, key, f"dead at {death}, and seen until {until}")
-        costs = 0 if records.is_tombstone(value) else len(row) + len(value)
+        costs, spared = costs_of(table, row, value)
         if charge != costs:
             report(Rule.DEADLIST, Table.DEAD, key, f"charged {charge} bytes for a version of {costs}")
+        elif not facts.saved(saved, spared):
+            report(Rule.DEADLIST, Table.DEAD, key, f"saved {saved} bytes of a version that spares {spared}")
 
     def _kept(self, birth: int, death: int) -> bool:
         """Whether a snapshot sees it, or a destroy under way has not come to it yet."""
@@ -234,7 +247,9 @@ class Versions:
         """The stored cells and the charge of what lives, against what was counted."""
         facts, report = self._facts, self._findings.report
         for cell in sorted(facts.cells.keys() | self._cells.keys()):
-            told, counted = facts.cells.get(cell), Cell(self._cells[cell], self._charges[cell])
+            told, counted = facts.cells.get(cell), Cell(self._cells[cell], self._charges[cell], self._saved[cell])
+            if told is not None and facts.saved(told.saved, counted.saved):
+                counted = counted._replace(saved=told.saved)
             if told != counted if counted.number else told is not None:
                 words = f"says {tuple(told) if told else None}, counted {tuple(counted)}"
                 report(Rule.CELL, Table.CELL, keys.cell(*cell), words)
