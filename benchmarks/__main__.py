@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import curves, diffs, peers, ping, report, snapshots, tree
+from benchmarks import compressing, curves, diffs, peers, ping, report, snapshots, tree
 from benchmarks.workloads import ROWS, Client, Job, Row
 
 PLACEMENTS: Final = ("pinned", "free")
@@ -27,6 +27,7 @@ SNAPSHOT_SECTION: Final = "snapshots"
 PING_SECTION: Final = "ping"
 DIFF_SECTION: Final = "diff"
 CURVES_SECTION: Final = "curves"
+COMPRESSION_SECTION: Final = "compression"
 
 
 def tell(text: str) -> None:
@@ -100,7 +101,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
     parser.add_argument(
-        "--only", default="", metavar="TEXT,...", help="rows whose name has one of these; 'snapshots', 'diff', 'ping'"
+        "--only",
+        default="",
+        metavar="TEXT,...",
+        help="rows whose name has one of these; 'snapshots', 'diff', 'curves', 'compression', 'ping'",
     )
     parser.add_argument("--targets", default=",".join(peers.DEFAULT), help="default: %(default)s")
     parser.add_argument("--placements", default=",".join(PLACEMENTS), help="default: %(default)s")
@@ -121,7 +125,9 @@ def main(argv: Sequence[str]) -> int:
     with_diffs = "tzfs" in names and (not only or DIFF_SECTION in only)
     with_curves = "tzfs" in names and (not only or CURVES_SECTION in only)
     with_ping = "tzfs" in names and (not only or PING_SECTION in only)
-    if not rows and not with_snapshots and not with_ping and not with_diffs and not with_curves:
+    with_compression = "tzfs" in names and (not only or COMPRESSION_SECTION in only)
+    sections = (with_snapshots, with_ping, with_diffs, with_curves, with_compression)
+    if not rows and not any(sections):
         parser.error(
             f"--only: no row has {options.only!r} in its name; there are: {'; '.join(row.name for row in ROWS)}"
         )
@@ -168,6 +174,16 @@ def main(argv: Sequence[str]) -> int:
             )
             print("\n" + curves.render(grown, crowd))
             document |= {"curves": grown, "look-ups": crowd}
+        if with_compression:
+            try:
+                rates = compressing.measure(
+                    base / "compression", mib=16 if options.quick else 256, rounds=rounds, tell=tell
+                )
+                print("\n" + compressing.render(rates))
+                document["compression"] = rates
+            except peers.Unavailable as reason:
+                results.skipped["compression"] = str(reason)
+                print(f"\nnot measured: compression: {reason}")
         if with_ping:
             try:
                 pings = ping.measure(
