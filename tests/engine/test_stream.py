@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from tests.engine.plain import ROOT
 from tests.engine.streams import frames_of, into, sent, sent_on, tree
 from tests.engine.world import WEIGHTS, MemoryStores, World
 from tzfs import limits
+from tzfs.engine.compression import Compression
 from tzfs.engine.engine import Engine
 from tzfs.engine.partial import pack_token, unpack_token
 from tzfs.errors import (
@@ -110,8 +112,10 @@ def test_histories_arrive(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 5)
     monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
     world, target = World(MemoryStores()), Workspace()
+    compression = Compression.named(("off", "zstd")[seed % 2])  # of the target; the source changes its own
+    target.engine.configure(replace(target.engine.settings, compression=compression))
     r = random.Random(seed)
-    kinds = {kind: weight for kind, weight in WEIGHTS.items() if kind in CHANGES}
+    kinds = {kind: weight for kind, weight in WEIGHTS.items() if kind in (*CHANGES, "compression")}
     base: str | None = None
     for number in range(400):
         kind = r.choices(list(kinds), list(kinds.values()))[0]
