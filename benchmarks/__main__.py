@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
             print("\n" + diffs.render(compared))
             document["diffs"] = compared
         if with_curves:
-            grown = curves.measure_curves(
+            grown, freed = curves.measure_curves(
                 base / "curves", sizes=(100, 1000) if options.quick else curves.SIZES, tell=tell
             )
             crowd = curves.measure_look_ups(
@@ -172,8 +172,8 @@ def main(argv: Sequence[str]) -> int:
                 churned=3000 if options.quick else 100_000,
                 tell=tell,
             )
-            print("\n" + curves.render(grown, crowd))
-            document |= {"curves": grown, "look-ups": crowd}
+            print("\n" + curves.render(grown, freed, crowd))
+            document |= {"curves": grown, "destroys": freed, "look-ups": crowd}
         if with_compression:
             try:
                 rates = compressing.measure(

@@ -34,10 +34,11 @@ from tzfs.format.keys import ROOT
 from tzfs.jsonrpc import Json
 from tzfs.mount.answers import Answers
 from tzfs.mount.committing import Committer
+from tzfs.mount.destroying import destroyed
 from tzfs.mount.method import Report
 from tzfs.mount.writeback import write_out
 from tzfs.restoring import wanted
-from tzfs.rolling_back import Steps, safety_name, stages_anything
+from tzfs.rolling_back import Steps, newer_than, safety_name, stages_anything
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import Mount
@@ -50,6 +51,7 @@ class RollBack(TypedDict):
 
     snapshot: str
     safety: NotRequired[bool]
+    destroy_newer: NotRequired[bool]
 
 
 class RestoreInto(TypedDict):
@@ -62,27 +64,30 @@ class RestoreInto(TypedDict):
 
 
 async def roll_back_mounted(mount: Mount, params: RollBack, report: Report) -> Json:
-    """Rolls the mount's filesystem back; reports {done, total}, answers {safety, inodes}."""
+    """Rolls the mount's filesystem back; reports {done, total}, answers {safety, inodes, destroyed}."""
     engine, committer = writing(mount, "roll back")
     operations, name, safety = mount.operations, params["snapshot"], None
     async with committer.exclusive:
-        engine.view(name)
+        newer = newer_than(engine.snapshots(), name)
+        going = newer if params.get("destroy_newer", False) else ()
         await write_out(os.fspath(mount.mountpoint), operations.nodes_open_for_writing())
         held = operations.held = trio.Event()
         try:
             await committer.commit()
+            rollback = engine.rollback(name, going)
             if params.get("safety", True) and stages_anything(engine, name):
                 safety = safety_name(engine.snapshots())
                 await committer.snapshot_exclusive(safety)
-            rollback = engine.rollback(name)
             await staged(mount, rollback, report)
+            forget = destroyed(operations, going)
             told = told_of(operations.answers, engine, rollback.changes, with_names=mount.options.writeback)
             operations.dropping = frozenset(told.inodes)
         finally:
             operations.held = None
             held.set()
         await forgotten(mount, engine, told)
-    return {"safety": safety, "inodes": len(rollback.changes.inodes)}
+        await trio.to_thread.run_sync(forget)
+    return {"safety": safety, "inodes": len(rollback.changes.inodes), "destroyed": list(going)}
 
 
 async def forgotten(mount: Mount, engine: Engine, told: Changes) -> None:

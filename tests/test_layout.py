@@ -144,7 +144,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.journal": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.runs"),
     "tzfs.events": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.journal"),
     "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.dependants", "tzfs.management"),
-    "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.destroying"),
+    "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.dependants", "tzfs.destroying"),
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning", "tzfs.destroying"),
     "tzfs.sending": (*_API, "tzfs.catalog", "tzfs.management"),
     "tzfs.receiving": (*_API, "tzfs.catalog", "tzfs.settings", "tzfs.management"),

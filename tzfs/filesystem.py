@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from weakref import WeakSet
 
 from tzfs import limits
+from tzfs.engine.destroy import Destroyed
 from tzfs.engine.diff import Comparison, Difference
 from tzfs.engine.engine import Engine, StatFs
 from tzfs.engine.history import FileVersion, file_versions
@@ -137,12 +138,21 @@ class FileSystem(Tree):
         """A snapshot of everything done so far, durable when it returns.  `Exists`, `InvalidArgument`, `NoSpace`."""
         return self._engine.snapshot(check_snapshot_component(name), properties)
 
-    def rollback(self, snapshot: str, *, safety: bool = True) -> RolledBack:
-        """Makes everything what it was at a snapshot; newer ones stay.  A snapshot of the state before is taken first.
+    def rollback(self, snapshot: str, *, safety: bool = True, recursive: bool = False) -> RolledBack:
+        """Makes everything what it was at a snapshot.  A snapshot of the state before is taken first.
 
-        An open file goes on with what the snapshot has of it, or is stale.  `NotFound`, `NoSpace`.
+        Newer ones stay, or with `recursive` go in the same commit, as by `zfs rollback -r`.  An open file goes on with
+        what the snapshot has of it, or is stale.  `NotFound`, `NoSpace`; `Busy` where one that is to go is held, read
+        or cloned: nothing is done then.
         """
-        return roll_back(self._engine, snapshot, safety=safety)
+        return roll_back(self._engine, snapshot, safety=safety, destroy_newer=recursive)
+
+    def destroy_snapshots(self, *snapshots: str) -> Destroyed:
+        """Destroys snapshots, all of them or none; what they alone have is freed in the background, or by `collect`.
+
+        `NotFound`, `Busy` where one is held, read or cloned.
+        """
+        return self._engine.destroy(snapshots)
 
     def restore(self, snapshot: str, paths: Sequence[Path], *, to: Path | None = None, force: bool = False) -> Restored:
         """Brings back files and trees of a snapshot, to where they were or into the directory `to`, by reference.

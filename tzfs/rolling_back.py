@@ -3,7 +3,8 @@
     time_travel.rollback(store, "ws@before")        fs.rollback("before")
 
 A snapshot of the state before is taken first (the *safety snapshot*), so that a rollback can be undone by another.
-Newer snapshots stay, unlike in ZFS.
+Newer snapshots stay, unlike in ZFS, unless they are to be destroyed: they go in the commit that makes the head what the
+snapshot was, all of them, or nothing happens.
 """
 
 from __future__ import annotations
@@ -78,14 +79,17 @@ def stages_anything(engine: Engine, name: str) -> bool:
     return engine.changed_since(engine.snapshots()[name].epoch)
 
 
-def roll_back(engine: Engine, name: str, *, safety: bool = True, progress: Progress | None = None) -> RolledBack:
-    """Rolls an engine back, to the end; what breaks off is taken back.  `NotFound`, `NoSpace`."""
+def roll_back(
+    engine: Engine, name: str, *, safety: bool = True, destroy_newer: bool = False, progress: Progress | None = None
+) -> RolledBack:
+    """Rolls an engine back, to the end; what breaks off is taken back.  `NotFound`, `NoSpace`, `Busy`."""
     newer = newer_than(engine.snapshots(), name)
+    going = newer if destroy_newer else ()
     engine.commit()
+    rollback = engine.rollback(name, going)
     before = None
     if safety and stages_anything(engine, name):
         before = safety_name(engine.snapshots())
         engine.snapshot(before)
-    rollback = engine.rollback(name)
     to_the_end(engine, rollback, progress)
-    return RolledBack(len(rollback.changes.inodes), before, newer)
+    return RolledBack(len(rollback.changes.inodes), before, newer, going)

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from tzfs import destroying, restoring
 from tzfs.control import heard
-from tzfs.errors import Busy, MountFailed
+from tzfs.dependants import naming
+from tzfs.errors import MountFailed
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
@@ -20,6 +21,7 @@ from tzfs.names import SnapshotName, parse_snapshot
 from tzfs.opening import committed_changes, committed_state
 from tzfs.restoring import Restored
 from tzfs.rolling_back import Progress, RolledBack, newer_than, roll_back, safety_name
+from tzfs.tasks import collect
 from tzfs.tree import Path
 
 
@@ -34,28 +36,29 @@ def rollback(
 ) -> RolledBack:
     """Makes a filesystem what it was at a snapshot; newer ones stay.  With `safety` one is taken of the state before.
 
-    With `destroy_newer` the others are destroyed once it is rolled back; where one is held, read or cloned, nothing is
+    With `destroy_newer` they are destroyed in the commit that rolls back; where one is held, read or cloned, nothing is
     done at all.  `NotFound`, `NoSpace`, `WrongState`, `ReadOnly`, `Busy`.
     """
     name = parse_snapshot(name) if isinstance(name, str) else name
-    if not destroy_newer:
+    info = store.get(name.filesystem, Command.ROLLBACK)
+    newer = newer_than(committed_state(info.folder).snapshots, name.snapshot)
+    if not destroy_newer or not newer:
         return _rollback(store, name, safety=safety, dry_run=dry_run, progress=progress)
-    newer = newer_than(committed_state(store.get(name.filesystem, Command.ROLLBACK).folder).snapshots, name.snapshot)
-    range_ = f"{name.filesystem}@{','.join(newer)}"
-    if newer:
-        destroying.destroy(store, range_, dry_run=True)
-    done = _rollback(store, name, safety=safety, dry_run=dry_run, progress=progress)
-    if newer and not dry_run:
-        try:
-            destroying.destroy(store, range_)
-        except Busy as error:  # somebody has come meanwhile
-            text = f"{name.filesystem} is rolled back to @{name.snapshot}, and its newer snapshots are still there"
-            raise Busy(f"{text}: {error}", holders=error.holders, hint=error.hint) from error
-    return replace(done, destroyed=newer)
+    destroying.destroy(store, f"{info.name}@{','.join(newer)}", dry_run=True)
+    if dry_run:
+        return replace(_rollback(store, name, safety=safety, dry_run=True, progress=progress), destroyed=newer)
+    with naming(info, newer):
+        return _rollback(store, name, safety=safety, destroy_newer=True, progress=progress)
 
 
 def _rollback(
-    store: Store, name: SnapshotName, *, safety: bool, dry_run: bool, progress: Progress | None
+    store: Store,
+    name: SnapshotName,
+    *,
+    safety: bool,
+    destroy_newer: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None,
 ) -> RolledBack:
     info = store.get(name.filesystem, Command.ROLLBACK)
     with store.mounted(info) or nullcontext() as mount:
@@ -67,10 +70,13 @@ def _rollback(
             inodes = committed_changes(info.folder, found[name.snapshot].epoch)
             return RolledBack(inodes, safety_name(found) if safety and inodes else None, newer)
         if mount is not None:
-            params: dict[str, Json] = {"snapshot": name.snapshot, "safety": safety}
+            params: dict[str, Json] = {"snapshot": name.snapshot, "safety": safety, "destroy_newer": destroy_newer}
             return _rolled_back(mount.ask("rollback", params, progress=heard(progress), timeout_s=None), newer)
     with store.writer(info.name, {"kind": "rollback"}, Command.ROLLBACK) as writer:
-        return roll_back(writer.engine, name.snapshot, safety=safety, progress=progress)
+        done = roll_back(writer.engine, name.snapshot, safety=safety, destroy_newer=destroy_newer, progress=progress)
+        if done.destroyed:
+            collect(writer.engine)
+        return done
 
 
 def restore(
@@ -108,5 +114,6 @@ def _rolled_back(answer: Json, newer: tuple[str, ...]) -> RolledBack:
     """What a mount answers."""
     if not isinstance(answer, dict) or not isinstance(inodes := answer.get("inodes"), int):
         raise MountFailed("the mount did not say what it rolled back")
-    safety = answer.get("safety")
-    return RolledBack(inodes, safety if isinstance(safety, str) else None, newer)
+    safety, destroyed = answer.get("safety"), answer.get("destroyed")
+    gone = tuple(map(str, destroyed)) if isinstance(destroyed, list) else ()
+    return RolledBack(inodes, safety if isinstance(safety, str) else None, newer, gone)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 from tests.mount.workspace import Workspace
-from tzfs.errors import Busy
+from tzfs.errors import Busy, NotFound
 from tzfs.management import open_store
 from tzfs.opening import Reader
 from tzfs.time_travel import rollback
@@ -77,7 +77,7 @@ def test_newer_snapshots_go_but_for_that_of_the_state_before(tzfs: CommandLine) 
     check(tzfs, contents)
 
 
-def test_who_comes_to_read_one_meanwhile_keeps_them_and_it_is_said(tzfs: CommandLine) -> None:
+def test_who_comes_to_read_one_meanwhile_keeps_everything_as_it_was(tzfs: CommandLine) -> None:
     tzfs.ok("create", "ws")
     with open_store(tzfs.store) as store:
         with store.open("ws") as fs:
@@ -90,11 +90,39 @@ def test_who_comes_to_read_one_meanwhile_keeps_them_and_it_is_said(tzfs: Command
             if not readers:
                 readers.append(store.reader("ws@b"))
 
-        with pytest.raises(Busy, match=f"ws is rolled back to @a, .* cannot destroy ws@b, ws@c: .* pid {os.getpid()}"):
+        with pytest.raises(Busy, match=f"cannot destroy ws@b, ws@c: in use by pid {os.getpid()}, reading @b"):
             rollback(store, "ws@a", destroy_newer=True, progress=hear)
         readers[0].close()
         with store.open_readonly("ws") as tree:
-            assert tree.read_text("f") == "a"
+            assert tree.read_text("f") == "c"
     first, b, c, safety = snapshots(tzfs)
     assert (first, b, c) == ("ws@a", "ws@b", "ws@c")
     assert f"destroyed ws@b\ndestroyed ws@c\ndestroyed {safety}\n" in tzfs.ok("rollback", "-r", "ws@a")
+
+
+def test_an_open_filesystem_destroys_snapshots_too(tzfs: CommandLine) -> None:
+    tzfs.ok("create", "ws")
+    with open_store(tzfs.store) as store, store.open("ws") as fs:
+        for name in ("a", "b", "c", "d"):
+            fs.write_text("f", name * 9000)
+            fs.snapshot(name)
+        freed = fs.destroy_snapshots("b")
+        assert (freed.names, freed.bytes > 0) == (("b",), True)
+        with pytest.raises(NotFound):
+            fs.destroy_snapshots("a", "b")
+        fs.hold("keep", "d")
+        for refused in (lambda: fs.rollback("a", recursive=True), lambda: fs.destroy_snapshots("c", "d")):
+            with pytest.raises(Busy, match="hold keep on @d"):
+                refused()
+        assert [*fs.snapshots()] == ["a", "c", "d"]
+        fs.release("keep", "d")
+        store.clone("ws@c", "other")
+        with pytest.raises(Busy, match="clone other of @c"):
+            fs.rollback("a", recursive=True)
+        store.destroy("other")
+        done = fs.rollback("a", recursive=True)
+        assert done.destroyed == done.newer == ("c", "d")
+        assert [*fs.snapshots()] == ["a", done.safety]
+        assert fs.read_text("f") == "a" * 9000
+        fs.collect()
+        assert fs._engine.problems() == []

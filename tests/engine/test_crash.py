@@ -126,7 +126,7 @@ def workload(engine: Engine) -> Iterator[State]:
 
 
 def there_and_back(engine: Engine) -> Iterator[State]:
-    """Changes after a snapshot, a rollback that is broken off, and one that is not."""
+    """Changes after a snapshot, a rollback that is broken off, and one with which a newer snapshot goes."""
     if "back" not in engine.snapshots():
         ino = engine.mknod(1, b"scratch-a", 0o100644, uid=0, gid=0).ino
         engine.write(ino, 0, b"old" * 3000)
@@ -138,7 +138,10 @@ def there_and_back(engine: Engine) -> Iterator[State]:
     engine.commit()
     yield state_of(engine)
     for broken_off in (True, False):
-        rollback = engine.rollback("back")
+        if not broken_off and "forth" not in engine.snapshots():
+            engine.snapshot("forth")
+            yield state_of(engine)
+        rollback = engine.rollback("back", () if broken_off else ["forth"])
         rollback.step()
         engine.commit()
         while rollback.cancel() if broken_off else rollback.step():

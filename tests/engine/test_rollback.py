@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from tests.engine import world as histories
@@ -11,6 +13,7 @@ from tests.engine.world import DiskStores, MemoryStores, Step, World
 from tzfs import limits
 from tzfs.engine.rollback import Rollback
 from tzfs.errors import Busy, NotFound, Stale
+from tzfs.rolling_back import newer_than
 
 WEIGHTS = {**histories.WEIGHTS, "snapshot": 10, "rollback": 8, "broken_off": 3, "crashed": 2}
 
@@ -52,13 +55,20 @@ class TimeWorld(World):
         return names[a % len(names)] if names else None
 
     def do_rollback(self, a: int, b: int, c: int, d: int) -> None:
+        """In every third case the newer snapshots go with it."""
         name = self._target(a)
         if name is not None:
-            rollback = self.engine.rollback(name)
+            going = list(newer_than(self.engine.snapshots(), name)) if d % 3 == 0 else []
+            if any(self.model.holds.get(each) for each in going):
+                with pytest.raises(Busy):
+                    self.engine.rollback(name, going)
+                return
+            rollback = self.engine.rollback(name, going)
             while rollback.step():
                 if c % 3 == 0:
                     assert self.engine.problems() == []
             self._rolled_back(name)
+            self.destroyed(going)
 
     def _part(self, a: int, b: int) -> tuple[Rollback, int] | None:
         """A rollback of which a few steps are done; how many orphans it has ended, which stays so."""
@@ -186,3 +196,52 @@ def test_an_extent_of_too_many_lifetimes_is_copied(ws: Workspace, monkeypatch: p
         assert ws.engine.read(ino, 0, 9000) == b"f" * 9000
         ws.assert_sound()
         ws.engine.snapshot(f"r{i}")
+
+
+def test_newer_snapshots_go_in_the_commit_that_rolls_back(ws: Workspace) -> None:
+    ino = ws.file(b"f", b"a" * 5000)
+    for name in "abc":
+        ws.engine.snapshot(name)
+        ws.engine.write(ino, 0, name.encode() * 9000)
+    ws.engine.commit()
+    rollback = ws.engine.rollback("a", ["b", "c"])
+    while not rollback.staged:
+        assert rollback.step()
+    assert [*ws.engine.snapshots()] == ["a", "b", "c"]
+    view, commits = ws.engine.view("b"), ws.engine.commits
+    rolled(rollback)
+    assert ws.engine.commits == commits + 1
+    assert [*ws.engine.snapshots()] == ["a"]
+    with pytest.raises(Stale):
+        view.inode(1)
+    while ws.engine.background_step():
+        pass
+    assert ws.engine.problems() == []
+    assert ws.engine.read(ino, 0, 9000) == b"a" * 5000
+
+
+def test_what_comes_to_be_used_before_the_flip_takes_the_rollback_back(ws: Workspace) -> None:
+    ino = ws.file(b"f", b"a")
+    ws.engine.snapshot("a")
+    ws.engine.write(ino, 0, b"b")
+    ws.engine.snapshot("b")
+    rollback = ws.engine.rollback("a", ["b"])
+    while not rollback.staged:
+        assert rollback.step()
+    ws.engine.destroyer.readers = lambda: nullcontext([{"pid": 1, "epoch": ws.engine.snapshots()["b"].epoch}])
+    with pytest.raises(Busy, match="pid 1"):
+        rolled(rollback)
+    while rollback.cancel():
+        pass
+    assert [*ws.engine.snapshots()] == ["a", "b"]
+    assert ws.engine.read(ino, 0, 1) == b"b"
+    with pytest.raises(Busy, match="pid 1"):
+        ws.engine.rollback("a", ["b"])
+    assert ws.engine.problems() == []
+
+
+def test_newer_snapshots_go_also_where_nothing_has_changed(ws: Workspace) -> None:
+    for name in "ab":
+        ws.engine.snapshot(name)
+    rolled(ws.engine.rollback("a", ["b"]))
+    assert [*ws.engine.snapshots()] == ["a"]

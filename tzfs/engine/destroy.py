@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from tzfs import failpoints, limits
@@ -227,36 +227,48 @@ class Destroyer:
 
         `NotFound`, `Busy` naming who holds or reads one, or during a rollback.
         """
-        head = self._head
-        head.check()
-        head.pace()
-        chosen = _chosen(self._snapshots.all(), names)
+        self._head.check()
+        self._head.pace()
         answer: list[Destroyed] = []
-
-        def finish() -> None:
-            snapshots = self._snapshots.all()
-            size = freed_by(head.txn, snapshots.values(), chosen.values(), head.epoch)
-            left = sorted(s.epoch for s in snapshots.values())
-            for name, record in chosen.items():
-                at = left.index(record.epoch)
-                older = left[at - 1] if at else -1
-                newer = left[at + 1] if at + 1 < len(left) else head.epoch
-                del left[at]
-                head.txn.delete(Table.SNAPSHOT, name.encode())
-                self.queue(Destroy(older, record.epoch, newer))
-            if log:
-                head.note("destroy", snapshots=[*chosen], bytes=size)
-            failpoints.hit("destroy.rows")
-            answer.append(Destroyed(tuple(chosen), size))
-
-        with self.readers() as readers:
-            check_unused(chosen, readers)
+        with self.unused(names) as chosen:
             if not chosen:
                 return Destroyed((), 0)
-            self._commit(finish)
+            self._commit(lambda: answer.append(self.put(chosen, log=log)))
+        self.gone(chosen)
+        return answer[0]
+
+    @contextmanager
+    def unused(self, names: Iterable[str]) -> Iterator[dict[str, Snapshot]]:
+        """These snapshots, while nobody can begin to use one of them; `NotFound`, `Busy`."""
+        chosen = _chosen(self._snapshots.all(), names)
+        if not chosen:
+            yield chosen
+            return
+        with self.readers() as readers:
+            check_unused(chosen, readers)
+            yield chosen
+
+    def put(self, chosen: dict[str, Snapshot], *, log: bool = True) -> Destroyed:
+        """Within a commit: their names go, and what they alone see is queued."""
+        head, snapshots = self._head, self._snapshots.all()
+        size = freed_by(head.txn, snapshots.values(), chosen.values(), head.epoch)
+        left = sorted(s.epoch for s in snapshots.values())
+        for name, record in chosen.items():
+            at = left.index(record.epoch)
+            older = left[at - 1] if at else -1
+            newer = left[at + 1] if at + 1 < len(left) else head.epoch
+            del left[at]
+            head.txn.delete(Table.SNAPSHOT, name.encode())
+            self.queue(Destroy(older, record.epoch, newer))
+        if log:
+            head.note("destroy", snapshots=[*chosen], bytes=size)
+        failpoints.hit("destroy.rows")
+        return Destroyed(tuple(chosen), size)
+
+    def gone(self, chosen: Iterable[str]) -> None:
+        """The commit with `put` has happened."""
         self._snapshots.forget(chosen)
         self._tell_versions()
-        return answer[0]
 
     def queue(self, destroy: Destroy) -> None:
         """A rectangle more; within a commit, whose caller has taken the snapshot out of the way."""

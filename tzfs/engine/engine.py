@@ -10,7 +10,7 @@ ends.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tzfs import limits
@@ -366,10 +366,16 @@ class Engine:
             )
         return Receiver(self._head, self._staging, self._txg, self._snapshots, self._namespace, self._reclaimer)
 
-    def rollback(self, name: str) -> Rollback:
-        """A rollback to a snapshot, to be done by its steps; until then nothing else may change.  `NotFound`."""
+    def rollback(self, name: str, destroying: Sequence[str] = ()) -> Rollback:
+        """A rollback to a snapshot, to be done by its steps; until then nothing else may change.  `NotFound`.
+
+        The snapshots `destroying` go in the same commit; `Busy` where one is in use, and nothing is done then.
+        """
         self._head.check()
-        return Rollback(self._head, self._staging, self._txg, self._snapshots, self._namespace, self._reclaimer, name)
+        return Rollback(
+            self._head, self._staging, self._txg, self._snapshots, self._namespace, self._reclaimer, self.destroyer,
+            name, destroying,
+        )  # fmt: skip
 
     def restore(self, name: str, wanted: list[Wanted], *, force: bool = False) -> Restore:
         """Bringing back files and trees of a snapshot, by its steps; until then nothing else may change."""

@@ -16,10 +16,11 @@ removal on, and F is one.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from tzfs import limits
+from tzfs.engine.destroy import Destroyer
 from tzfs.engine.foreign import level_of, tagged
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head
 from tzfs.engine.namespace import Namespace
@@ -30,7 +31,7 @@ from tzfs.engine.txg import TxgCommitter
 from tzfs.engine.versions import Version
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Ino, Table
-from tzfs.format.records import Inode
+from tzfs.format.records import Inode, Snapshot
 from tzfs.store.interface import ReadTransaction
 
 _COUNTERS = {S_IFREG: "files", S_IFDIR: "directories", S_IFLNK: "symlinks"}  # and "others"
@@ -92,7 +93,8 @@ def body_of(table: Table, prefix: bytes, version: Version | None) -> bytes | Non
 class Rollback:
     """One rollback to the snapshot `name`, as a row of steps; nothing has happened until `step` has answered False.
 
-    `done` of about `total` changes have been staged.  `changes` is what a cache must forget, once it has flipped.
+    `done` of about `total` changes have been staged.  `changes` is what a cache must forget, once it has flipped.  The
+    snapshots `destroying` go in the commit that flips, or nothing happens.
     """
 
     def __init__(
@@ -103,11 +105,14 @@ class Rollback:
         snapshots: Snapshots,
         namespace: Namespace,
         reclaimer: Reclaimer,
+        destroyer: Destroyer,
         name: str,
+        destroying: Sequence[str] = (),
     ) -> None:
-        """`NotFound` where there is no such snapshot."""
+        """`NotFound` where there is no such snapshot, `Busy` where one that is to go is in use."""
         self._head, self._staging, self._committer = head, staging, committer
         self._snapshots, self._namespace, self._reclaimer = snapshots, namespace, reclaimer
+        self._destroyer, self._destroying = destroyer, tuple(destroying)
         self._name = name
         self._at: Epoch = snapshots.get(name).epoch
         self._kinds = Kinds()
@@ -115,6 +120,8 @@ class Rollback:
         self.changes = Changes()
         self.staged = self.done = 0
         self.total = changes_after(head, self._at)
+        with destroyer.unused(destroying):
+            pass
 
     def step(self) -> bool:
         """A bounded piece of the work; whether there is more.  What it raises has changed nothing: `cancel` then."""
@@ -147,13 +154,21 @@ class Rollback:
             yield True
         if not self.staged:
             self._staging.withdraw()  # ends what has not begun
+            self._destroyer.destroy(self._destroying)
             return
 
         def finish() -> None:
             self._kinds.apply(head)
             head.note("rollback", snapshot=self._name, inodes=len(self.changes.inodes))
 
-        self._staging.flip(finish)
+        with self._destroyer.unused(self._destroying) as chosen:
+            self._staging.flip(finish, lambda: self._destroy(chosen))
+        self._destroyer.gone(chosen)
+
+    def _destroy(self, chosen: dict[str, Snapshot]) -> None:
+        """Within the commit that flips, after that: so they are destroyed in the filesystem as it was rolled back."""
+        if chosen:
+            self._destroyer.put(chosen)
 
     def _ready(self) -> bool:
         """One batch of what has to be done before anything is staged; whether nothing is left."""
