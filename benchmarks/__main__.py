@@ -19,12 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import compressing, curves, diffs, peers, ping, report, snapshots, tree
+from benchmarks import compressing, curves, destroying, diffs, peers, ping, report, snapshots, tree
 from benchmarks.workloads import ROWS, Client, Job, Row
 
 PLACEMENTS: Final = ("pinned", "free")
 SNAPSHOT_SECTION: Final = "snapshots"
 PING_SECTION: Final = "ping"
+DESTROYING_SECTION: Final = "destroying"
 DIFF_SECTION: Final = "diff"
 CURVES_SECTION: Final = "curves"
 COMPRESSION_SECTION: Final = "compression"
@@ -104,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
         "--only",
         default="",
         metavar="TEXT,...",
-        help="rows whose name has one of these; 'snapshots', 'diff', 'curves', 'compression', 'ping'",
+        help="rows whose name has one of these; 'snapshots', 'diff', 'curves', 'compression', 'ping', 'destroying'",
     )
     parser.add_argument("--targets", default=",".join(peers.DEFAULT), help="default: %(default)s")
     parser.add_argument("--placements", default=",".join(PLACEMENTS), help="default: %(default)s")
@@ -126,7 +127,8 @@ def main(argv: Sequence[str]) -> int:
     with_curves = "tzfs" in names and (not only or CURVES_SECTION in only)
     with_ping = "tzfs" in names and (not only or PING_SECTION in only)
     with_compression = "tzfs" in names and (not only or COMPRESSION_SECTION in only)
-    sections = (with_snapshots, with_ping, with_diffs, with_curves, with_compression)
+    with_destroying = "tzfs" in names and (not only or DESTROYING_SECTION in only)
+    sections = (with_snapshots, with_ping, with_diffs, with_curves, with_compression, with_destroying)
     if not rows and not any(sections):
         parser.error(
             f"--only: no row has {options.only!r} in its name; there are: {'; '.join(row.name for row in ROWS)}"
@@ -197,6 +199,19 @@ def main(argv: Sequence[str]) -> int:
             except peers.Unavailable as reason:
                 results.skipped["ping"] = str(reason)
                 print(f"\nnot measured: ping: {reason}")
+        if with_destroying:
+            try:
+                freed = destroying.measure(
+                    base / "destroying",
+                    mib=64 if options.quick else 1024,
+                    seconds=0.5 if options.quick else 2,
+                    tell=tell,
+                )
+                print("\n" + destroying.render(freed))
+                document["destroying"] = freed
+            except peers.Unavailable as reason:
+                results.skipped["destroying"] = str(reason)
+                print(f"\nnot measured: destroying: {reason}")
         document["skipped"] = results.skipped
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
