@@ -268,6 +268,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                     mount.pump.answer_with(operations.answers)
                 if mount.committer is not None:
                     mount.committer.request_waits = mount.pump.request_waits
+                    mount.committer.quiet = mount.pump.quiet
         failpoints.hit("mount.before")
         _mount(name, where, options, operations)
         stack.callback(_close_session)

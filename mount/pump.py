@@ -206,6 +206,7 @@ class Pump:
         self._received_before = _lib.tzfs_pump_received()
         self._withdrawn_before = _lib.tzfs_pump_withdrawn()
         self._installed = True
+        self._heard = 0
 
         lowlevel = _Lowlevel("trio.lowlevel")
         vars(lowlevel)["wait_readable"] = self._wait_readable
@@ -264,6 +265,12 @@ class Pump:
     def request_waits(self) -> bool:
         """Whether a request can be read now."""
         return bool(self._requests.poll(0))
+
+    def quiet(self) -> bool:
+        """Whether no request has come since this was asked last."""
+        state = self._state
+        before, self._heard = self._heard, state.ready + state.spun + state.idle
+        return before == self._heard
 
     # -- what pyfuse3 calls --------------------------------------------------------------------------------------------
 

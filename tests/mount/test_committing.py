@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 
+import pytest
 import trio
 import trio.testing
 
@@ -12,7 +14,7 @@ from tests.engine.world import MemoryStores
 from tzfs import limits
 from tzfs.engine.engine import Engine, Settings
 from tzfs.format.keys import ExtentId
-from tzfs.mount.committing import Committer
+from tzfs.mount.committing import BACKGROUND_PAUSE_S, BUSY_PAUSE_S, Committer
 from tzfs.store.interface import Buffer
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 
@@ -102,3 +104,68 @@ def test_a_change_that_commits_nothing_makes_nobody_believe_that_it_did() -> Non
     again = Engine(meta, payload, redo=redo)
     assert again.lookup(1, b"file").size == limits.REDO_PAYLOAD_BYTES_MAX + 1
     again.close()
+
+
+@pytest.mark.parametrize(("quiet", "pause_s"), [(True, BACKGROUND_PAUSE_S), (False, BUSY_PAUSE_S)])
+def test_a_batch_of_the_background_is_rare_while_requests_come(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool, pause_s: float
+) -> None:
+    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 2)
+    engine = Engine(*MemoryStores().stores()[:2])
+    for number in range(20):
+        engine.mknod(1, b"%d" % number, 0o100644, uid=0, gid=0)
+    engine.snapshot("s")
+    for number in range(20):
+        engine.unlink(1, b"%d" % number)
+    engine.commit()
+    engine.destroy(["s"])
+    committer = Committer(engine, failed=lambda reason: None)
+    committer.quiet = lambda: quiet
+    began: list[float] = []
+    step = engine.destroyer.step
+
+    def timed() -> None:
+        began.append(trio.current_time())
+        step()
+
+    monkeypatch.setattr(engine.destroyer, "step", timed)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            while engine.destroyer.pending:
+                await trio.sleep(pause_s)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    pauses = [later - earlier for earlier, later in itertools.pairwise(began)]
+    assert len(pauses) >= 10
+    assert sorted(pauses)[len(pauses) // 2] == pytest.approx(pause_s)
+    engine.close()
+
+
+def test_what_cannot_wait_ends_the_pause_of_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 1)
+    engine = Engine(*MemoryStores().stores()[:2], settings=Settings(dirty_rows_max=20, txg_interval_s=3600))
+    engine.mknod(1, b"file", 0o100644, uid=0, gid=0)
+    engine.snapshot("s")
+    engine.unlink(1, b"file")
+    engine.commit()
+    engine.destroy(["s"])
+    committer = Committer(engine, failed=lambda reason: None)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            await trio.testing.wait_all_tasks_blocked()  # in the pause after the first batch
+            before, commits = trio.current_time(), engine.commits
+            while not engine.commit_due:
+                engine.mknod(1, b"%d" % engine.dirty_rows, 0o100644, uid=0, gid=0)
+            committer.changed()
+            await trio.testing.wait_all_tasks_blocked()
+            assert engine.commits == commits + 1
+            assert trio.current_time() == before
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock())
+    engine.close()

@@ -84,6 +84,17 @@ def test_a_waiting_request_is_taken_without_letting_trio_run(installed: pump.Pum
     assert installed.statistics.waited == 0
 
 
+def test_it_is_quiet_when_no_request_has_come_since_it_was_asked(installed: pump.Pump, full: int) -> None:
+    async def main() -> None:
+        for _ in range(3):
+            await installed._wait_readable(full)
+            assert not installed.quiet()
+            assert installed.quiet()
+            assert installed.quiet()
+
+    trio.run(main)
+
+
 def test_other_tasks_run_again_and_again_under_full_load(installed: pump.Pump, full: int) -> None:
     async def main() -> None:
         enough = trio.Event()
