@@ -201,14 +201,14 @@ def main(argv: Sequence[str]) -> int:
                 print(f"\nnot measured: ping: {reason}")
         if with_destroying:
             try:
-                freed = destroying.measure(
+                creates = destroying.measure(
                     base / "destroying",
                     mib=64 if options.quick else 1024,
                     seconds=0.5 if options.quick else 2,
                     tell=tell,
                 )
-                print("\n" + destroying.render(freed))
-                document["destroying"] = freed
+                print("\n" + destroying.render(creates))
+                document["destroying"] = creates
             except peers.Unavailable as reason:
                 results.skipped["destroying"] = str(reason)
                 print(f"\nnot measured: destroying: {reason}")
