@@ -25,7 +25,7 @@ from tzfs.format.stream import Kind
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName, check_snapshot_component, parse_filesystem, parse_snapshot
-from tzfs.opening import Writer, format_filesystem
+from tzfs.opening import Writer, committed_state, format_filesystem
 from tzfs.properties import parse as parse_property
 from tzfs.settings import settings_of_new
 from tzfs.store.lease import Lease
@@ -103,7 +103,7 @@ def receive(
     there = any(info.name == name for info in store.filesystems())
     if not there and header.base:
         raise NotFound(f"there is no filesystem {name}, and the stream starts from {header.base_name or header.base}")
-    if there and not header.base and not _resumes(store, name):
+    if there and not header.base and not (_is_empty(store, name) or _resumes(store, name)):
         raise Exists(
             f"filesystem {name} exists, and the stream is of a whole one", hint="receive it under another name"
         )
@@ -116,7 +116,7 @@ def receive(
             with store.writer(name, {"kind": "receive"}, Command.RECEIVE) as writer:
                 names = receive_stream(writer.engine, frames, header, called, force, resumable, progress)
         except BaseException:
-            if not there and not _resumes(store, name) and not store.snapshots(name):
+            if not there and not _resumes(store, name) and _is_empty(store, name):
                 store.destroy(name)
             raise
         return Received(name, names, frames.bytes, created=not there)
@@ -141,8 +141,7 @@ def abandon(store: Store, name: str) -> None:
         if receiver.partial is None:
             raise NotFound(f"no receive into {parsed} was cut")
         receiver.cancel()
-        empty = not writer.engine.snapshots() and writer.engine.counters.inodes <= 1
-    if empty:
+    if _is_empty(store, parsed):
         store.destroy(parsed)
 
 
@@ -154,7 +153,13 @@ def _target(text: str) -> tuple[FilesystemName, str | None]:
 
 
 def _resumes(store: Store, name: FilesystemName) -> bool:
-    return store.properties(name, settle=False)["receive_resume_token"].exact not in ("", "-")
+    return committed_state(store.get(name, Command.RECEIVE).folder).partial is not None
+
+
+def _is_empty(store: Store, name: FilesystemName) -> bool:
+    """Whether nothing has ever been made in it, or nothing of that is left."""
+    state = committed_state(store.get(name, Command.RECEIVE).folder)
+    return not state.snapshots and state.counters.inodes <= 1
 
 
 # -- headers -----------------------------------------------------------------------------------------------------------
@@ -170,9 +175,9 @@ def read_header(frames: stream.Reader) -> Header:
     if not isinstance(properties, dict) or type(number) is not int or number < 0:
         raise BadStream("the stream does not say what it is")
     return Header(
-        _text(said, "filesystem"),
+        _short_text(said, "filesystem"),
         _guid(said, "base"),
-        _text(said, "base_name"),
+        _short_text(said, "base_name"),
         number,
         _guid(said, "last"),
         _settable(properties),
@@ -195,6 +200,18 @@ def _text(said: Mapping[str, object], name: str) -> str:
     text = said.get(name)
     if not isinstance(text, str):
         raise BadStream(f"the stream does not say its {name}")
+    return text
+
+
+def _short_text(said: Mapping[str, object], name: str) -> str:
+    """A text that is kept, or shown: no longer than names are, and one that can be encoded."""
+    text = _text(said, name)
+    try:
+        fits = len(text.encode()) <= limits.FILESYSTEM_NAME_BYTES_MAX + 1  # of a bookmark, with its mark
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise BadStream(f"the stream's {name} is not a name")
     return text
 
 

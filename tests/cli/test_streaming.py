@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import pytest
 from tests.cli.command_line import CommandLine, check_words
 from tests.cli.test_streams import command, on_a_terminal
 from tests.mount.workspace import PROJECT, Workspace
+from tzfs.format import stream
+from tzfs.format.stream import Kind
 from tzfs.management import open_store
 
 
@@ -160,6 +163,41 @@ def test_a_bad_stream_leaves_no_filesystem(tzfs: CommandLine, pipes: Pipes) -> N
         pipes(*refused[:2], data=refused[2], code=1)
     pipes("receive", "copy@one", data=pipes("send", "-R", "ws@b"), code=2)
     assert tzfs.ok("list", "-H", "-o", "name", "-t", "all") == before
+
+
+def _with_header(whole: bytes, kind: Kind, **fields: object) -> bytes:
+    """The stream with fields of a header changed, and sound in every other way."""
+    reader, out = stream.Reader(io.BytesIO(whole).read), io.BytesIO()
+    writer, body = stream.Writer(out.write), b""
+    found = None
+    while found is not Kind.END:
+        found, body = reader.get()
+        if found is kind:
+            body = json.dumps(stream.unpack_object(body) | fields).encode()
+        writer.put(found, stream.pack_totals(writer.frames, writer.bytes) if found is Kind.END else body)
+    return out.getvalue()
+
+
+def test_a_receive_that_may_go_on_leaves_nothing_of_a_header_that_cannot_be(tzfs: CommandLine, pipes: Pipes) -> None:
+    whole = pipes("send", "ws@a")
+    lies: list[tuple[Kind, dict[str, object]]] = [
+        (Kind.BEGIN, {"filesystem": "x" * 300_000}),
+        (Kind.BEGIN, {"filesystem": "\ud800"}),
+        (Kind.BEGIN, {"base_name": "x" * 300_000}),
+        (Kind.SNAPSHOT, {"name": None}),
+    ]
+    for kind, fields in lies:
+        pipes("receive", "-s", "copy", data=_with_header(whole, kind, **fields), code=65)
+        assert "copy" not in tzfs.ok("list", "-H", "-o", "name"), fields
+
+
+def test_a_whole_stream_goes_only_into_a_filesystem_that_has_nothing(tzfs: CommandLine, pipes: Pipes) -> None:
+    whole = pipes("send", "ws@a")
+    tzfs.ok("create", "empty")
+    pipes("receive", "-s", "ws", data=whole, code=1)
+    assert "filesystem ws exists" in pipes.err
+    pipes("receive", "-s", "empty", data=whole)
+    assert tzfs.ok("list", "-H", "-o", "name", "-t", "snapshot", "empty") == "empty@a\n"
 
 
 def test_a_receive_that_was_cut_goes_on(tzfs: CommandLine, pipes: Pipes) -> None:
