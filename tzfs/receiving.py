@@ -204,13 +204,9 @@ def _text(said: Mapping[str, object], name: str) -> str:
 
 
 def _short_text(said: Mapping[str, object], name: str) -> str:
-    """A text that is kept, or shown: no longer than names are, and one that can be encoded."""
+    """A text that is kept, or shown: no longer than names are."""
     text = _text(said, name)
-    try:
-        fits = len(text.encode()) <= limits.FILESYSTEM_NAME_BYTES_MAX + 1  # of a bookmark, with its mark
-    except UnicodeEncodeError:
-        fits = False
-    if not fits:
+    if len(text.encode()) > limits.FILESYSTEM_NAME_BYTES_MAX + 1:  # of a bookmark, with its mark
         raise BadStream(f"the stream's {name} is not a name")
     return text
 

@@ -185,6 +185,7 @@ def test_a_receive_that_may_go_on_leaves_nothing_of_a_header_that_cannot_be(tzfs
         (Kind.BEGIN, {"filesystem": "\ud800"}),
         (Kind.BEGIN, {"base_name": "x" * 300_000}),
         (Kind.SNAPSHOT, {"name": None}),
+        (Kind.SNAPSHOT, {"properties": {"agent:b": "\ud800"}}),
     ]
     for kind, fields in lies:
         pipes("receive", "-s", "copy", data=_with_header(whole, kind, **fields), code=65)

@@ -147,6 +147,7 @@ def pack_object(value: object) -> bytes:
 def unpack_object(body: bytes) -> dict[str, object]:
     try:
         value = json.loads(body.decode())
+        pack_object(value)  # escapes can write what no text has, and what could not be kept
     except (ValueError, RecursionError):
         raise BadStream("a header of the stream is not JSON") from None
     if not isinstance(value, dict):
