@@ -170,20 +170,23 @@ def undo(store: Store, name: Name, number: int | None = None, *, progress: Progr
     """Takes back what the last entry that changed something did, or entry `number`; that is an entry itself.
 
     A snapshot of the state before is taken first.  `WrongState` where something has been changed since that entry: all
-    of that would be taken back with it.  `NotFound`, `NoSpace`.
+    of that would be taken back with it; but where everything is as it was before the entry, that is noted.  `NotFound`,
+    `NoSpace`.
     """
     entry, before, after = ends(store, name, number)
     info = store.get(before.filesystem, Command.ROLLBACK)
     since = [*islice(comparing.diff(store, after), SHOWN_MAX + 1)]
-    if since:
+    rolled_back = bool(since) and next(iter(comparing.diff(store, before)), None) is None
+    if since and not rolled_back:
         paths = [path.path for path in since[:SHOWN_MAX]]
         more = " and more" if len(since) > SHOWN_MAX else ""
         raise WrongState(
             f"cannot undo entry {entry.number} of {info.name}: {', '.join(paths)}{more} changed after it",
             hint=f"tzfs restore {before} PATH brings single files back, tzfs rollback {before} everything",
         )
-    rolled = time_travel.rollback(store, before, progress=progress)
-    safety = rolled.safety or after.snapshot
+    safety = after.snapshot
+    if not rolled_back:  # else it was, by hand or by an undo that was killed, and is yet to be noted
+        safety = time_travel.rollback(store, before, progress=progress).safety or safety
     with store.mounted(info) or nullcontext() as mount:
         if mount is not None:
             answer = mount.call("run.undone", entry=entry.number, before=safety)

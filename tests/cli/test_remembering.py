@@ -85,6 +85,17 @@ def test_an_undo_takes_back_the_last_command_and_can_be_undone(either: Workspace
     assert len(log(either, "undo")) == 2
 
 
+def test_an_undo_that_was_killed_after_its_rollback_is_only_noted_by_the_next(either: Workspace) -> None:
+    sh(either, "echo 1 > f")
+    sh(either, "echo 2 > f")
+    either.tzfs("rollback", "ws@run-1-after")  # where entry 2 began
+    either.tzfs("undo", "ws", "2")
+    assert log(either, "undo")[-1]["undone"] == 2
+    assert either.tzfs("run", "--no-journal", "ws", "--", "cat", "f") == "1\n"
+    either.tzfs("undo", "ws")
+    assert either.tzfs("run", "--no-journal", "ws", "--", "cat", "f") == "2\n"
+
+
 def test_an_undo_is_refused_where_something_was_changed_since(either: Workspace) -> None:
     sh(either, "echo 1 > f")
     either.tzfs("run", "--no-journal", "ws", "--", "sh", "-c", "echo 2 > g")
