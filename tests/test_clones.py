@@ -63,6 +63,7 @@ def test_a_clone_is_the_snapshot_and_each_goes_its_own_way(store: Store) -> None
     store.clone("ws@s", "c", {"agent:x": "1"})
     assert_as_cloned(store, "c")
     assert store.get("c").property("agent:x").exact == "1"
+    assert [entry.kind for entry in tzfs.log(store, "c")] == ["clone"]
     with store.open("c") as fs:
         with fs.open("/d/big", "r+b") as file:
             file.write(b"mine")

@@ -25,7 +25,7 @@ from tzfs.engine.diff import Comparison, Difference, Kind, Span
 from tzfs.engine.history import FileVersion, file_versions
 from tzfs.engine.moments import Moments, check_order
 from tzfs.engine.view import View
-from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound
+from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound, no_snapshot
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
@@ -114,7 +114,7 @@ def _comparing(
     own = info if filesystem == info.name else store.get(filesystem, Command.OPEN_SNAPSHOT)
     for where, name in ((info, first.snapshot), (own, second)):
         if name is not None and name not in committed_points(where.folder)[0]:
-            raise NotFound(f"no snapshot {where.name}@{name}", hint=f"tzfs list -t snapshot {where.name}")
+            raise no_snapshot(where.name, name)
     with ExitStack() as stack:
         a, above = before(store, own, first, stack)
         if second is not None:

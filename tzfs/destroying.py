@@ -21,11 +21,18 @@ from tzfs.dependants import check_empty, check_free, naming, snapshots_of
 from tzfs.engine.committed import read_counters
 from tzfs.engine.destroy import check_unused, foreseen
 from tzfs.engine.snapshots import read_snapshots
-from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound
+from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound, no_snapshot
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command, State, check
 from tzfs.management import Store
-from tzfs.names import FilesystemName, Scope, SnapshotName, SnapshotRange, parse_filesystem, parse_snapshots
+from tzfs.names import (
+    FilesystemName,
+    Scope,
+    SnapshotName,
+    SnapshotRange,
+    parse_filesystem,
+    parse_snapshots,
+)
 from tzfs.opening import Committed, committed_state
 from tzfs.store.lease import live_views
 from tzfs.tasks import collect
@@ -203,7 +210,7 @@ def _select(name: FilesystemName, there: Mapping[str, Snapshot], ranges: Iterabl
     for part in ranges:
         for end in (part.first, part.last):
             if end is not None and end not in there:
-                raise NotFound(f"no snapshot {name}@{end}", hint=f"tzfs list -t snapshot {name}")
+                raise no_snapshot(name, end)
         first = 0 if part.first is None else ordered.index(part.first)
         last = len(ordered) - 1 if part.last is None else ordered.index(part.last)
         if part.first is not None and part.last is not None and first > last:

@@ -271,3 +271,8 @@ def from_os_error(error: OSError, what: str) -> TzfsError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"{what}: {reason}", hint="free space on the disk that holds the store, and try again")
     return StoreError(f"{what}: {reason}")
+
+
+def no_snapshot(filesystem: object, snapshot: str) -> NotFound:
+    """What is raised where a filesystem has no such snapshot."""
+    return NotFound(f"no snapshot {filesystem}@{snapshot}", hint=f"tzfs list -t snapshot {filesystem}")

@@ -29,6 +29,7 @@ from tzfs.dependants import check_empty, check_free, with_clones
 from tzfs.errors import (
     Busy,
     CorruptionError,
+    Exists,
     InvalidArgument,
     NotFound,
     ReadOnly,
@@ -42,15 +43,7 @@ from tzfs.flattening import Flattened
 from tzfs.layout import Layout, translating
 from tzfs.ledger import Ledger
 from tzfs.lifecycle import Command, State, allowed
-from tzfs.names import (
-    STORE_SCOPE,
-    FilesystemName,
-    Scope,
-    SnapshotName,
-    parse_filesystem,
-    parse_property_target,
-    parse_snapshot,
-)
+from tzfs.names import STORE_SCOPE, FilesystemName, Scope, SnapshotName, parse_property_target, parse_snapshot
 from tzfs.opening import HeadReader, Reader, Writer, committed_state, format_clone_of, format_filesystem
 from tzfs.runtime import default_store
 from tzfs.settings import check_changeable, settings_of
@@ -280,12 +273,15 @@ class Store:
                 raise InvalidArgument(f"{key}: a snapshot takes user properties only (MODULE:NAME)")
         info = self.catalog.get(parsed.filesystem, Command.SNAPSHOT)
         mount = self.mounted(info)
-        if mount is not None:
-            with mount:
-                mount.call("snapshot.create", name=parsed.snapshot, properties=dict(checked))
-        else:
-            with self.writer(info.name, {"kind": "snapshot"}, Command.SNAPSHOT) as writer:
-                writer.engine.snapshot(parsed.snapshot, checked)
+        try:
+            if mount is not None:
+                with mount:
+                    mount.call("snapshot.create", name=parsed.snapshot, properties=dict(checked))
+            else:
+                with self.writer(info.name, {"kind": "snapshot"}, Command.SNAPSHOT) as writer:
+                    writer.engine.snapshot(parsed.snapshot, checked)
+        except Exists:
+            raise Exists(f"snapshot {parsed} exists") from None
         return snapshot_info(self.catalog, info, parsed.snapshot, committed_state(info.folder))
 
     def snapshots(
@@ -495,4 +491,4 @@ def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope
     return parse_property_target(target) if isinstance(target, str) else target
 
 
-__all__ = ["Checked", "Collected", "MountStatus", "SnapshotInfo", "Store", "open_store", "parse_filesystem"]
+__all__ = ["Checked", "Collected", "MountStatus", "SnapshotInfo", "Store", "open_store"]

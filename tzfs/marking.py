@@ -18,7 +18,7 @@ from tzfs import properties as props
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Engine
 from tzfs.engine.marks import check_tag
-from tzfs.errors import Exists, InvalidArgument, NotFound
+from tzfs.errors import Exists, InvalidArgument, NotFound, no_snapshot
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.jsonrpc import Json, Params
 from tzfs.lifecycle import Command, State
@@ -136,7 +136,7 @@ def _grouped(
         for snapshot in snapshots:
             name = SnapshotName(filesystem, snapshot)
             if snapshot not in there:
-                raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {filesystem}")
+                raise no_snapshot(filesystem, snapshot)
             check(name, there[snapshot])
         out.append((info, snapshots))
     return out
@@ -203,7 +203,7 @@ def holds(store: Store, names: Sequence[Name]) -> list[Hold]:
     for name in map(_parsed, names):
         record = _snapshots(store.get(name.filesystem, Command.OPEN_SNAPSHOT)).get(name.snapshot)
         if record is None:
-            raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {name.filesystem}")
+            raise no_snapshot(name.filesystem, name.snapshot)
         out += [Hold(name, tag, record.holds[tag]) for tag in sorted(record.holds)]
     return out
 

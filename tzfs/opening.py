@@ -31,7 +31,7 @@ from tzfs.engine.quotas import Claim
 from tzfs.engine.rollback import inodes_changed
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
-from tzfs.errors import ForeignStore, LimitReached, NotFound
+from tzfs.errors import ForeignStore, LimitReached, NotFound, no_snapshot
 from tzfs.format.counters import Counters
 from tzfs.format.log import Entry
 from tzfs.format.records import Bookmark, Snapshot
@@ -231,7 +231,7 @@ class Reader:
         finally:
             txn.close()
         if found is None:
-            raise NotFound(f"no snapshot {snapshot!r} of {of}" if of else f"no snapshot {snapshot!r}")
+            raise no_snapshot(of, snapshot) if of else NotFound(f"no snapshot {snapshot!r}")
         return found
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ that shares all contents with the snapshot.  All of it comes back in one step, o
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ def wanted(
         except (NotFound, NotADirectory):
             hint = "restore that directory, or elsewhere with --to" if to is None else "make it first"
             raise NotFound(f"{os.fsdecode(into)}: no such directory to restore {shown} into", hint=hint) from None
+        if not stat.S_ISDIR(directory.mode):
+            raise NotADirectory(f"{os.fsdecode(into)}: not a directory, and {shown} cannot be restored into it")
         found.append(Wanted(source.ino, directory.ino, names[-1]))
         places.append(os.fsdecode(b"/".join([*components(into), names[-1]])))
     return found, tuple(places)

@@ -16,7 +16,7 @@ from tzfs.engine.engine import Engine
 from tzfs.engine.partial import Partial
 from tzfs.engine.send import Sender
 from tzfs.engine.view import Tables, View
-from tzfs.errors import InvalidArgument, NotFound
+from tzfs.errors import InvalidArgument, NotFound, no_snapshot
 from tzfs.format import stream
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.format.stream import Kind
@@ -79,7 +79,7 @@ def plan(of: str, points: Points, snapshot: str, *, base: str | None = None, rec
     """`base`: the older end, `SNAPSHOT`, `@SNAPSHOT` or `#BOOKMARK`.  `NotFound`, `InvalidArgument`."""
     snapshots, bookmarks = points
     if snapshot not in snapshots:
-        raise NotFound(f"no snapshot {of}@{snapshot}", hint="tzfs list -t snapshot shows those there are")
+        raise no_snapshot(of, snapshot)
     start: tuple[str, Snapshot | Bookmark] | None = None
     if base is not None:
         where: Mapping[str, Snapshot | Bookmark] = bookmarks if base.startswith("#") else snapshots

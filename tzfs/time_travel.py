@@ -6,19 +6,21 @@ What is done is in `rolling_back` and `restoring`, which `FileSystem` has too.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
 from tzfs import destroying, restoring
+from tzfs.catalog import FilesystemInfo
 from tzfs.control import heard
 from tzfs.dependants import naming
-from tzfs.errors import MountFailed
+from tzfs.errors import MountFailed, no_snapshot
+from tzfs.format.records import Snapshot
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import SnapshotName, parse_snapshot
-from tzfs.opening import committed_changes, committed_state
+from tzfs.opening import committed_changes, committed_points
 from tzfs.restoring import Restored
 from tzfs.rolling_back import Progress, RolledBack, newer_than, roll_back, safety_name
 from tzfs.tasks import collect
@@ -41,7 +43,7 @@ def rollback(
     """
     name = parse_snapshot(name) if isinstance(name, str) else name
     info = store.get(name.filesystem, Command.ROLLBACK)
-    newer = newer_than(committed_state(info.folder).snapshots, name.snapshot)
+    newer = newer_than(_snapshots(info, name), name.snapshot)
     if not destroy_newer or not newer:
         return _rollback(store, name, safety=safety, dry_run=dry_run, progress=progress)
     destroying.destroy(store, f"{info.name}@{','.join(newer)}", dry_run=True)
@@ -64,7 +66,7 @@ def _rollback(
     with store.mounted(info) or nullcontext() as mount:
         if dry_run and mount is not None:
             mount.call("sync")
-        found = committed_state(info.folder).snapshots
+        found = _snapshots(info, name)
         newer = newer_than(found, name.snapshot)
         if dry_run:
             inodes = committed_changes(info.folder, found[name.snapshot].epoch)
@@ -94,6 +96,7 @@ def restore(
     """
     name = parse_snapshot(name) if isinstance(name, str) else name
     info = store.get(name.filesystem, Command.RESTORE)
+    _snapshots(info, name)
     mount = store.mounted(info)
     if mount is None:
         with store.writer(info.name, {"kind": "restore"}, Command.RESTORE) as writer:
@@ -108,6 +111,14 @@ def restore(
     if not isinstance(answer, dict) or not isinstance(places := answer.get("paths"), list):
         raise MountFailed("the mount did not say what it restored")
     return Restored(int(str(answer.get("inodes"))), tuple(str(place) for place in places))
+
+
+def _snapshots(info: FilesystemInfo, name: SnapshotName) -> Mapping[str, Snapshot]:
+    """Those of the filesystem; `NotFound` where `name` is none of them."""
+    found, _ = committed_points(info.folder)
+    if name.snapshot not in found:
+        raise no_snapshot(info.name, name.snapshot)
+    return found
 
 
 def _rolled_back(answer: Json, newer: tuple[str, ...]) -> RolledBack:

@@ -264,7 +264,7 @@ class Transitions:
     def _note(self, txn: WriteTransaction, record: FilesystemRecord, command: Command, **fields: Field) -> None:
         """The entry of the store's log for what `txn` does to a filesystem."""
         catalog_log.note(
-            txn, self._session.clock(), str(command), filesystem=str(record.name), guid=record.guid, **fields
+            txn, self._session.clock(), command.name.lower(), filesystem=str(record.name), guid=record.guid, **fields
         )
 
     # -- holders -------------------------------------------------------------------------------------------------------

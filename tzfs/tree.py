@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.view import View
-from tzfs.errors import InvalidArgument, NameTooLong, NoAttribute, NotADirectory, NotFound, SymlinkLoop
+from tzfs.errors import InvalidArgument, NameTooLong, NoAttribute, NotADirectory, NotFound, Stale, SymlinkLoop
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
 
@@ -111,7 +111,12 @@ class Tree:
     def _resolve(self, path: Path, *, follow: bool = True) -> Inode:
         """The inode a path leads to; of a symbolic link at its end only with `follow` what it points to."""
         directory, name = self._resolve_parent(path, follow=follow)
-        return self._child(directory, name)
+        try:
+            return self._child(directory, name)
+        except Stale:
+            raise
+        except NotFound:
+            raise NotFound(f"{os.fsdecode(path)}: no such file or directory") from None
 
     def _child(self, directory: Inode, name: bytes) -> Inode:
         return directory if not name else self._source.lookup(directory.ino, name)

@@ -11,8 +11,8 @@ import pytest
 
 import tzfs
 from tests.mount.workspace import NAME, Workspace
-from tzfs import FileSystem, Store
-from tzfs.errors import Busy, InvalidArgument, IsADirectory, NotEmpty, NotFound, TzfsError, WrongState
+from tzfs import FileSystem, Store, time_travel
+from tzfs.errors import Busy, Exists, InvalidArgument, IsADirectory, NotEmpty, NotFound, TzfsError, WrongState
 from tzfs.marking import hold, release
 
 
@@ -188,7 +188,7 @@ def test_opening_what_is_mounted_names_the_mount(workspace: Workspace) -> None:
 def test_what_is_not_there_or_not_allowed(store: Store) -> None:
     with pytest.raises(NotFound, match="there is no such filesystem"):
         store.open("none")
-    with pytest.raises(NotFound, match="no snapshot 'none'"), store.open_snapshot("ws@none"):
+    with pytest.raises(NotFound, match="no snapshot ws@none"), store.open_snapshot("ws@none"):
         pass
     store.archive("ws")
     with pytest.raises(WrongState, match="it is ARCHIVED"):
@@ -200,8 +200,26 @@ def test_what_is_not_there_or_not_allowed(store: Store) -> None:
             fs.open("d")
         with pytest.raises(InvalidArgument, match="mode 'rw'"):
             fs.open("f", "rw")
-        with pytest.raises(NotFound):
-            fs.read_text("none")
+        with pytest.raises(NotFound, match=r"^d/none: no such file or directory$"):
+            fs.read_text("d/none")
+
+
+def test_words_name_the_snapshot_with_its_filesystem_and_the_path(store: Store) -> None:
+    store.snapshot("ws@s")
+    with pytest.raises(Exists, match=r"^snapshot ws@s exists$"):
+        store.snapshot("ws@s")
+    for act in (
+        lambda: time_travel.rollback(store, "ws@none"),
+        lambda: time_travel.rollback(store, "ws@none", destroy_newer=True),
+        lambda: time_travel.restore(store, "ws@none", ["f"]),
+        lambda: tzfs.send(store, "ws@none", len),
+        lambda: store.clone("ws@none", "c"),
+    ):
+        with pytest.raises(NotFound, match=r"^no snapshot ws@none$") as caught:
+            act()
+        assert caught.value.hint == "tzfs list -t snapshot ws"
+    with pytest.raises(NotFound, match=r"^d/f: no such file or directory$"):
+        time_travel.restore(store, "ws@s", ["d/f"])
 
 
 def test_a_store_that_is_closed_says_so(store: Store) -> None:

@@ -156,7 +156,7 @@ def test_statistics_are_a_document_of_the_mount(workspace: Workspace) -> None:
         (["ws", "{base}/file"], 1, "mountpoint {base}/file is not a directory"),
         (["ws", ""], 2, "mountpoint is empty"),
         (["none", "{mnt}"], 1, "cannot mount none: there is no such filesystem"),
-        (["ws@none", "{mnt}"], 1, "no snapshot 'none'"),
+        (["ws@none", "{mnt}"], 1, "no snapshot ws@none"),
         (["-o", "colour", "ws", "{mnt}"], 2, "mount option 'colour' is not known\nhint: there are ro, allow_other"),
         (["-o", "spin=x", "ws", "{mnt}"], 2, "mount option 'spin=x' is not known"),
         (["ws"], 2, "missing argument"),

@@ -88,11 +88,11 @@ def test_it_comes_back_elsewhere(workspace: Workspace, mnt: Path) -> None:
     assert (mnt / "old/small").read_text() == "small"
     assert (mnt / "src/small").read_text() == "changed"
     for arguments, words in (
-        (["ws@a", "none"], "no entry"),
-        (["ws@none", "src"], "no snapshot 'none'"),
+        (["ws@a", "none"], "none: no such file or directory"),
+        (["ws@none", "src"], "no snapshot ws@none"),
         (["ws@a", "/"], "the root cannot be restored"),
         (["--to", "nowhere", "ws@a", "src"], "nowhere: no such directory to restore src into"),
-        (["-f", "--to", "old/small", "ws@a", "src"], "no directory to restore src into"),
+        (["-f", "--to", "old/small", "ws@a", "src"], "old/small: not a directory, and src cannot be restored into it"),
         (["-f", "--to", "src/deep", "ws@a", "src/deep"], ""),
     ):
         done = workspace.run("restore", *arguments)

@@ -16,7 +16,7 @@ from tzfs import marking
 from tzfs.catalog import FilesystemInfo
 from tzfs.cli.output import document, say, table
 from tzfs.cli.parameters import COLUMN, CONDITION, TARGET, assignments, store_of
-from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of
+from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of, no_snapshot
 from tzfs.management import SnapshotInfo, Store
 from tzfs.names import SnapshotName, parse, parse_bookmark, parse_scope, show
 from tzfs.properties import SHORT, WRITTEN_SINCE, Kind, Value, check_name, native_of
@@ -85,7 +85,7 @@ class Listing:
                 continue
             found = [s for s in self.store.snapshots(parsed.filesystem, also=self.also) if s.name == parsed]
             if not found:
-                raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {parsed.filesystem}")
+                raise no_snapshot(parsed.filesystem, parsed.snapshot)
             self.rows += [Row(str(s.name), s.properties) for s in found]
 
     def _add(self, info: FilesystemInfo, kind: str) -> None:

@@ -9,7 +9,7 @@ import click
 from tzfs import marking
 from tzfs.cli.output import document, table
 from tzfs.cli.parameters import CHANGE, PROPERTIES, PROPERTY, TARGET, assignments, store_of
-from tzfs.errors import NotFound
+from tzfs.errors import NotFound, no_snapshot
 from tzfs.management import Store
 from tzfs.names import Scope, SnapshotName, parse, parse_bookmark, parse_property_target
 from tzfs.properties import NATIVE, SHORT, WRITTEN_SINCE, Value, check_name
@@ -101,7 +101,7 @@ def _of(store: Store, name: str, also: Sequence[str]) -> dict[str, Value]:
     for snapshot in store.snapshots(parsed.filesystem, also=also):
         if snapshot.name == parsed:
             return dict(snapshot.properties)
-    raise NotFound(f"no snapshot {name}", hint=f"tzfs list -t snapshot {parsed.filesystem}")
+    raise no_snapshot(parsed.filesystem, parsed.snapshot)
 
 
 @click.command()
