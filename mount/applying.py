@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 import trio
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class ApplyClone(TypedDict):
-    """The parameters of `apply`; `prefer` is `ours` or `theirs`."""
+    """The parameters of `apply`; `prefer` says whose it is to be where both have changed the same."""
 
     clone: str
-    prefer: NotRequired[str]
+    prefer: NotRequired[Literal["ours", "theirs"]]
     safety: NotRequired[bool]
     dry_run: NotRequired[bool]
 

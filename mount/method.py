@@ -19,6 +19,7 @@ be an ordinary function.  A `reporting` handler is also given a function that te
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -120,6 +121,8 @@ def _checker(shape: type[Shape]) -> Callable[[Params], None]:
                 raise InvalidArgument(f"unknown parameter {name!r}")
             if not kind.fits(value):
                 raise InvalidArgument(f"parameter {name!r} must be {kind.words}")
+            if not _is_text(value):
+                raise InvalidArgument(f"parameter {name!r} has half of a surrogate pair, which no text and no path has")
         missing = [name for name in kinds if required[name] and name not in params]
         if missing:
             raise InvalidArgument(f"parameter {missing[0]!r} is missing")
@@ -166,6 +169,20 @@ def _bounded(kind: _Kind, hint: object, bounds: tuple[object, ...]) -> _Kind:
     unit = " bytes" if hint is str else "" if hint in (int, float) else " items"
     words = f"{kind.words} of {within.low} to {within.high}{unit}"
     return _Kind(words, lambda v: kind.fits(v) and within.holds(v))
+
+
+def _is_text(value: object) -> bool:
+    """Whether all strings in it can be encoded; bytes that are no UTF-8 are as os.fsdecode has them."""
+    if isinstance(value, str):
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError:
+            return False
+    elif isinstance(value, dict):
+        return all(_is_text(name) and _is_text(each) for name, each in value.items())
+    elif isinstance(value, list):
+        return all(map(_is_text, value))
+    return True
 
 
 def _hashable(value: object) -> bool:

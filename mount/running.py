@@ -7,42 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, NotRequired, TypedDict
 
 import trio
 
-from tzfs.errors import Busy, ReadOnly
+from tzfs.errors import Busy, InvalidArgument, ReadOnly
 from tzfs.format.log import Field
 from tzfs.jsonrpc import Json
 from tzfs.mount.committing import Committer
 from tzfs.mount.destroying import destroyed
-from tzfs.mount.method import Declared, method
+from tzfs.mount.method import Declared, Within, method
+from tzfs.remembering import COUNTED
 from tzfs.runs import Ended, Runs, undone
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import Mount
 
 
+Number = Annotated[int, Within(0, (1 << 63) - 1)]
+
+
 class Begin(TypedDict):
     argv: list[str]
     cwd: str
-    pid: int
+    pid: Number
 
 
 class End(TypedDict):
-    entry: int
-    code: int
-    duration_ns: int
+    entry: Number
+    code: Number
+    duration_ns: Number
     signal: NotRequired[str]
 
 
 class Count(TypedDict):
-    entry: int
-    counts: dict[str, int]
+    entry: Number
+    counts: dict[str, Number]
 
 
 class Undone(TypedDict):
-    entry: int
+    entry: Number
     before: str
 
 
@@ -94,6 +98,8 @@ class _Running:
         return {"before": ended.before, "after": ended.after, "said": ended.said}
 
     async def count(self, params: Count) -> Json:
+        for word in params["counts"].keys() - set(COUNTED.values()):
+            raise InvalidArgument(f"{word!r} is nothing that is counted")
         await self._committer.do(lambda: self._engine.journal.amend(params["entry"], **params["counts"]))
         return None
 

@@ -152,7 +152,7 @@ def connect(path: Path, *, timeout_s: float = TIMEOUT_S) -> ControlClient:
             raise NotPermitted(f"{path}: user {uid} listens there")
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         connection.close()
-        raise NotFound(f"no mount listens at {path}") from None
+        raise NotFound(f"no mount listens at {path}", hint="it is just beginning or ending: try again") from None
     except PermissionError:
         connection.close()
         raise PermissionDenied(f"{path}: the mount is another user's") from None

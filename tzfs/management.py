@@ -261,7 +261,9 @@ class Store:
         where = holder.get("socket")
         if not isinstance(where, str):
             text = describe_holder(holder)
-            raise Busy(f"filesystem {info.name} is in use by {text}", holders=(text,))
+            raise Busy(
+                f"filesystem {info.name} is in use by {text}", holders=(text,), hint="try again when it has ended"
+            )
         return connect(Path(where), timeout_s=timeout_s)
 
     def snapshot(self, name: str | SnapshotName, properties: Mapping[str, str] | None = None) -> SnapshotInfo:

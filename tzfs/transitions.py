@@ -285,7 +285,7 @@ class Transitions:
             return Lease.acquire(info.folder, info=told)
         except Busy as error:
             check(command, info.name, info.state, error.holders[0] if error.holders else "another process")
-            raise
+            raise Busy(f"filesystem {info.name} is {error}", holders=error.holders, hint=error.hint) from error
 
 
 def describe_holder(told: Info) -> str:

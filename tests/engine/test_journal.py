@@ -119,6 +119,8 @@ def test_what_is_too_long_is_cut_and_says_so(ws: Workspace, fields: dict[str, st
 
 
 def test_a_body_of_a_whole_page_is_not_cut() -> None:
+    entry = unpack_entry(17, b"", pack_entry(1, "k", {"a": ["\ud800", "\udcff"], "\ud800": {"\ud800": 1}}), 5)
+    assert entry.fields == {"a": ["\\xed\\xa0\\x80", "\\xff"], "\\xed\\xa0\\x80": {"\\xed\\xa0\\x80": 1}}
     room = BODY_BYTES_MAX - len(pack_entry(1, "k", {"a": ""}))
     body = pack_entry(1, "k", {"a": "x" * room})
     assert len(body) == BODY_BYTES_MAX

@@ -48,6 +48,7 @@ def call(params: Params) -> Json:
     ("name", "value"),
     [
         ("text", ""),
+        ("text", "\udcff"),  # a byte, as os.fsdecode has it
         ("whole", -1),
         ("whole", 1 << 80),
         ("number", 1),
@@ -100,6 +101,15 @@ def test_what_does_not_fit_is_refused_in_words(name: str, value: Json, words: st
     with pytest.raises(InvalidArgument) as caught:
         call({name: value})
     assert str(caught.value) == f"parameter {name!r} must be {words}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("text", "\ud800"), ("many", ["a", "\udc00"]), ("table", {"\ud800": "b"}), ("table", {"a": "\udfff"})],
+)
+def test_text_that_no_bytes_are_is_refused_wherever_it_is(name: str, value: Json) -> None:
+    with pytest.raises(InvalidArgument, match=f"parameter {name!r} has half of a surrogate pair"):
+        call({name: value})
 
 
 def test_unknown_and_missing_parameters_are_refused_by_name() -> None:

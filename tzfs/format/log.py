@@ -37,7 +37,7 @@ class Entry:
 
 def pack_entry(time_ns: int, kind: str, fields: Fields) -> bytes:
     """The body of an entry, cut where it would not fit a page.  Text is kept as UTF-8, what is none of it escaped."""
-    whole = {name: _text(value) for name, value in fields.items()} | {_TIME: time_ns, _KIND: kind}
+    whole = {readable(name): _text(value) for name, value in fields.items()} | {_TIME: time_ns, _KIND: kind}
     body = pack_json(whole)
     for text, items in _CUTS:
         if len(body) <= BODY_BYTES_MAX:
@@ -58,8 +58,15 @@ def unpack_entry(table: int, key: bytes, body: bytes, number: int) -> Entry:
 
 
 def readable(text: str) -> str:
-    """The text with what is no UTF-8 (the bytes that os.fsdecode escaped) written as backslash, x and digits."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """The text with what is no UTF-8 (the bytes that os.fsdecode escaped) written as backslash, x and digits.
+
+    Any text will do: an entry that could not be packed would be met half-way through what it tells of.
+    """
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair that no bytes are
+        raw = text.encode("utf-8", "surrogatepass")
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def _text(value: Field) -> Field:
