@@ -17,8 +17,7 @@ from tzfs.jsonrpc import Json
 from tzfs.mount.committing import Committer
 from tzfs.mount.destroying import destroyed
 from tzfs.mount.method import Declared, Within, method
-from tzfs.remembering import COUNTED
-from tzfs.runs import Ended, Runs, undone
+from tzfs.runs import COUNTED, Ended, Runs, undone
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import Mount

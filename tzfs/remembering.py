@@ -22,7 +22,6 @@ from typing import Final
 from tzfs import comparing, runs, time_travel
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import connect
-from tzfs.engine.diff import Kind
 from tzfs.errors import MountFailed, NotFound, WrongState
 from tzfs.format.log import Entry, readable
 from tzfs.jsonrpc import Json
@@ -32,7 +31,6 @@ from tzfs.names import SnapshotName
 from tzfs.opening import committed_log, committed_points
 from tzfs.rolling_back import Progress
 
-COUNTED: Final = {Kind.ADDED: "added", Kind.REMOVED: "removed", Kind.MODIFIED: "modified", Kind.RENAMED: "renamed"}
 WORDS_MAX: Final = 1000  # of a command, and characters of each: the log cuts more anyway, and a message has a limit
 WORD_MAX: Final = 1000
 SHOWN_MAX: Final = 3  # paths in a refusal
@@ -95,7 +93,7 @@ class Remembered:
 def count(store: Store, older: SnapshotName, newer: SnapshotName | None = None) -> dict[str, int]:
     """How many paths were added, removed, modified and renamed from a snapshot to another, or to now."""
     found = Counter(difference.kind for difference in comparing.diff(store, older, newer))
-    return {word: found[kind] for kind, word in COUNTED.items()}
+    return {word: found[kind] for kind, word in runs.COUNTED.items()}
 
 
 def _ask(socket: Path, method: str, params: dict[str, Json]) -> dict[str, Json]:

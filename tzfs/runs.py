@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tzfs.engine.diff import Kind
 from tzfs.engine.engine import Engine
 from tzfs.errors import NotFound, TzfsError
 from tzfs.format.log import Field
 from tzfs.format.records import Snapshot
 
 KIND: Final = "run"
+COUNTED: Final = {Kind.ADDED: "added", Kind.REMOVED: "removed", Kind.MODIFIED: "modified", Kind.RENAMED: "renamed"}
 MARK: Final = "tzfs:run"  # the property of the snapshots, the entry's number
 
 
@@ -157,4 +159,4 @@ def _free(name: str, snapshots: Mapping[str, Snapshot]) -> str:
     return found
 
 
-__all__ = ["KIND", "MARK", "Begun", "Ended", "Runs", "running", "undone"]
+__all__ = ["COUNTED", "KIND", "MARK", "Begun", "Ended", "Runs", "running", "undone"]

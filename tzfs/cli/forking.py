@@ -20,8 +20,7 @@ from tzfs.errors import TzfsError
 from tzfs.format.log import Field
 from tzfs.management import Store
 from tzfs.names import FilesystemName, SnapshotName, parse_filesystem
-from tzfs.remembering import COUNTED
-from tzfs.runs import KIND
+from tzfs.runs import COUNTED, KIND
 
 FORKS_MAX: Final = 64  # each has a mount of its own, of 50 MB and more
 VARIABLE: Final = "TZFS_FORK"  # the number of the clone, from 0, in its command's environment

@@ -53,6 +53,7 @@ def set_policy(ctx: click.Context, names: str | None, every: str | None, target:
     \b
     tzfs policy set --every 10m ws "1h(keep=all) | 24x1h | 14x1d"
     tzfs policy set --names 'auto-*,step-*' agents/ "6x10m | 24x1h"
+    tzfs policy set --names 'auto-*,run-*,undo-*,rollback-*' ws "1d(keep=all) | 30x1d"
     """
     changes = {"retention": grid}
     if names is not None:
