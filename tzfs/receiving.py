@@ -236,7 +236,10 @@ def _snapshot(body: bytes, header: Header, called: str | None) -> Coming:
     next_ino = said.get("next_ino")
     if type(next_ino) is not int or not 1 <= next_ino <= limits.INO_MAX + 1:
         raise BadStream("the stream's snapshot does not say which inode numbers are given")
-    at = Partial(header.filesystem, _guid(said, "base"), guid, header.last, 0, 0, anew=False)
+    ino, chunk = said.get("ino", 0), said.get("chunk", 0)
+    if type(ino) is not int or type(chunk) is not int:
+        raise BadStream("the stream does not say where its snapshot goes on")
+    at = Partial(header.filesystem, _guid(said, "base"), guid, header.last, ino, chunk, anew=False)
     return Coming(name, at, said.get("resumed") is True, record, next_ino)
 
 
@@ -310,6 +313,11 @@ def _follows(
         raise BadStream("the stream goes on with what was not begun here, or begins what was")
     if partial is not None and partial.to and partial.to != at.to:
         raise BadStream("the stream goes on with another snapshot than was cut")
+    if (at.ino, at.chunk) > ((partial.ino, partial.chunk) if partial is not None else (0, 0)):
+        raise BadStream(
+            "the stream goes on beyond what has come: what is between would be missing",
+            hint="send it with the token of this filesystem: tzfs get receive_resume_token",
+        )
     newest = list(engine.snapshots().values())[-1:]
     if at.base != (newest[0].guid.hex() if newest else ""):
         raise BadStream("a snapshot of the stream does not follow the one before it")

@@ -9,7 +9,9 @@ import base64
 from dataclasses import asdict, dataclass, fields
 from typing import Final
 
-from tzfs.errors import InvalidArgument
+from tzfs import limits
+from tzfs.engine.chunks import CHUNK_INDEX_MAX
+from tzfs.errors import CorruptionError, InvalidArgument
 from tzfs.format import records
 from tzfs.format.keys import Table
 from tzfs.native import fnv1a32
@@ -59,6 +61,8 @@ def _partial(said: object) -> Partial | None:
         return None
     if any(type(said[f.name]) is not kinds[str(f.type)] for f in fields(Partial)):
         return None
+    if not 0 <= said["ino"] <= limits.INO_MAX or not 0 <= said["chunk"] <= CHUNK_INDEX_MAX + 1:
+        return None
     return Partial(**said)
 
 
@@ -76,7 +80,7 @@ def unpack_token(token: str) -> Partial:
         if fnv1a32(body).to_bytes(4, "big") != whole[:4]:
             raise ValueError
         partial = _partial(records.unpack_json(Table.SYS, PARTIAL, body))
-    except ValueError:
+    except (ValueError, CorruptionError):
         partial = None
     if partial is None:
         raise InvalidArgument("that is no resume token", hint="tzfs get -H -o value receive_resume_token FILESYSTEM")

@@ -185,10 +185,10 @@ class Receiver:
     def suspend(self) -> Partial | None:
         """What was staged is durable, and stays; where it goes on.  None where nothing can be kept."""
         self._close_batch()
-        if self._at is None:
+        if self._at is None and self.partial is None:
             self.cancel()
             return None
-        self._committer.commit()
+        self._committer.commit()  # where nothing has begun, what was kept before stays as it was
         return self.partial
 
     def _put_partial(self, partial: Partial | None) -> None:
