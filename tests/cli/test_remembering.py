@@ -172,11 +172,14 @@ def test_a_command_whose_run_was_killed_is_shown_as_interrupted(workspace: Works
 def test_after_a_crash_of_the_mount_an_entry_is_whole_or_interrupted(workspace: Workspace) -> None:
     pid = workspace.mount()
     sh(workspace, "echo 1 > f")
-    process = workspace.start("run", "ws", "--", "sh", "-c", "echo 2 > f; echo ready; read x")
+    told = workspace.base / "told"
+    os.mkfifo(told)
+    process = workspace.start("run", "ws", "--", "sh", "-c", f"echo 2 > f; echo ready; read x < {told}")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     workspace.call("sync")
     workspace.kill(pid)
+    told.write_text("go on\n")
     _, err = process.communicate(timeout=60)
     assert eventually(lambda: process.poll() is not None)
     assert "how the command ended is not in the log" in err
