@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -335,13 +335,29 @@ def committed_state(directory: Path) -> CommittedState:
     try:
         txn = meta.begin_read()
         try:
-            read_superblock(txn).check(for_writing=False)
+            superblock = read_superblock(txn)
+            superblock.check(for_writing=False)
             counters, snapshots = read_counters(txn), read_snapshots(txn)
-            return CommittedState(counters, snapshots, Accounts(txn, snapshots, counters.epoch), read_partial(txn))
+            accounts = Accounts(txn, snapshots, counters.epoch)
+            if superblock.origin is not None:
+                accounts.above = cache(partial(_referenced, directory, superblock.origin))
+            return CommittedState(counters, snapshots, accounts, read_partial(txn))
         finally:
             txn.close()
     finally:
         meta.close()
+
+
+def _referenced(directory: Path, origin: Origin) -> tuple[int, int]:
+    """What the snapshot refers to that the clone in `directory` came from, and logically; 0 where it has gone since."""
+    try:
+        above = committed_state(directory.parent / f"{origin.partition:016x}")
+    except (NotFound, ForeignStore):
+        return 0, 0
+    for name, record in above.snapshots.items():
+        if record.guid.hex() == origin.snapshot:
+            return above.accounts.referenced(name), above.accounts.referenced(name, logical=True)
+    return 0, 0
 
 
 def committed_points(directory: Path) -> tuple[dict[str, Snapshot], dict[str, Bookmark]]:

@@ -25,15 +25,15 @@ def filesystem_facts(accounts: Accounts, also: Iterable[str] = ()) -> dict[str, 
     charged, logical = accounts.charged, accounts.logical
     facts = {
         "used": str(charged.used),
-        "referenced": str(charged.referenced),
+        "referenced": str(accounts.referenced()),
         "usedbysnapshots": str(charged.by_snapshots),
         "usedbydataset": str(charged.referenced),
         "freeing": str(charged.freeing),
         "written": str(charged.written),
         "logicalused": str(logical.used),
-        "logicalreferenced": str(logical.referenced),
+        "logicalreferenced": str(accounts.referenced(logical=True)),
         "compressratio": ratio(logical.used, charged.used),
-        "refcompressratio": ratio(logical.referenced, charged.referenced),
+        "refcompressratio": ratio(accounts.referenced(logical=True), accounts.referenced()),
     }
     return facts | _written(accounts, also, None)
 
@@ -67,14 +67,15 @@ def warnings(usages: Sequence[Usage], percents: Sequence[int]) -> dict[str, tupl
 
 def snapshot_facts(accounts: Accounts, name: str, also: Iterable[str] = ()) -> dict[str, str]:
     """The same of one snapshot."""
-    charged, logical = accounts.of(name), accounts.of(name, logical=True)
+    charged = accounts.of(name)
+    referenced, logical = accounts.referenced(name), accounts.referenced(name, logical=True)
     facts = {
         "used": str(charged.used),
-        "referenced": str(charged.referenced),
+        "referenced": str(referenced),
         "written": str(charged.written),
-        "logicalreferenced": str(logical.referenced),
-        "compressratio": ratio(logical.referenced, charged.referenced),
-        "refcompressratio": ratio(logical.referenced, charged.referenced),
+        "logicalreferenced": str(logical),
+        "compressratio": ratio(logical, referenced),
+        "refcompressratio": ratio(logical, referenced),
     }
     return facts | _written(accounts, also, name)
 

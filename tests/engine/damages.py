@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.engine.histories import PAGE, History
+from tzfs.engine import bequest
 from tzfs.engine.check.problems import Rule
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Table
@@ -311,6 +312,10 @@ def _leak(h: History) -> None:
     h.fs.delete(Table.PUNCH, h.fs.rows(Table.PUNCH)[0][0])
 
 
+def _inherited_from_nobody(h: History) -> None:
+    h.fs.put(Table.SYS, bequest.key_of(1), records.pack_sums(5, 0))
+
+
 DAMAGES: list[tuple[Rule, Callable[[History], None]]] = [
     (Rule.RECORD, _record),
     (Rule.RECORD, _record_of_a_later_version),
@@ -366,5 +371,6 @@ DAMAGES: list[tuple[Rule, Callable[[History], None]]] = [
     (Rule.SEGMENT, _segment_file),
     (Rule.PUNCH, _punch_of_what_lives),
     (Rule.PUNCH, _punched_twice),
+    (Rule.INHERITED, _inherited_from_nobody),
     (Rule.LEAK, _leak),
 ]

@@ -13,6 +13,8 @@ alone sees, are sums of cells.  One pass over the cells answers for all snapshot
 An extent with several lifetimes is charged once.  Its cells have the charge of its live lifetime only; of the others
 `shared` knows it, so those extents are counted by the union of what their lifetimes cover.
 
+A clone refers to what it inherits as well (`bequest`), and is not charged for it: `referenced` of `Accounts` has both.
+
 Each sum is there twice: of charges, and *logical*, of what they would be were nothing compressed.
 
 What is in the tables is summed; what a head has changed since its last commit is not there yet.
@@ -21,10 +23,12 @@ What is in the tables is summed; what a head has changed since its last commit i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tzfs.engine import bequest
+from tzfs.engine.bequest import Bytes
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Table
 from tzfs.format.records import Shared, Snapshot
@@ -158,12 +162,28 @@ class Accounts:
         if saving:
             raw = [extent._replace(charge=extent.charge + extent.saved) for extent in shared]
             self.logical = Sums(logical, raw, self._epochs.values(), epoch)
+        self._epoch = epoch
+        self._gone = list(bequest.read(txn))
+        self.above: Callable[[], Bytes] | None = None  # of a clone: what its origin's snapshot refers to, and logically
         self._oldest_first = sorted(self._epochs, key=self._epochs.__getitem__)
 
     def of(self, snapshot: str, *, logical: bool = False) -> SnapshotSums:
         """The sums of one snapshot."""
         sums = self.logical if logical else self.charged
         return sums.snapshots[self._oldest_first.index(snapshot)]
+
+    def referenced(self, snapshot: str | None = None, *, logical: bool = False) -> int:
+        """What a snapshot, or the head, refers to, be it the filesystem's own or inherited."""
+        sums = self.logical if logical else self.charged
+        own = sums.referenced if snapshot is None else self.of(snapshot, logical=logical).referenced
+        return own + self._inherited(self._epoch if snapshot is None else self._epochs[snapshot], logical=logical)
+
+    def _inherited(self, epoch: int, *, logical: bool) -> int:
+        if self.above is None:
+            return 0
+        charge, saved = bequest.upto(self._gone, epoch)
+        above = self.above()
+        return max(0, above[1] - charge - saved if logical else above[0] - charge)
 
     def written_since(self, since: str, at: str | None = None) -> int | None:
         """What the snapshot `at`, or the head, has that the snapshot `since` has not; None where `since` is not there,

@@ -19,7 +19,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tzfs import failpoints, limits
-from tzfs.engine import reads, slices
+from tzfs.engine import bequest, reads, slices
+from tzfs.engine.bequest import Bytes
 from tzfs.engine.copying import copied
 from tzfs.engine.foreign import level_of, tagged
 from tzfs.engine.head import Head
@@ -35,7 +36,7 @@ failpoints.declare("flatten.batch", "a batch of inherited rows is about to be co
 failpoints.declare("flatten.rows", "a batch of inherited rows is copied, not yet committed")
 failpoints.declare("flatten.end", "everything is copied; the origin is about to be let go")
 
-Key = tuple[Table, bytes, bytes]  # of an inherited version: table, prefix, value as inherited
+Key = tuple[Table, bytes, bytes, Bytes]  # of an inherited version: table, prefix, value as inherited, and its charge
 
 
 class Flatten:
@@ -85,11 +86,11 @@ class Flatten:
             head.unused_extents.extend((s.extent, s.stored_bytes) for s in written)
             raise
         head.begin_change()
-        for (table, prefix, _), body in zip(batch, copies, strict=True):
-            self._take_in(table, prefix, body)
+        for (table, prefix, _, cost), body in zip(batch, copies, strict=True):
+            self._take_in(table, prefix, body, cost)
         ancestry.cursor = cursor
         head.versions.settle()
-        for (table, prefix, _), body in zip(batch, copies, strict=True):
+        for (table, prefix, _, _), body in zip(batch, copies, strict=True):
             if body is None:
                 head.versions.collect(table, [prefix])
         head.versions.settle()
@@ -120,7 +121,7 @@ class Flatten:
                 for prefix, value in above.visible(table, start, stop):
                     cursor, passed = (table, prefix), passed + 1
                     if int.from_bytes(prefix[:8], "big") not in (data if of_data else inos):
-                        batch.append((table, prefix, value))
+                        batch.append((table, prefix, value, above.cost_of(table, prefix, value)))
                         if table is Table.CHUNK:
                             nbytes += 1 << limits.CHUNK_SHIFT_MAX
                     if passed == limits.FLATTEN_BATCH_KEYS or nbytes >= limits.FLATTEN_BATCH_BYTES:
@@ -136,7 +137,7 @@ class Flatten:
 
     def _copy(self, key: Key, written: list[Slice]) -> bytes | None:
         """The body of the version to be made, its payload written; None where nobody would see it."""
-        table, prefix, value = key
+        table, prefix, value, _ = key
         first = self._oldest(table, prefix)
         if first is not None and not self._head.versions.seen(0, first):
             return None
@@ -149,13 +150,14 @@ class Flatten:
             self.bytes_done += made[0].stored_bytes
         return body
 
-    def _take_in(self, table: Table, prefix: bytes, body: bytes | None) -> None:
-        versions = self._head.versions
+    def _take_in(self, table: Table, prefix: bytes, body: bytes | None, cost: Bytes) -> None:
+        versions, first = self._head.versions, self._oldest(table, prefix)
+        if versions.bequest is not None:
+            versions.bequest.flattened(cost, first)
         if table is Table.DIRENT:
             versions.sought.pop(prefix, None)
         if body is None:
             return
-        first = self._oldest(table, prefix)
         lifetimes = slices.extents(slices_of(table, prefix, body))
         versions.insert(table, prefix, body, 0)
         versions.extents_born(lifetimes.items())
@@ -170,6 +172,7 @@ class Flatten:
         failpoints.hit("flatten.end")
         head.begin_change()
         committer.put_superblock(replace(committer.superblock, origin=None).with_features([ORIGIN], on=False))
+        bequest.remove(head.txn)
         head.let_origin_go()
         head.note("flatten")
         self._under_way = False

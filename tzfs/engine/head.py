@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from tzfs import limits
 from tzfs.engine import reads
+from tzfs.engine.bequest import Bequest
 from tzfs.engine.compression import OFF, Compression
 from tzfs.engine.inherited import Ancestry, CloneMeta
 from tzfs.engine.versions import Version, Versions
@@ -96,7 +97,8 @@ class Head:
         self.drift: list[str] = []
         self.versions = Versions(self.report_drift)
         self.versions.begin(txn)
-        self.versions.inherits = None if ancestry is None else ancestry.inherits
+        if ancestry is not None:
+            self.versions.inherits, self.versions.bequest = ancestry.inherits, Bequest(ancestry.cost)
         self.referenced: Callable[[int], bool] = lambda ino: False
         self.thread = threading.get_ident()
         self.admit: Callable[[int], None] = lambda nbytes: None  # set by the committer, as the next two
@@ -150,7 +152,7 @@ class Head:
 
     def let_origin_go(self) -> None:
         """Nothing is inherited any more."""
-        self.ancestry = self.versions.inherits = None
+        self.ancestry = self.versions.inherits = self.versions.bequest = None
         self.look = self.txn
 
     # -- the frame of an operation -------------------------------------------------------------------------------

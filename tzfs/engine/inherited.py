@@ -18,14 +18,19 @@ that its origin's snapshot is not destroyed meanwhile; the catalog's hold does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import merge
 from typing import Final
 
-from tzfs.engine import reads
-from tzfs.engine.foreign import Inherited, foreign, native
+from tzfs.engine import reads, slices
+from tzfs.engine.bequest import Bytes
+from tzfs.engine.foreign import Inherited, foreign, level_of, native
+from tzfs.engine.settling import extent_costs
+from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format import keys, records
 from tzfs.format.keys import VERSIONED, Epoch, ExtentId, Table
+from tzfs.format.slices import Sizes, embedded_saved, unpack_slices, unpack_xattr
 from tzfs.format.superblock import Origin
 from tzfs.store.interface import (
     Buffer,
@@ -110,6 +115,17 @@ class Ancestry:
         read within a call; else until it is closed, and how far it is flattened is what it says itself."""
         return Composed(txn, self, momentary=momentary)
 
+    def cost(self, table: Table, prefix: bytes) -> Bytes | None:
+        """What the inherited version of a key is charged; None where the clone inherits nothing."""
+        if prefix >= (self.first_data if table in _OF_DATA else self.first_ino):
+            return None
+        above = FromAbove(self)
+        try:
+            found = above.at(self.cursor).seek(table, prefix)
+            return None if found is None else above.cost_of(table, prefix, found[1])
+        finally:
+            above.close()
+
     def inherits(self, table: Table, prefix: bytes) -> bool:
         """Whether the origin shows a value under the key, which falls through."""
         above = FromAbove(self)
@@ -186,6 +202,29 @@ class FromAbove:
             if found is not None and prefix + _BORN_FIRST >= start:
                 yield prefix, found[1]
 
+    def cost_of(self, table: Table, prefix: bytes, value: bytes) -> Bytes:
+        """What an inherited version is charged where it is, with the extents that it alone names there."""
+        charge, saved = len(prefix) + 8 + len(value), 0
+        if table is Table.CHUNK or table is Table.XATTR:
+            if table is Table.CHUNK:
+                saved = embedded_saved(value, records.ENVELOPE_BYTES)
+            with suppress(CorruptionError, ForeignStore):  # of which is told whoever reads the contents
+                for extent, sizes in _named(table, prefix, value).items():
+                    if not self._named_again(level_of(value) - 1, extent):
+                        more = extent_costs(sizes)
+                        charge, saved = charge + more[0], saved + more[1]
+        return charge, saved
+
+    def _named_again(self, i: int, extent: ExtentId) -> bool:
+        """Whether several keys name the extent in the snapshot of the origin `i`."""
+        key = keys.shared(extent)
+        value = self._txn(i).get(Table.SHARED, key)
+        body = None if value is None else records.unseal(Table.SHARED, key, value)
+        if body is None:
+            return False
+        epoch, lifetimes = self._chain[i].link.epoch, records.unpack_shared(key, body).lifetimes
+        return sum(birth <= epoch < death for birth, death in lifetimes.items()) > 1
+
     def close(self) -> None:
         """Ends the transactions; it may be asked again."""
         for txn in self._txns:
@@ -247,6 +286,15 @@ class FromAbove:
             at = restart
 
 
+def _named(table: Table, prefix: bytes, value: bytes) -> dict[ExtentId, Sizes]:
+    """The extents that an inherited version names, and their sizes."""
+    key = prefix + _BORN_FIRST
+    body = records.unseal(table, key, value)
+    assert body is not None  # a tombstone is not inherited
+    found = unpack_slices(table, key, body) if table is Table.CHUNK else unpack_xattr(key, body)
+    return {} if isinstance(found, bytes) else {extent: sizes for (extent, _), sizes in slices.extents(found).items()}
+
+
 def whole(table: Table, start: bytes) -> bytes:
     """Where the versions of the first prefix begin that has one at or after the key `start`."""
     if table in (Table.INODE, Table.INLINE):
@@ -261,7 +309,7 @@ class Composed:
     """A read transaction of a clone's tables that reads through to its origins; see the module's text."""
 
     def __init__(self, own: ReadTransaction, ancestry: Ancestry, *, momentary: bool) -> None:
-        self.own, self._ancestry, self._momentary = own, ancestry, momentary
+        self.own, self.ancestry, self._momentary = own, ancestry, momentary
         self._above = FromAbove(ancestry)
         if not momentary:
             self._above.at(read_cursor(own)[0])
@@ -279,7 +327,7 @@ class Composed:
         if not self._momentary:
             return self._above.seek(table, prefix)
         try:
-            return self._above.at(self._ancestry.cursor).seek(table, prefix)
+            return self._above.at(self.ancestry.cursor).seek(table, prefix)
         finally:
             self._above.close()
 
@@ -288,7 +336,7 @@ class Composed:
         missing = [i for i, version in enumerate(found) if version is None]
         if missing:
             try:
-                above = self._above.at(self._ancestry.cursor) if self._momentary else self._above
+                above = self._above.at(self.ancestry.cursor) if self._momentary else self._above
                 for i, seen in zip(missing, above.seek_many(table, [prefixes[i] for i in missing]), strict=True):
                     found[i] = seen
             finally:
@@ -304,7 +352,7 @@ class Composed:
 
     def _merged(self, table: Table, start: bytes, stop: bytes | None) -> Iterator[Row]:
         # Of its own: look-ups come between two rows, and end what is kept for them.
-        above = FromAbove(self._ancestry).at(self._ancestry.cursor) if self._momentary else self._above
+        above = FromAbove(self.ancestry).at(self.ancestry.cursor) if self._momentary else self._above
         try:
             inherited = above.visible(table, start, stop)
             below = next(inherited, None)

@@ -149,6 +149,7 @@ class Staging:
         named = {} if old is None else self._named(table, prefix, old)  # which may fail
         versions.insert(table, prefix, body, at)
         if old is None:
+            versions.first(table, prefix, at)
             return
         versions.bury(table, prefix, old, at)
         kept = slices.extents(slices_of(table, prefix, body)) if table in (Table.CHUNK, Table.XATTR) else {}
@@ -298,6 +299,8 @@ class Staging:
             return True
         if self._marked:
             head.begin_change()
+            if head.versions.bequest is not None:
+                head.versions.bequest.withdrawn(head.txn, at)
             self._mark(on=False)
             head.end_change()
         self._resume()

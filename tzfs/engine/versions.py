@@ -25,12 +25,14 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Final
 
+from tzfs.engine.bequest import Bequest
 from tzfs.engine.settling import Settling, extent_costs
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.format.records import ENVELOPE_BYTES, Shared
 from tzfs.format.slices import EMBEDDED_MARK, Sizes, embedded_saved
 from tzfs.limits import PAGE_BYTES
+from tzfs.store.interface import WriteTransaction
 
 _CHUNK: Final = Table.CHUNK
 _change_key: Final = keys.change
@@ -64,7 +66,23 @@ class Versions(Settling):
         self.oldest_bookmark: int | None = None
         self.oldest_destroy: int | None = None  # the oldest snapshot whose destroy is under way
         self.inherits: Callable[[Table, bytes], bool] | None = None  # of a clone: whether its origin shows a value
+        self.bequest: Bequest | None = None  # of a clone: what it does not inherit any more
         self.sought: dict[bytes, Version | None] = {}  # rows of entries that are about to change, by their prefix
+
+    def begin(self, txn: WriteTransaction) -> None:
+        super().begin(txn)
+        if self.bequest is not None:
+            self.bequest.forget()
+
+    def settle(self) -> None:
+        super().settle()
+        if self.bequest is not None:
+            self.bequest.settle(self.txn)
+
+    def first(self, table: Table, prefix: bytes, at: int) -> None:
+        """A key that has no version gets one, born at `at`: if it was inherited, it is not any more."""
+        if self.bequest is not None:
+            self.bequest.changed(table, prefix, at)
 
     # -- put and remove ------------------------------------------------------------------------------------------
 
@@ -99,6 +117,8 @@ class Versions(Settling):
         self._count(LIVE, at, 1, charge, saved)
         if old is not None:
             self._kill(table, prefix, old, at)
+        elif self.bequest is not None:
+            self.first(table, prefix, at)
 
     def put_many(
         self,
@@ -136,6 +156,9 @@ class Versions(Settling):
             if table is _CHUNK:
                 saved = sum([embedded_saved(body) for _, body in rows if body[:1] == EMBEDDED_MARK])
             self._count(LIVE, at, len(rows), charge, saved)
+            if self.bequest is not None and table is Table.DIRENT:  # all others have ids of the clone's own
+                for prefix, _ in rows:
+                    self.first(table, prefix, at)
 
     def remove(self, table: Table, prefix: bytes, at: int, *, old: Version | _Unknown | None = UNKNOWN) -> None:
         """Makes `prefix` absent from epoch `at` on: a tombstone, or no row at all where none is needed.  `old`: as for
@@ -145,6 +168,7 @@ class Versions(Settling):
         if old is None:
             if self.inherited(table, prefix):
                 self._tombstone(table, prefix, at)
+                self.first(table, prefix, at)
             return
         if records.is_tombstone(old[1]):
             return

@@ -30,6 +30,7 @@ ENVELOPE_BYTES: Final = 5
 SEAL_MANY_MIN: Final = 6  # records; for fewer one by one is faster
 
 _ENVELOPE: Final = struct.Struct(">BI")
+_SUMS: Final = struct.Struct(">2q")
 _TOMBSTONE_VERSION: Final = RECORD_VERSION | TOMBSTONE_BIT
 
 
@@ -44,6 +45,18 @@ def seal_many(table: int, rows: Sequence[tuple[bytes, bytes]]) -> list[tuple[byt
         return [(key, seal(table, key, body)) for key, body in rows]
     keys = [key for key, _ in rows]
     return list(zip(keys, native_seal_many(table, RECORD_VERSION, keys, [body for _, body in rows]), strict=True))
+
+
+def pack_sums(charge: int, saved: int) -> bytes:
+    """What a clone does not inherit any more from an epoch on; either may be negative."""
+    return _SUMS.pack(charge, saved)
+
+
+def unpack_sums(key: bytes, body: bytes) -> tuple[int, int]:
+    if len(body) != _SUMS.size:
+        raise damaged(Table.SYS, key, "wrong length")
+    charge, saved = _SUMS.unpack(body)
+    return charge, saved
 
 
 def tombstone(table: int, key: bytes) -> bytes:

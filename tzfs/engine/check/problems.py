@@ -39,6 +39,7 @@ class Rule(StrEnum):
     PLACE = "place"  # extents lie within their segment's committed part, apart from each other
     SEGMENT = "segment"  # a segment's use is what a recount gives, and its file is there
     PUNCH = "punch"  # nothing waits to be punched that lives, or waits twice
+    INHERITED = "inherited"  # what a clone does not inherit any more is what a recount gives
     LEAK = "leak"  # what nothing names has been given back, or waits for it
     PAYLOAD = "payload"  # payload matches its sums
     TABLES = "tables"  # the tables can be read

@@ -7,6 +7,7 @@ from typing import Final
 
 from tzfs.engine.check.contents import Contents
 from tzfs.engine.check.extents import Lifetimes
+from tzfs.engine.check.inheritance import Inheritance
 from tzfs.engine.check.names import Names
 from tzfs.engine.check.problems import Findings, Problem, Progress, Rule
 from tzfs.engine.check.sight import Sight
@@ -54,6 +55,7 @@ def check(txn: ReadTransaction, payload: PayloadReader | None, *, read_payload: 
     lifetimes.finish()
     yield from _pass("versions", versions.explain(), findings, rows, stored)
     versions.compare_cells()
+    yield from _pass("inherited", Inheritance(txn, facts, findings).run(), findings, rows, stored)
     space = Space(versions, lifetimes, facts, findings, payload)
     yield from _pass("space", space.run(), findings, rows, stored)
     yield Progress("done", findings.rows, findings.rows, findings.payload_bytes, findings.payload_bytes)
