@@ -386,3 +386,20 @@ def _died(path: Path, point: str, after: int) -> bool:
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == failpoints.CRASH_STATUS
+
+
+def test_a_clone_that_is_being_flattened_is_not_applied(tmp_path: Path) -> None:
+    """Its removals have no rows any more where flattening has gone past them."""
+    with open_store(tmp_path / "flattened") as store:
+        store.create("ws")
+        with store.open("ws") as fs:
+            fs.write_bytes("/gone", b"g")
+        store.snapshot("ws@s")
+        store.clone("ws@s", "c")
+        with store.open("c") as fs:
+            fs.unlink("/gone")
+            fs._engine.flattening.begin()
+        with pytest.raises(errors.WrongState, match="cannot apply c: it is being flattened"):
+            apply(store, "c")
+        with store.open_readonly("ws") as tree:
+            assert tree.listdir("/") == ["gone"]

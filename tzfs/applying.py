@@ -76,6 +76,8 @@ def theirs_of(store: Store, clone: Name, onto: Name | None) -> Iterator[Theirs]:
     with ExitStack() as stack:
         writer = stack.enter_context(store.writer(record.name, {"kind": "apply"}, Command.APPLY))
         engine = writer.engine
+        if engine.flattening.under_way:  # what was removed may have no row any more that says so
+            raise WrongState(f"cannot apply {record.name}: it is being flattened")
         engine.commit()
         while engine.reclaiming:  # a chunk that waits to be removed has no row that says so
             engine.background_step()

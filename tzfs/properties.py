@@ -174,7 +174,7 @@ _ALL: Final = (
     ),
     _fact("freeing", Kind.SIZE, "bytes of destroyed snapshots, still to be given back"),
     _fact("available", Kind.SIZE, "what can still be written"),
-    _fact("referenced", Kind.SIZE, "what it is charged without its snapshots, or as a snapshot", snapshots=True),
+    _fact("referenced", Kind.SIZE, "what it refers to without its snapshots, or as a snapshot", snapshots=True),
     _fact("usedbysnapshots", Kind.SIZE, "what destroying all its snapshots would free"),
     _fact("usedbydataset", Kind.SIZE, "what destroying it would free if it had no snapshots"),
     _fact(
