@@ -146,6 +146,7 @@ def _compact(context: Context) -> Steps:
         return f"not now: {error}"
     gained = whole - compactor.slack()[0]
     context.figures["compacted"] = gained
+    yield copy.let_go
     return f"{gained} bytes given back"
 
 

@@ -111,6 +111,13 @@ class Compaction(Protocol):
         """
         ...
 
+    def let_go(self) -> None:
+        """Gives back the space of what `install` has replaced, which takes a while; on any thread.
+
+        Whoever forgets the copy does the same.
+        """
+        ...
+
     def withdraw(self) -> None:
         """The copy is not wanted any more."""
         ...

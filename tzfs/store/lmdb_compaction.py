@@ -3,8 +3,10 @@
 LMDB uses freed pages again and never gives them back.  So a copy of the last commit is made, without its free pages, in
 a folder `meta.new` beside `meta`, and the two folders are exchanged by one call of renameat2:
 
-    made --`run`, any thread--> copied, durable --`install`--> in place; the original is unlinked
+    made --`run`, any thread--> copied, durable --`install`--> in place --`let_go`, any thread--> over
                                      '---`withdraw`, or an error--> gone, the original goes on
+
+`install` unlinks the original and `let_go` closes it: for a large file the disk's file system needs 0.1 s only then.
 
 - The copy is of one commit; if another came meanwhile, or this process reads or writes just then, `install` is `Busy`.
 - No other process may have the original open: it would go on reading a file that nobody writes.  LMDB's own lock says
@@ -26,8 +28,9 @@ import fcntl
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +78,7 @@ class Compaction:
         self._commit = -1
         self.lost = False  # the exchange may not survive a power cut: nothing may be committed any more
         self._error: Exception | None = None
+        self._original: Callable[[], object] = lambda: None
 
     def run(self) -> None:
         """Makes the copy, durably; its error is raised by `install`.  The environment may be used meanwhile."""
@@ -99,6 +103,10 @@ class Compaction:
             folders.sync(self._folder.parent)
         except (OSError, lmdb.Error, TzfsError) as error:
             self._error = error
+
+    def let_go(self) -> None:
+        """Gives the original's space back, after `install`; on any thread."""
+        self._original()
 
     def withdraw(self) -> None:
         """The copy is not wanted any more."""
@@ -156,6 +164,9 @@ class Compaction:
             raise
         lmdb_environment.take_over(shared, new)
         hit(_REMOVE)
+        with suppress(OSError):  # it then goes here, and takes longer
+            fd = os.open(self._folder / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._original = weakref.finalize(self, os.close, fd)
 
 
 @contextmanager
