@@ -68,6 +68,13 @@ class Plain:
         contents = fs.read_bytes(path) if stat.is_file else fs.readlink(path) if stat.is_symlink else None
         return {"contents": contents, "mode": stat.mode, "mtime": stat.mtime_ns, "xattr": attributes}
 
+    def renumber(self, old: int, new: int) -> None:
+        self.inodes[new] = self.inodes.pop(old)
+        self.places = {
+            (new if directory == old else directory, name): new if ino == old else ino
+            for (directory, name), ino in self.places.items()
+        }
+
     def tree(self) -> dict[str, tuple[object, ...]]:
         """By path: all that can be seen, and which names are one file."""
         names: dict[int, list[str]] = {}
@@ -106,7 +113,7 @@ def merged(base: Plain, ours: Plain, theirs: Plain) -> Plain:
         made = out.inodes[ino] = {key: there[key] if here[key] == old[key] else here[key] for key in old}
         if here["contents"] == old["contents"] and there["contents"] != old["contents"]:
             made["mtime"] = there["mtime"]
-        elif here["contents"] != old["contents"] and there["contents"] == old["contents"]:
+        elif here["contents"] != old["contents"]:  # alone, or both to the same
             made["mtime"] = here["mtime"]
         elif here["mtime"] != old["mtime"] and there["mtime"] != old["mtime"]:
             made["mtime"] = max(int(str(here["mtime"])), int(str(there["mtime"])))
@@ -124,9 +131,24 @@ def plain_base(store: Store) -> Plain:
         return Plain(view)
 
 
-def theirs_of(store: Store, base: Plain) -> Plain:
-    """The clone; what is new in it has other numbers than what is new in its origin."""
-    return plain(store, "c", lambda ino: ino if ino in base.inodes else -ino)
+def theirs_of(store: Store, base: Plain, ours: Plain) -> Plain:
+    """The clone; what is new in it has other numbers than what is new in its origin, but where both made the same."""
+    theirs = plain(store, "c", lambda ino: ino if ino in base.inodes else -ino)
+    again = True
+    while again:  # what is in a directory has a place once that has its number
+        again = False
+        for place, new in sorted(theirs.places.items(), key=lambda each: (abs(each[1]), each[0])):
+            same = ours.places.get(place, 0)
+            taken = same in base.inodes or same in theirs.inodes
+            if new < 0 and same and not taken and alike(ours.inodes[same], theirs.inodes[new]):
+                theirs.renumber(new, same)
+                again = True
+                break
+    return theirs
+
+
+def alike(a: dict[str, object], b: dict[str, object]) -> bool:
+    return {**a, "mtime": 0} == {**b, "mtime": 0}
 
 
 def change(fs: FileSystem, rng: random.Random, steps: int) -> None:
@@ -206,7 +228,8 @@ def test_changes_of_both_are_merged(store: Store) -> None:
     with store.open("ws") as fs:
         change_ours(fs)
     base = plain_base(store)
-    expected = merged(base, plain(store, "ws"), theirs_of(store, base)).tree()
+    ours = plain(store, "ws")
+    expected = merged(base, ours, theirs_of(store, base, ours)).tree()
     done = apply(store, "c")
     assert not done.fast_forward
     assert plain(store, "ws").tree() == expected
@@ -226,6 +249,45 @@ def test_only_what_was_touched_is_copied(store: Store) -> None:
         assert abs(fs._engine.counters.bytes - before) < 4 * limits.PAGE_BYTES
 
 
+def test_what_both_have_changed_alike_is_no_conflict(store: Store) -> None:
+    def same(fs: FileSystem) -> None:
+        change_theirs(fs)
+        fs.mkdir("/both")
+        fs.symlink("file", "/both/link")
+        fs.write_bytes("/both/file", b"same")
+
+    for name in ("ws", "c"):
+        with store.open(name) as fs:
+            fs.write_bytes(f"/of-{name}", b"so that their numbers differ")
+            same(fs)
+            fs.write_bytes(f"/both/{name}", b"beside")
+    base, ours = plain_base(store), plain(store, "ws")
+    expected = merged(base, ours, theirs_of(store, base, ours)).tree()
+    done = apply(store, "c")
+    assert [path for path in done.paths if path.startswith(("/both", "/of", "/new", "/hard"))] == ["/both/c", "/of-c"]
+    assert plain(store, "ws").tree() == expected
+    assert {"/both/ws", "/both/c", "/both/link"} < expected.keys()
+    assert store.check("ws", payload=True).problems == ()
+
+
+def test_a_clone_is_applied_again_with_what_has_been_added_to_it(store: Store) -> None:
+    with store.open("c") as fs:
+        change_theirs(fs)
+    apply(store, "c")
+    assert apply(store, "c").inodes == 0
+    with store.open("ws") as fs:
+        fs.write_bytes("/new/ours", b"ours")
+    with store.open("c") as fs:
+        fs.write_bytes("/new/theirs", b"theirs")
+        fs.link("/new/file", "/e/third")
+    apply(store, "c")
+    with store.open("ws") as fs:
+        assert sorted(fs.listdir("/new")) == ["again", "file", "ours", "theirs"]
+        assert fs.stat("/e/third").ino == fs.stat("/new/file").ino
+        assert fs.read_bytes("/new/theirs") == b"theirs"
+    assert store.check("ws", payload=True).problems == ()
+
+
 def test_nothing_to_apply_is_nothing_done(store: Store) -> None:
     done = apply(store, "c")
     assert (done.inodes, done.safety, done.paths) == (0, None, ())
@@ -239,7 +301,8 @@ def test_another_clone_of_the_snapshot_takes_it_too(store: Store) -> None:
     with store.open("k") as fs:
         change_ours(fs)
     base = plain_base(store)
-    expected = merged(base, plain(store, "k"), theirs_of(store, base)).tree()
+    ours = plain(store, "k")
+    expected = merged(base, ours, theirs_of(store, base, ours)).tree()
     apply(store, "c", onto="k")
     assert plain(store, "k").tree() == expected
     assert plain(store, "ws").tree() == base.tree()
@@ -323,7 +386,8 @@ def test_any_histories_are_merged_as_plain_trees_are(store: Store, seed: int, mo
         change(fs, rng, rng.choice((2, 8)))
     with store.open_snapshot("ws@t") as view:
         base = Plain(view)
-    ours, theirs = plain(store, "ws"), theirs_of(store, base)
+    ours = plain(store, "ws")
+    theirs = theirs_of(store, base, ours)
     found = apply(store, "c", dry_run=True)
     if found.fast_forward:
         assert not found.conflicts
@@ -332,6 +396,7 @@ def test_any_histories_are_merged_as_plain_trees_are(store: Store, seed: int, mo
         assert plain(store, "ws").tree() == merged(base, ours, theirs).tree()
         if found.fast_forward:
             assert plain(store, "ws").tree() == theirs.tree()
+        assert apply(store, "c").inodes == 0, "all of it is there"
         return
     before = ours.tree()
     with pytest.raises(errors.Conflicting):
@@ -352,8 +417,8 @@ def test_a_crash_leaves_all_of_it_or_nothing(store: Store, tmp_path: Path, monke
     with store.open("ws") as fs:
         change_ours(fs)
     base = plain_base(store)
-    before = plain(store, "ws").tree()
-    after = merged(base, plain(store, "ws"), theirs_of(store, base)).tree()
+    ours = plain(store, "ws")
+    before, after = ours.tree(), merged(base, ours, theirs_of(store, base, ours)).tree()
     store.close()
     with failpoints.counting() as counts, open_store(_fresh(store, tmp_path / "counted")) as there:
         apply(there, "c")
@@ -366,6 +431,7 @@ def test_a_crash_leaves_all_of_it_or_nothing(store: Store, tmp_path: Path, monke
                 assert now in (before, after), point
                 apply(there, "c")
                 assert plain(there, "ws").tree() == after
+                assert apply(there, "c").inodes == 0
                 assert there.check("ws", payload=True).problems == ()
 
 

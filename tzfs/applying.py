@@ -1,8 +1,9 @@
-"""Bringing what a clone has changed back onto its origin: `store.apply("attempt-1")`.
+"""Bringing what a clone has changed back onto its origin: `applying.apply(store, "attempt-1")`.
 
 Where the target has not changed since the snapshot that the clone came from, it becomes what the clone is; else the
-changes of both are merged, file by file.  What both have changed is a conflict: nothing is done then, unless `prefer`
-says whose change it is to be.  A snapshot of the state before is taken first, so that rolling back undoes it.
+changes of both are merged, file by file.  What both have changed, and not alike, is a conflict: nothing is done then,
+unless `prefer` says whose change it is to be.  So a clone may go on and be applied again.  A snapshot of the state
+before is taken first, so that rolling back undoes it.
 """
 
 from __future__ import annotations

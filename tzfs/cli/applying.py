@@ -40,7 +40,7 @@ def apply_command(
     All of it comes in one step; if it is interrupted, nothing has happened.
 
     A snapshot of the state before is taken first: rolling back to that one undoes it.  The clone stays as it is, and
-    must not be mounted meanwhile.
+    must not be mounted meanwhile.  It may go on and be applied again: what both have alike is no conflict.
 
     \b
     tzfs apply -n attempt-1

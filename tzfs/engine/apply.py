@@ -128,8 +128,7 @@ class Apply(StagedChange):
         ours = View(tables, head.payload, "", now)
         ours_changed = Changes(tables, after=theirs.after, upto=head.epoch)
         self._their_changes = Changes(theirs.tables, after=0, upto=theirs.view.snapshot.epoch)
-        row = next(iter(head.txn.range(Table.CHANGE, keys.u64(theirs.after + 1))), None)
-        self.fast_forward = row is None
+        self.fast_forward = ours_changed.empty
         merge = self._merge = Merge(theirs.base, ours, theirs.view, ours_changed, self._their_changes, self._prefer)
         for _ in merge.run():
             yield True

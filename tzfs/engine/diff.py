@@ -128,6 +128,11 @@ class Changes:
                     self._epochs.append((meta, at - 1))
         return self._epochs
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was touched."""
+        return not self._changing()
+
     def _sought(self, table: Table, number: int) -> bool:
         starts = ((meta, keys.change(epoch, table, keys.u64(number))) for meta, epoch in self._changing())
         return any(_first(meta, start, keys.after(start)) is not None for meta, start in starts)

@@ -2,6 +2,8 @@
 
 `base` is the snapshot that the clone came from, `ours` the head that changes, `theirs` the clone.  Below the clone's
 first inode numbers mean the same in all three; an inode that only theirs has gets the negative of its number here.
+What both have newly made at one place, alike in kind, contents, mode, owner and attributes, is one inode, with the
+number of ours: both have made the same change, which is no conflict, and what has been applied once is met again so.
 Looked at is what theirs has touched, so the cost is that of its change, whatever the trees' size.
 
 A *place* is a directory and a name in it.  Each place that theirs has touched is merged by itself: who alone has
@@ -61,7 +63,7 @@ class Merge:
     ) -> None:
         self._views = {"base": base, "ours": ours, "theirs": theirs}
         self._our_diff, self._their_diff = Diff(base, ours, our_changes), Diff(base, theirs, their_changes)
-        self._changes = their_changes
+        self._our_changes, self._changes = our_changes, their_changes
         self._prefer = prefer or Side.OURS
         self._touched: set[Place] = set()
         self._forced: set[Place] = set()
@@ -69,6 +71,8 @@ class Merge:
         self._inodes: dict[tuple[str, int], Inode | None] = {}
         self._seen: dict[tuple[str, Place], int] = {}
         self._named: dict[tuple[str, int], set[Place]] = {}
+        self._ours_of: dict[int, int] = {}  # of inodes that both have newly made: number of theirs -> number of ours
+        self._theirs_of: dict[int, int] = {}  # and back
         self._todo: list[int] = []
         self._changed: set[int] = set()  # by theirs, in whatever way
         self.conflicts: list[Conflict] = []
@@ -78,6 +82,7 @@ class Merge:
     def run(self) -> Iterator[None]:
         """Yields now and then."""
         yield from self._changes.read()
+        yield from self._pair()
         batch: list[int] = []
         for ino in self._changes.inodes:
             batch.append(ino)
@@ -106,8 +111,7 @@ class Merge:
     def inode(self, side: str, which: int) -> Inode | None:
         """What a side has under a number, with a name; None for nothing."""
         if (side, which) not in self._inodes:
-            known = (which < 0 or self._shared(which)) if side == "theirs" else which > 0
-            ino = abs(which) if known else 0
+            ino = self._theirs(which) if side == "theirs" else max(which, 0)
             found = self._views[side].inodes([ino])[0] if ino else None
             self._inodes[side, which] = found if found is not None and found.nlink else None
         return self._inodes[side, which]
@@ -120,14 +124,20 @@ class Merge:
 
     def _their_number(self, ino: int) -> int:
         """The number here of an inode of theirs."""
-        return ino if ino == 0 or self._shared(ino) else -ino
+        return ino if ino == 0 or self._shared(ino) else self._ours_of.get(ino, -ino)
+
+    def _theirs(self, which: int) -> int:
+        """The number there of an inode; 0 for one that theirs cannot have."""
+        if which < 0:
+            return -which
+        return self._theirs_of.get(which) or (which if self._shared(which) else 0)
 
     def _entry(self, side: str, place: Place) -> int:
         if (side, place) not in self._seen:
             directory, name = place
             if side == "theirs":
-                known = directory < 0 or self._shared(directory)
-                found = self._views[side].entry(abs(directory), name) if known else 0
+                there = self._theirs(directory)
+                found = self._views[side].entry(there, name) if there else 0
                 self._seen[side, place] = self._their_number(found)
             else:
                 self._seen[side, place] = self._views[side].entry(directory, name) if directory > 0 else 0
@@ -161,6 +171,43 @@ class Merge:
         """Whether ours has the contents of the base."""
         base, ours = self.inode("base", which), self.inode("ours", which)
         return base is not None and ours is not None and "contents" not in _all(self._our_diff.compare(base, ours))
+
+    # -- what both have made -----------------------------------------------------------------------------------------
+
+    def _pair(self) -> Generator[None, None, None]:
+        """Finds the inodes that both have newly made, from the top down, before anything else is asked of them."""
+        if self._our_changes.empty:
+            return
+        view, decided = self._views["theirs"], set[int]()
+        for count, ino in enumerate(self._changes.inodes):
+            todo = [] if self._shared(ino) else [ino]
+            while todo:
+                made = view.inodes([todo[-1]])[0]
+                places = [] if made is None or not made.nlink else sorted(view.names_of(made))
+                above = {int(directory) for directory, _ in places if not self._shared(directory)} - decided
+                if above:
+                    todo += sorted(above)
+                    continue
+                if todo.pop() in decided or made is None:
+                    continue
+                decided.add(made.ino)
+                for directory, name in places:
+                    if (yield from self._same(made, self._their_number(directory), name)):
+                        break
+            if count % BATCH == 0:
+                yield
+
+    def _same(self, theirs: Inode, directory: int, name: bytes) -> Generator[None, None, bool]:
+        """Whether what theirs has newly made is what ours has at a place."""
+        here = self._entry("ours", (directory, name))
+        ours = self.inode("ours", here) if here and here not in self._theirs_of and not self._shared(here) else None
+        if ours is None or (ours.mode, ours.rdev) != (theirs.mode, theirs.rdev):
+            return False
+        for aspect in ASPECTS:
+            if not (yield from self._alike(aspect, ours, theirs)):
+                return False
+        self._ours_of[theirs.ino], self._theirs_of[here] = here, theirs.ino
+        return True
 
     # -- what is to be -----------------------------------------------------------------------------------------------
 
@@ -291,7 +338,8 @@ class Merge:
         """The places in a directory where a side has something."""
         found: set[Place] = set()
         after = b""
-        while self.inode(side, which) is not None and (entries := self._views[side].readdir(abs(which), after, BATCH)):
+        inode = self.inode(side, which)
+        while inode is not None and (entries := self._views[side].readdir(inode.ino, after, BATCH)):
             found |= {(which, name) for name, _, _ in entries}
             after = entries[-1][0]
         return found
@@ -360,9 +408,11 @@ class Merge:
         a, b = self._views["ours"], self._views["theirs"]
         if aspect == "xattr":
             names = a.listxattr(ours.ino)
-            if names != b.listxattr(ours.ino):
+            if names != b.listxattr(theirs.ino):
                 return False
-            return all(a.getxattr(ours.ino, name) == b.getxattr(ours.ino, name) for name in names)
+            return all(a.getxattr(ours.ino, name) == b.getxattr(theirs.ino, name) for name in names)
+        if stat.S_ISDIR(ours.mode):
+            return True  # its names are merged one by one
         if ours.size != theirs.size:
             return False
         for offset in range(0, ours.size, 1 << PIECE_SHIFT):
