@@ -19,7 +19,7 @@ from tzfs.engine.partial import Partial, pack_token
 from tzfs.engine.receive import Receiver
 from tzfs.errors import BadStream, Busy, Diverged, Exists, InvalidArgument, NotFound, TzfsError, UsageError
 from tzfs.format import stream
-from tzfs.format.keys import Epoch
+from tzfs.format.keys import ROOT, Epoch
 from tzfs.format.records import Snapshot
 from tzfs.format.stream import Kind
 from tzfs.lifecycle import Command
@@ -335,7 +335,7 @@ def _start(engine: Engine, header: Header, *, force: bool) -> None:
     engine.commit()
     snapshots = engine.snapshots()
     if not header.base:
-        if snapshots or engine.counters.inodes > 1 or engine.counters.epoch > 1:
+        if snapshots or engine.counters.inodes > 1 or engine.counters.epoch > 1 or engine.listxattr(ROOT):
             raise Exists("the stream is of a whole filesystem, and this one is not empty")
         return
     name = next((name for name, s in snapshots.items() if s.guid.hex() == header.base), None)

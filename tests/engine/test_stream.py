@@ -167,6 +167,13 @@ def test_a_stream_on_a_wrong_base_is_refused_with_a_reason(source: Engine, ws: W
     assert ws.engine.find(1, b"mine") is None
 
 
+def test_a_whole_stream_is_refused_by_a_filesystem_whose_root_has_attributes(source: Engine, ws: Workspace) -> None:
+    ws.engine.setxattr(ROOT, b"user.mine", b"kept")
+    with pytest.raises(Exists, match="not empty"):
+        into(ws.engine, sent(source, "first"))
+    assert ws.engine.listxattr(ROOT) == [b"user.mine"]
+
+
 def test_what_cannot_be_sent_is_refused(source: Engine) -> None:
     for arguments, error in (
         (("nothing",), NotFound),
