@@ -18,12 +18,20 @@ from tzfs.opening import Writer
 from tzfs.store.lease import Lease
 
 
+def recovered(folder: Path) -> Writer:
+    """A writer of the folder, in which no receive is to go on."""
+    settings = Settings(chunk_shift=12, dirty_bytes_max=1 << 20)
+    writer = Writer(folder, GUID, lease=Lease.acquire(folder, info={}), settings=settings, receiving=True)
+    if not writer.engine.cloned and (receiver := writer.engine.receiver()).partial is not None:
+        receiver.cancel()
+    return writer
+
+
 def main(folder: Path, marks: Path) -> None:
     small_batches(pytest.MonkeyPatch())
     out = os.open(marks, os.O_WRONLY)
     os.write(out, b"{}")
-    settings = Settings(chunk_shift=12, dirty_bytes_max=1 << 20)
-    with Writer(folder, GUID, lease=Lease.acquire(folder, info={}), settings=settings) as writer:
+    with recovered(folder) as writer:
         while writer.engine.background_step():
             writer.engine.commit()
 

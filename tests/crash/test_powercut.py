@@ -21,12 +21,8 @@ import pytest
 from tests.crash import recovery, workload
 from tests.crash.powercut import Disk, Event, Image, Kind, compiled, record, write_out
 from tests.engine.world import GUID
-from tzfs.engine.engine import Settings
 from tzfs.errors import TzfsError
-from tzfs.opening import Writer, format_filesystem
-from tzfs.store.lease import Lease
-
-SETTINGS = Settings(chunk_shift=12, dirty_bytes_max=1 << 20)
+from tzfs.opening import format_filesystem
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +61,10 @@ def recorded(recorder: Path, where: Path, seed: int, count: int, *, cloned: bool
 
 class Expected:
     """Which states a power cut may leave: those after each operation since the last one known to be durable, and the
-    one after the operation that is under way."""
+    one after the operation that is under way, of the kind `under_way`."""
 
     def __init__(self, events: Sequence[Event]) -> None:
+        self.under_way = ""
         self._states: list[workload.State] = []
         self._op = 0
         self._after: dict[int, workload.State] = {}
@@ -78,6 +75,8 @@ class Expected:
     def hear(self, data: bytes) -> None:
         mark = json.loads(data)
         self._op = mark["op"]
+        if "begins" in mark:
+            self.under_way = mark["begins"]
         if "state" in mark:
             if mark["durable"]:
                 self._states.clear()
@@ -95,7 +94,7 @@ def wrong_with(image: Image, where: Path, allows: Callable[[workload.State], boo
     shutil.rmtree(where, ignore_errors=True)
     write_out(image, where)
     try:
-        with Writer(where, GUID, lease=Lease.acquire(where, info={}), settings=SETTINGS) as writer:
+        with recovery.recovered(where) as writer:
             engine = writer.engine
             if problems := engine.problems():
                 return f"check: {problems[0]} and {len(problems) - 1} more"
@@ -121,8 +120,19 @@ def moments(events: Sequence[Event], r: random.Random, count: int) -> Counter[in
     return Counter(r.choice(durable) if durable and r.random() < 0.5 else r.choice(anywhere) for _ in range(count))
 
 
-def cut(history: Recorded, where: Path, *, seed: int, images: int, events: Sequence[Event] | None = None) -> list[str]:
-    """Makes images of a history; what is wrong with each that is not as it must be."""
+def cut(
+    history: Recorded,
+    where: Path,
+    *,
+    seed: int,
+    images: int,
+    events: Sequence[Event] | None = None,
+    during: Counter[str] | None = None,
+) -> list[str]:
+    """Makes images of a history; what is wrong with each that is not as it must be.
+
+    `during` counts what was under way at each.
+    """
     events = history.events if events is None else events
     at = moments(events, random.Random(seed), images)
     disk, expected, failures = Disk(history.before), Expected(events), []
@@ -130,6 +140,8 @@ def cut(history: Recorded, where: Path, *, seed: int, images: int, events: Seque
         disk.begin(event)
         for number in range(at[i]):
             image_seed = f"{seed}/{i}/{number}"
+            if during is not None:
+                during[expected.under_way] += 1
             wrong = wrong_with(disk.image(random.Random(image_seed)), where / "image", expected.allows)
             if wrong is not None:
                 failures.append(f"image {image_seed}, at {event.kind.name} {event.path}, {expected}: {wrong}")
@@ -152,7 +164,7 @@ def cut_again(history: Recorded, recorder: Path, where: Path, *, seed: int, imag
         write_out(disk.image(random.Random(f"{seed}/{first}")), each)
     log = where / f"log-{seed}"
     events = record(recorder, folder, log, recovery.__name__)
-    with Writer(folder, GUID, lease=Lease.acquire(folder, info={}), settings=SETTINGS) as writer:
+    with recovery.recovered(folder) as writer:
         found = workload.state_of(writer.engine)
     failures, again = [], Disk(before)
     at = moments(events, r, images)
@@ -231,12 +243,17 @@ def test_many_power_cuts_each_leave_a_commit(recorder: Path, tmp_path: Path) -> 
     seed, left = int(os.environ.get("TZFS_CUTS_SEED", "100")), int(os.environ.get("TZFS_CUTS", "2000"))
     made = 0
     failures: list[str] = []
+    during: Counter[str] = Counter()
     while made < left and len(failures) < 20:
         place = tmp_path / str(seed)
         history = recorded(recorder, place, seed, 200, cloned=seed % 3 == 2)
-        failures += [f"history {seed}, {wrong}" for wrong in cut(history, place, seed=seed, images=50)]
+        found = cut(history, place, seed=seed, images=50, during=during)
+        failures += [f"history {seed}, {wrong}" for wrong in found]
         failures += cut_again(history, recorder, place, seed=seed, images=10)
+        during["recovery"] += 10
         shutil.rmtree(place)
         made, seed = made + 60, seed + 1
         print(f"history {seed - 1}: {made} images in all, {len(failures)} failures", flush=True)
+    print(f"at {dict(sorted(during.items()))}", flush=True)
     assert failures == [], "\n".join(failures)
+    assert made < 2000 or set(workload.OFTEN) <= during.keys()

@@ -1,7 +1,8 @@
 """The program that is recorded: the engine and its model side by side, on disk, any operations in any order; where the
 folder has a clone, flattening too.
 
-After each operation it says what the model looks like, and whether that has been acknowledged as durable:
+After each operation, and each part of one that is a change of its own, it says what the model looks like, and whether
+that has been acknowledged as durable:
 
     python -m tests.crash.workload FOLDER MARKS SEED STEPS
 """
@@ -15,6 +16,7 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import count as count_from
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +53,11 @@ OFTEN: Final = {
     "broken_off": 2,
     "restore": 4,
     "restore_broken_off": 1,
+    "apply": 6,
+    "apply_broken_off": 2,
+    "receive": 5,
+    "run": 6,
+    "undo": 5,
 }
 MARKS: Final = "#"
 PARTITION: Final = 1  # of a clone's origin, which lies beside it
@@ -67,14 +74,19 @@ class Formatted(DiskStores):
         self.payload = Segments(folder / "segments", guid=GUID)
         self.redo = RedoLog(folder / "redo", GUID)
         self._origins = ExitStack()
+        self._ancestry: Ancestry | None = None
 
     def ancestry(self) -> Ancestry | None:
         """Its origins do not change: they are opened once, and again where it is opened again."""
-        self._origins.close()
-        return open_ancestry(self._folder, origin_of(self.meta), self._origins)
+        if (origin := origin_of(self.meta)) is None:
+            return None
+        if self._ancestry is None:
+            self._ancestry = open_ancestry(self._folder, origin, self._origins)
+        return self._ancestry
 
     def close(self) -> None:
         self._origins.close()
+        self._ancestry = None
         super().close()
 
 
@@ -97,6 +109,8 @@ def generate(seed: int, count: int, *, cloned: bool = False) -> list[Step]:
     weights = {**WEIGHTS, **OFTEN, "flatten": 6} if cloned else {**WEIGHTS, **OFTEN}
     chosen = [w * r.choice((0.3, 1, 1, 3)) for w in weights.values()]
     kinds = r.choices(list(weights), chosen, k=count)
+    if not cloned and seed % 2:
+        kinds[0] = "receive"  # into an empty filesystem: all of it
     return [(kind, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64)) for kind in kinds]
 
 
@@ -199,14 +213,24 @@ def main(folder: Path, marks: Path, seed: int, count: int) -> None:
     stores = Formatted(folder)
     cloned = origin_of(stores.meta) is not None
     world = as_cloned(stores) if cloned else Everything(stores)
+    numbers = count_from(1)
     mark(op=0, state=state_of_model(world.model), durable=True)
-    for number, step in enumerate(generate(seed, count, cloned=cloned), 1):
-        mark(op=number, begins=step[0])
+    for step in generate(seed, count, cloned=cloned):
+        op = next(numbers)
+
+        def said(kind: str = step[0]) -> None:
+            nonlocal op
+            mark(op=op, state=state_of_model(world.model), durable=True)
+            op = next(numbers)
+            mark(op=op, begins=kind)
+
+        world.said = said
+        mark(op=op, begins=step[0])
         commits = world.commits
         world.apply(step)
         durable = step[0] in ("commit", "crash", "restart") or world.commits != commits
         durable = durable and not world.committed_before
-        mark(op=number, state=state_of_model(world.model), durable=durable)
+        mark(op=op, state=state_of_model(world.model), durable=durable)
     world._let_jobs_end()
     world.engine.close()
     world.stores.close()

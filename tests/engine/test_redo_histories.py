@@ -16,6 +16,7 @@ from tests.crash.workload import OFTEN, small_batches, state_of
 from tests.engine.plain import Plain
 from tests.engine.test_redo import everything
 from tests.engine.world import WEIGHTS, DiskStores, MemoryStores, Step
+from tests.model.bringing import BRINGING_WEIGHTS
 from tests.model.world import Everything
 from tzfs import errors, failpoints, limits
 from tzfs.engine.engine import Engine, Settings
@@ -26,6 +27,7 @@ LOGGED = {
     "truncate": 8, "chmod": 2, "chown": 2, "setxattr": 5, "removexattr": 3, "open": 6, "forget": 5, "absorb": 4,
     "flush": 4, "background": 4, "harden": 12, "crash": 2, "remember": 1,
 }  # fmt: skip
+MOST = {what: weight for what, weight in {**WEIGHTS, **OFTEN, **OURS}.items() if what not in BRINGING_WEIGHTS}
 DYING = ("open.generation", "open.trim", "redo.replay", "commit.begin", "commit.publish", "commit.rows", "commit.done")
 COMMITTING = ("harden", "commit", "restart", "crash", "dying")
 
@@ -142,7 +144,7 @@ def generate(seed: int) -> list[Step]:
     r = random.Random(seed)
     steps: list[Step] = []
     for phase in range(8):
-        weights = LOGGED if phase % 2 else {**WEIGHTS, **OFTEN, **OURS}
+        weights = LOGGED if phase % 2 else MOST
         kinds = r.choices(list(weights), [w * r.choice((0.3, 1, 1, 3)) for w in weights.values()], k=r.randint(5, 40))
         if phase % 2:
             kinds += ["harden", r.choice(("crash", "dying"))]

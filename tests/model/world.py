@@ -15,12 +15,12 @@ from tests.engine import test_accounting as accounting
 from tests.engine import test_diff as diffs
 from tests.engine.compressing import contents
 from tests.engine.conftest import Workspace
-from tests.engine.plain import ROOT, Node, Plain
+from tests.engine.plain import ROOT, Plain
 from tests.engine.streams import into, sent
 from tests.engine.test_quotas import accounts, limit
 from tests.engine.test_restore import WEIGHTS as RESTORE_WEIGHTS
-from tests.engine.test_restore import RestoringWorld
 from tests.engine.world import DiskStores, MemoryStores, Step, compare
+from tests.model.bringing import BRINGING_WEIGHTS, NODES, Bringing
 from tzfs.engine.engine import Engine
 from tzfs.engine.head import S_IFMT, S_IFREG
 from tzfs.engine.history import FileVersion, file_versions
@@ -40,9 +40,8 @@ MORE: Final = {
     "send": 2,
     "note": 2,
 }
-WEIGHTS: Final = {**RESTORE_WEIGHTS, **MORE}
+WEIGHTS: Final = {**RESTORE_WEIGHTS, **BRINGING_WEIGHTS, **MORE}
 REORDERING: Final = ("compact", "collect", "quota", "send")  # which commit, and so want no job under way
-NODES = dict[int, Node]
 
 
 def everything_but(engine: Engine) -> frozenset[int]:
@@ -50,7 +49,7 @@ def everything_but(engine: Engine) -> frozenset[int]:
     return frozenset(engine.payload.segments()) - {engine.payload.filling}
 
 
-class Everything(RestoringWorld):
+class Everything(Bringing):
     """A world with all steps.  `moving`: the steps of emptying segments that are still to be done; `committed_before`:
     the last step has committed what was there before it, and not itself."""
 
@@ -205,7 +204,7 @@ class Everything(RestoringWorld):
 
     def check(self, page: int) -> None:
         super().check(page)
-        told = [(e.number, len(str(e.fields["text"]))) for e in self.engine.journal.entries() if e.kind == "run"]
+        told = [(e.number, len(str(e.fields["text"]))) for e in self.engine.journal.entries() if "text" in e.fields]
         assert told[::-1] == self.model.notes
 
     # -- comparing -----------------------------------------------------------------------------------------------------
@@ -213,15 +212,7 @@ class Everything(RestoringWorld):
     def moments(self) -> list[tuple[str | None, NODES]]:
         """What each snapshot sees, oldest first, and the head, by name; None is the head."""
         order = sorted(self.engine.snapshots(), key=lambda name: self.engine.snapshots()[name].epoch)
-        named = {ino: node for ino, node in self.model.nodes.items() if ino not in self.model.orphans}
-        return [*((name, self.model.snapshots[name]) for name in order), (None, named)]
-
-    def settled(self) -> None:
-        """What is in memory is committed."""
-        self._let_jobs_end()
-        self.engine.end_flush()
-        self.engine.commit()
-        self.commits, self.committed = self.engine.commits, self.model.copy()
+        return [*((name, self.model.snapshots[name]) for name in order), (None, self.named())]
 
     def figures(self) -> None:
         """Every figure of the accounting agrees with a recount, and the check finds nothing."""
