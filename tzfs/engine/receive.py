@@ -78,7 +78,7 @@ class Receiver:
     def begin(self, name: str, at: Partial, *, resumable: bool) -> None:
         """From here on the head does not change but by the stream; `at` is its begin, or where it goes on.
 
-        `Exists` where a snapshot has the name.
+        `Exists` where a snapshot has the name, `NoSpace`, `QuotaExceeded`: nothing has begun then.
         """
         head, partial = self._head, self.partial
         head.check()
@@ -86,7 +86,8 @@ class Receiver:
         self._name, self._again = name, 0
         self._inode = None
         self._at = replace(at, ino=0, chunk=0, anew=False) if resumable else None
-        if head.staging is None:
+        begins = head.staging is None
+        if begins:
             while head.orphans or head.reclaims or head.dirty:
                 for ino in list(head.orphans)[: limits.RECLAIM_BATCH_CHUNKS]:
                     self._namespace.forget(ino)
@@ -99,7 +100,12 @@ class Receiver:
         else:
             self._again = partial.ino
             self._at = partial
-        self._open_batch()
+        try:
+            self._open_batch()
+        except BaseException:
+            if begins and head.failed is None:
+                self._withdraw()
+            raise
 
     def feed(self, frame: Frame) -> None:
         """Stages what a frame says.  `BadStream`, `NoSpace`, `QuotaExceeded`; then `cancel`, or `suspend`."""
@@ -179,6 +185,9 @@ class Receiver:
             self._head.end_change()
             self.partial = None
             self._committer.commit()
+        self._withdraw()
+
+    def _withdraw(self) -> None:
         while self._head.staging is not None:
             self._staging.withdraw()
 
