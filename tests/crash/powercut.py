@@ -207,8 +207,8 @@ class Disk:
         made: dict[int, bytearray] = {}
         image: Image = {}
         for path, node in sorted(names.items()):
-            if path and os.path.dirname(path) not in names:
-                continue  # its folder's own name is not there
+            if path and os.path.dirname(path) not in image:
+                continue  # the name of a folder above it is not there
             if node is None:
                 image[path] = None
                 continue

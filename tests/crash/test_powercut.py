@@ -30,6 +30,9 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     workload.small_batches(monkeypatch)
 
 
+Allows = Callable[[object], bool]
+
+
 @dataclass
 class Recorded:
     """A history: the folder before and after, what was done to it in between."""
@@ -65,9 +68,9 @@ class Expected:
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.under_way = ""
-        self._states: list[workload.State] = []
+        self._states: list[object] = []
         self._op = 0
-        self._after: dict[int, workload.State] = {}
+        self._after: dict[int, object] = {}
         for event in events:
             if event.kind is Kind.MARK and "state" in (mark := json.loads(event.data)):
                 self._after[mark["op"]] = mark["state"]
@@ -82,14 +85,14 @@ class Expected:
                 self._states.clear()
             self._states.append(mark["state"])
 
-    def allows(self, found: workload.State) -> bool:
+    def allows(self, found: object) -> bool:
         return found in self._states or found == self._after.get(self._op)
 
     def __str__(self) -> str:
         return f"operation {self._op}, {len(self._states)} states allowed, the last {self._states[-1]}"
 
 
-def wrong_with(image: Image, where: Path, allows: Callable[[workload.State], bool]) -> str | None:
+def wrong_with(image: Image, where: Path, allows: Allows) -> str | None:
     """What is wrong with an image; None where it is as it must be."""
     shutil.rmtree(where, ignore_errors=True)
     write_out(image, where)
@@ -128,11 +131,13 @@ def cut(
     images: int,
     events: Sequence[Event] | None = None,
     during: Counter[str] | None = None,
+    wrong: Callable[[Image, Path, Allows], str | None] | None = None,
 ) -> list[str]:
-    """Makes images of a history; what is wrong with each that is not as it must be.
+    """Makes images of a history; what is `wrong` with each that is not as it must be.
 
     `during` counts what was under way at each.
     """
+    wrong = wrong or wrong_with
     events = history.events if events is None else events
     at = moments(events, random.Random(seed), images)
     disk, expected, failures = Disk(history.before), Expected(events), []
@@ -142,9 +147,9 @@ def cut(
             image_seed = f"{seed}/{i}/{number}"
             if during is not None:
                 during[expected.under_way] += 1
-            wrong = wrong_with(disk.image(random.Random(image_seed)), where / "image", expected.allows)
-            if wrong is not None:
-                failures.append(f"image {image_seed}, at {event.kind.name} {event.path}, {expected}: {wrong}")
+            found = wrong(disk.image(random.Random(image_seed)), where / "image", expected.allows)
+            if found is not None:
+                failures.append(f"image {image_seed}, at {event.kind.name} {event.path}, {expected}: {found}")
         disk.end(event)
         if event.kind is Kind.MARK:
             expected.hear(event.data)

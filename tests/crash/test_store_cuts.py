@@ -1,0 +1,95 @@
+"""Power cuts on a whole store: filesystems are made, cloned, received, flattened, renamed and destroyed whole or not at
+all, and what is left can be used and taken away.
+
+A failure names the seeds that make the same image again.  The slow tier, `TZFS_SLOW=1 pytest tests/crash`, makes
+`TZFS_CUTS` images (2,000) over histories from seed `TZFS_CUTS_SEED` on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.crash import store_workload
+from tests.crash.powercut import Image, record, write_out
+from tests.crash.test_powercut import Allows, Recorded, cut, recorder
+from tzfs.errors import TzfsError
+from tzfs.management import open_store
+
+__all__ = ["recorder"]
+
+
+def recorded(library: Path, where: Path, seed: int, count: int) -> Recorded:
+    folder = where / "store"
+    where.mkdir(parents=True)
+    open_store(folder).close()
+    shutil.copytree(folder, where / "before", symlinks=True)
+    events = record(library, folder, where / "log", store_workload.__name__, str(seed), str(count))
+    return Recorded(where / "before", folder, events)
+
+
+def wrong_with(image: Image, where: Path, allows: Allows) -> str | None:
+    """What is wrong with an image; None where it is as it must be."""
+    shutil.rmtree(where, ignore_errors=True)
+    write_out(image, where)
+    try:
+        with open_store(where) as store:
+            found = store_workload.shown(store)
+            if not allows(found):
+                return f"found {found}"
+            for name in found:
+                if problems := store.check(name, payload=True).problems:
+                    return f"{name}: {problems[0]} and {len(problems) - 1} more"
+                store.collect(name)
+            left = store_workload.shown(store)
+            for name in found:
+                if not left[name]["origin"]:
+                    found[name]["origin"] = ""  # flattening has gone on
+            if left != found:
+                return f"collecting changed {found} to {left}"
+        return _taken_away(where, len(found))
+    except TzfsError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _taken_away(where: Path, count: int) -> str | None:
+    """Whether everything can be destroyed, clones before what they came from."""
+    with open_store(where) as store:
+        for _ in range(count):
+            there = store.filesystems()
+            origins = {origin[0].guid for origin in map(store.catalog.origin, there) if origin is not None}
+            store.destroy(next(info.name for info in there if info.guid not in origins), recursive=True)
+        if left := [path.name for path in (where / "fs").iterdir()]:
+            return f"left over: {left}"
+    return None
+
+
+def test_a_power_cut_leaves_each_verb_done_or_not_done(recorder: Path, tmp_path: Path) -> None:
+    history = recorded(recorder, tmp_path / "history", 3, 12)
+    failures = cut(history, tmp_path, seed=0, images=12, wrong=wrong_with)
+    assert failures == [], "\n".join(failures)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TZFS_SLOW" not in os.environ, reason="the slow tier: TZFS_SLOW=1")
+@pytest.mark.timeout(100_000)
+def test_many_power_cuts_leave_each_verb_done_or_not_done(recorder: Path, tmp_path: Path) -> None:
+    seed, left = int(os.environ.get("TZFS_CUTS_SEED", "100")), int(os.environ.get("TZFS_CUTS", "2000"))
+    made = 0
+    failures: list[str] = []
+    during: Counter[str] = Counter()
+    while made < left and len(failures) < 20:
+        place = tmp_path / str(seed)
+        history = recorded(recorder, place, seed, 30)
+        found = cut(history, place, seed=seed, images=60, during=during, wrong=wrong_with)
+        failures += [f"history {seed}, {wrong}" for wrong in found]
+        shutil.rmtree(place)
+        made, seed = made + 60, seed + 1
+        print(f"store {seed - 1}: {made} images in all, {len(failures)} failures", flush=True)
+    print(f"at {dict(sorted(during.items()))}", flush=True)
+    assert failures == [], "\n".join(failures)
+    assert made < 2000 or set(store_workload.WEIGHTS) <= during.keys()
