@@ -288,6 +288,22 @@ def test_a_clone_is_applied_again_with_what_has_been_added_to_it(store: Store) -
     assert store.check("ws", payload=True).problems == ()
 
 
+def test_a_quota_that_is_used_up_on_the_way_refuses_it_and_no_more(store: Store) -> None:
+    with store.open("c") as fs:
+        fs.write_bytes("/more", random.Random(0).randbytes(1_000_000))
+        fs.write_bytes("/d/big", random.Random(1).randbytes(1_000_000))
+    before = plain(store, "ws").tree()
+    used = store.properties("ws")["used"].exact
+    assert used is not None
+    store.set_property("ws", "quota", f"{int(used) + 1_500_000}")
+    with pytest.raises(errors.QuotaExceeded):
+        apply(store, "c", safety=False)
+    assert plain(store, "ws").tree() == before
+    store.set_property("ws", "quota", "none")
+    apply(store, "c", safety=False)
+    assert plain(store, "ws").tree() == plain(store, "c").tree()
+
+
 def test_nothing_to_apply_is_nothing_done(store: Store) -> None:
     done = apply(store, "c")
     assert (done.inodes, done.safety, done.paths) == (0, None, ())

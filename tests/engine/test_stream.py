@@ -16,7 +16,6 @@ from tests.engine.conftest import Workspace
 from tests.engine.histories import everything
 from tests.engine.plain import ROOT
 from tests.engine.streams import frames_of, into, sent, sent_on, tree
-from tests.engine.test_quotas import accounts, limit
 from tests.engine.world import WEIGHTS, MemoryStores, World
 from tzfs import limits
 from tzfs.engine.compression import Compression
@@ -31,7 +30,6 @@ from tzfs.errors import (
     InvalidArgument,
     LimitReached,
     NotFound,
-    QuotaExceeded,
 )
 from tzfs.format import stream
 from tzfs.format.stream import Frame, How, Kind
@@ -167,25 +165,6 @@ def test_a_stream_on_a_wrong_base_is_refused_with_a_reason(source: Engine, ws: W
     with pytest.raises(Exists):
         into(ws.engine, third, called="first")
     assert ws.engine.find(1, b"mine") is None
-
-
-def test_a_whole_stream_is_refused_by_a_filesystem_whose_root_has_attributes(source: Engine, ws: Workspace) -> None:
-    ws.engine.setxattr(ROOT, b"user.mine", b"kept")
-    with pytest.raises(Exists, match="not empty"):
-        into(ws.engine, sent(source, "first"))
-    assert ws.engine.listxattr(ROOT) == [b"user.mine"]
-
-
-def test_a_quota_that_is_used_up_refuses_a_stream_before_it_begins(source: Engine, ws: Workspace) -> None:
-    into(ws.engine, sent(source, "first"))
-    limit(ws.engine, quota_bytes=accounts(ws.engine).charged.used)
-    for resumable in (False, True):
-        with pytest.raises(QuotaExceeded):
-            into(ws.engine, sent(source, "second", "first"), resumable=resumable)
-        assert ws.engine.problems() == []
-    limit(ws.engine)
-    into(ws.engine, sent(source, "second", "first"))
-    ws.file(b"mine")
 
 
 def test_what_cannot_be_sent_is_refused(source: Engine) -> None:

@@ -327,8 +327,7 @@ class Apply(StagedChange):
     def _stored(self, value: bytes, *, compressed: bool = False) -> tuple[Slice, ...]:
         """Bytes in an extent that is born with what is staged."""
         head, at, size = self._head, self._staging.epoch, len(value)
-        if head.room is not None:
-            head.room(size + limits.PAGE_BYTES)
+        self._room(size + limits.PAGE_BYTES)
         self._committer.reserve(size + limits.PAGE_BYTES)
         made = stored_as(head, value, at, alone=True) if compressed else stored_raw(head, value, at)
         head.flushed_bytes += sum(extent_charge(s.stored_bytes) for s in made if not s.embedded)

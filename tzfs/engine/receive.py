@@ -399,7 +399,9 @@ class Receiver:
         prefix = keys.chunk(inode.data, index)
         if not self._staged(Table.CHUNK, prefix):
             self._once(Table.CHUNK, prefix)
-            self._stage(Table.CHUNK, prefix, pack_slices(self._stored(payload, compressed=True)))
+            # The sender may have had a gap there, and cut the file short within it without touching the chunk.
+            kept = payload.rstrip(b"\0") or payload[:1]
+            self._stage(Table.CHUNK, prefix, pack_slices(self._stored(kept, compressed=True)))
         self._chunk = index + 1
 
     def _hole(self, inode: Inode, index: int) -> None:
@@ -421,8 +423,11 @@ class Receiver:
         `compressed`: by the filesystem's own property, as what is written, whatever the sender's was.
         """
         head, at, size = self._head, self._staging.epoch, len(payload)
-        if head.room is not None:
+        if head.room is not None:  # near a quota it commits, to look exactly: between two batches
+            self._close_batch()
             head.room(size + limits.PAGE_BYTES)
+            self._staging.open_batch()
+            self._open = True
         self._committer.reserve(size + limits.PAGE_BYTES)
         made = stored_as(head, payload, at, alone=True) if compressed else stored_raw(head, payload, at)
         stored = sum(extent_charge(s.stored_bytes) for s in made if not s.embedded)

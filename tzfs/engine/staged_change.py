@@ -91,6 +91,13 @@ class StagedChange:
             self._close_batch()
             raise
 
+    def _room(self, nbytes: int) -> None:
+        """Asks the quotas, between two batches: near one they commit to look exactly.  `QuotaExceeded`."""
+        if self._head.room is not None:
+            self._close_batch()
+            self._head.room(nbytes)
+            self._staging.open_batch()
+
     def _open_batch(self) -> None:
         """`QuotaExceeded` where what is staged already is more than there may be."""
         if self._head.room is not None:
