@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.dying import copied, died
 from tzfs import errors, failpoints, limits
 from tzfs.applying import apply
 from tzfs.engine.merge import Side
@@ -436,12 +436,14 @@ def test_a_crash_leaves_all_of_it_or_nothing(store: Store, tmp_path: Path, monke
     ours = plain(store, "ws")
     before, after = ours.tree(), merged(base, ours, theirs_of(store, base, ours)).tree()
     store.close()
-    with failpoints.counting() as counts, open_store(_fresh(store, tmp_path / "counted")) as there:
-        apply(there, "c")
-    for point in POINTS:
+    with failpoints.counting() as counts:
+        _apply(copied(store.path, tmp_path / "counted"))
+    commits = [point for point in counts if point.startswith("commit.")]
+    assert len(commits) > 3
+    for point in (*POINTS, *commits):
         for nth in sorted({0, counts[point] // 2, counts[point] - 1}):
-            path = _fresh(store, tmp_path / f"{point}-{nth}")
-            assert _died(path, point, nth), point
+            path = copied(store.path, tmp_path / f"{point}-{nth}")
+            assert died(partial(_apply, path), point, nth), point
             with open_store(path) as there:
                 now = plain(there, "ws").tree()
                 assert now in (before, after), point
@@ -451,23 +453,9 @@ def test_a_crash_leaves_all_of_it_or_nothing(store: Store, tmp_path: Path, monke
                 assert there.check("ws", payload=True).problems == ()
 
 
-def _fresh(store: Store, path: Path) -> Path:
-    subprocess.run(["cp", "-a", store.path, path], check=True)
-    for mark in path.rglob("place"):
-        mark.unlink()
-    return path
-
-
-def _died(path: Path, point: str, after: int) -> bool:
-    child = os.fork()
-    if child == 0:
-        try:
-            failpoints.arm(point, "crash", after=after)
-            with open_store(path) as store:
-                apply(store, "c")
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == failpoints.CRASH_STATUS
+def _apply(path: Path) -> None:
+    with open_store(path) as store:
+        apply(store, "c")
 
 
 def test_a_clone_that_is_being_flattened_is_not_applied(tmp_path: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import tzfs
+from tests.dying import copied, died
 from tests.noise import noise
 from tzfs import errors, failpoints, limits
 from tzfs.flattening import Flattened
@@ -214,37 +214,23 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def _fresh(original: Path, path: Path) -> Path:
-    subprocess.run(["cp", "-a", original, path], check=True)
-    for mark in path.rglob("place"):
-        mark.unlink()
-    return path
-
-
-def _died(path: Path, act: str, point: str, after: int) -> bool:
-    child = os.fork()
-    if child == 0:
-        try:
-            failpoints.arm(point, "crash", after=after)
-            with open_store(path) as store:
-                ACTS[act](store)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == failpoints.CRASH_STATUS
+def _do(path: Path, act: str) -> None:
+    with open_store(path) as store:
+        ACTS[act](store)
 
 
 def _passed(path: Path, act: str) -> dict[str, int]:
-    with failpoints.counting() as counts, open_store(path) as store:
-        ACTS[act](store)
+    with failpoints.counting() as counts:
+        _do(path, act)
     return {point: n for point, n in counts.items() if point.split(".")[0] in ("flatten", "clone", "catalog", "commit")}
 
 
 @pytest.mark.parametrize("act", list(ACTS))
 def test_a_process_that_dies_leaves_too_much_held_at_most(original: Path, tmp_path: Path, act: str) -> None:
-    passed = _passed(_fresh(original, tmp_path / "counted"), act)
+    passed = _passed(copied(original, tmp_path / "counted"), act)
     for point, nth in [(point, n) for point, times in passed.items() for n in range(min(times, HITS))]:
-        path = _fresh(original, tmp_path / f"{point}-{nth}")
-        assert _died(path, act, point, nth), (point, nth)
+        path = copied(original, tmp_path / f"{point}-{nth}")
+        assert died(partial(_do, path, act), point, nth), (point, nth)
         with open_store(path) as store:
             names = {str(info.name) for info in store.filesystems()}
             assert all(info.state is State.ACTIVE for info in store.filesystems())
@@ -263,7 +249,7 @@ def test_a_process_that_dies_leaves_too_much_held_at_most(original: Path, tmp_pa
 
 
 def test_the_acts_pass_every_point_that_is_this_suites(original: Path, tmp_path: Path) -> None:
-    assert {point for act in ACTS for point in _passed(_fresh(original, tmp_path / act), act)} >= POINTS
+    assert {point for act in ACTS for point in _passed(copied(original, tmp_path / act), act)} >= POINTS
 
 
 # -- destroying --------------------------------------------------------------------------------------------------------

@@ -8,10 +8,9 @@ tests/engine/test_crash.py.)  The last test here sees to it that together these 
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
-import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from tests import test_applying as apply_suite
 from tests import test_clones as clone_suite
 from tests import test_leaks
 from tests.catalog import test_crash as catalog_suite
+from tests.dying import copied, died
 from tests.engine import test_crash as engine_suite
 from tests.engine import test_stream_crash as stream_suite
 from tests.mount import test_lifecycle as mount_suite
@@ -70,17 +70,9 @@ def original(tmp_path: Path) -> Path:
     return path
 
 
-def died(path: Path, act: str, point: str, after: int) -> bool:
-    """Whether a process that does the act dies at that hit of the point."""
-    child = os.fork()
-    if child == 0:
-        try:
-            failpoints.arm(point, "crash", after=after)
-            with open_store(path) as store:
-                ACTS[act](store)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == failpoints.CRASH_STATUS
+def do(path: Path, act: str) -> None:
+    with open_store(path) as store:
+        ACTS[act](store)
 
 
 def assert_sound(store: Store, *, logged: bool) -> None:
@@ -98,9 +90,7 @@ def assert_sound(store: Store, *, logged: bool) -> None:
 
 def fresh(original: Path, path: Path, act: str) -> Path:
     """A store as the act wants it."""
-    subprocess.run(["cp", "-a", original, path], check=True)
-    for mark in path.rglob("place"):  # these are not copies to be suspected
-        mark.unlink()
+    copied(original, path)
     with open_store(path) as store:
         if act in ("read only", "activate"):
             store.archive("ws")
@@ -111,8 +101,8 @@ def fresh(original: Path, path: Path, act: str) -> Path:
 
 def hits(path: Path, act: str) -> dict[str, int]:
     """How often the act passes each point; it is done then."""
-    with failpoints.counting() as counts, open_store(path) as store:
-        ACTS[act](store)
+    with failpoints.counting() as counts:
+        do(path, act)
     return dict(counts)
 
 
@@ -124,7 +114,7 @@ def test_after_a_crash_at_any_step_all_is_there_and_trying_again_works(
     seen: set[bool] = set()
     for point, nth in [(point, n) for point, times in passed.items() for n in range(min(times, HITS))]:
         path = fresh(original, tmp_path / f"{point}-{nth}", act)
-        assert died(path, act, point, nth), (point, nth)
+        assert died(partial(do, path, act), point, nth), (point, nth)
         with open_store(path) as store:
             done = act in DONE and DONE[act](store)
             seen.add(done)

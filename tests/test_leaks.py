@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dying import copied
 from tests.noise import noise
 from tzfs import comparing, failpoints
 from tzfs.errors import Exists, TzfsError
@@ -136,10 +137,7 @@ def test_after_an_error_at_any_step_all_is_given_back_and_trying_again_works(
     store_path: Path, tmp_path: Path, act: str
 ) -> None:
     def fresh(number: int) -> Path:
-        path = tmp_path / f"{number}"
-        subprocess.run(["cp", "-a", store_path, path], check=True)
-        for mark in path.rglob("place"):  # these are not copies to be suspected
-            mark.unlink()
+        path = copied(store_path, tmp_path / f"{number}")
         if act.endswith("after a crash"):
             crash(path)
         return path

@@ -6,11 +6,13 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.catalog.stores import folders, format_tables, guid_in, numbers
+from tests.dying import died
 from tests.store.stores import fds_below
 from tzfs import catalog_rows as rows
 from tzfs import failpoints
@@ -119,6 +121,10 @@ def test_the_commands_pass_every_point_that_is_this_suites(tmp_path: Path) -> No
     assert passed >= POINTS
 
 
+def _run(case: Case, root: Path) -> None:
+    case.run(Catalog.open(root))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_after_a_crash_at_any_step_the_command_has_happened_or_not_and_works_again(tmp_path: Path, name: str) -> None:
     case = CASES[name]
@@ -127,15 +133,7 @@ def test_after_a_crash_at_any_step_the_command_has_happened_or_not_and_works_aga
     for number, (point, n) in enumerate(steps):
         root = tmp_path / f"s{number}"
         _prepare(root, case, name)
-        child = os.fork()
-        if child == 0:
-            try:
-                failpoints.arm(point, "crash", after=n)
-                case.run(Catalog.open(root))
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == failpoints.CRASH_STATUS, (point, n)
+        assert died(partial(_run, case, root), point, n), (point, n)
         stands = _sound(root)
         assert stands in (case.before, case.after), (point, n)
         seen.add(stands == case.after)
@@ -193,15 +191,7 @@ def test_a_crash_while_ending_what_a_crash_interrupted_is_ended_by_the_next(tmp_
         with Catalog.open(root) as catalog:
             case.prepare(catalog)
         for point in (first, second, second if "entry" in second else "meta.open.readers"):
-            child = os.fork()
-            if child == 0:
-                try:
-                    failpoints.arm(point, "crash")
-                    case.run(Catalog.open(root))
-                finally:
-                    os._exit(1)
-            _, status = os.waitpid(child, 0)
-            assert os.waitstatus_to_exitcode(status) == failpoints.CRASH_STATUS, (first, second, point)
+            assert died(partial(_run, case, root), point), (first, second, point)
         assert _sound(root) == {}
 
 

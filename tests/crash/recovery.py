@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.workload import small_batches
+from tests.engine.batches import small_batches
 from tests.engine.world import GUID
 from tzfs.engine.engine import Settings
 from tzfs.opening import Writer

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from typing import Final
 import pytest
 
 import tzfs
-from tests.crash.workload import small_batches
+from tests.dying import copied
+from tests.engine.batches import small_batches
 from tests.noise import noise
 from tzfs import applying, errors, receiving, time_travel
 from tzfs.engine.merge import Side
@@ -160,14 +160,6 @@ def digest(tree: Tree) -> str:
     return whole.hexdigest()
 
 
-def copy_of(store: Path, to: Path) -> Path:
-    """A store that nobody takes for a copy."""
-    subprocess.run(["cp", "-a", store, to], check=True)
-    for mark in to.rglob("place"):
-        mark.unlink()
-    return to
-
-
 def main(folder: Path, marks: Path, seed: int, count: int) -> None:
     small_batches(pytest.MonkeyPatch())
     out, r = os.open(marks, os.O_WRONLY), random.Random(seed)
@@ -177,8 +169,8 @@ def main(folder: Path, marks: Path, seed: int, count: int) -> None:
         os.write(out, json.dumps(said).encode())
 
     def look() -> Shown:
-        with open_store(copy_of(folder, elsewhere / "copy")) as copied:
-            found = shown(copied)
+        with open_store(copied(folder, elsewhere / "copy")) as there:
+            found = shown(there)
         shutil.rmtree(elsewhere / "copy")
         return found
 

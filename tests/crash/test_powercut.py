@@ -20,6 +20,7 @@ import pytest
 
 from tests.crash import recovery, workload
 from tests.crash.powercut import Disk, Event, Image, Kind, compiled, record, write_out
+from tests.engine.batches import small_batches
 from tests.engine.world import GUID
 from tzfs.errors import TzfsError
 from tzfs.opening import format_filesystem
@@ -27,7 +28,7 @@ from tzfs.opening import format_filesystem
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    workload.small_batches(monkeypatch)
+    small_batches(monkeypatch)
 
 
 Allows = Callable[[object], bool]

@@ -22,11 +22,11 @@ from typing import Final
 
 import pytest
 
+from tests.engine.batches import small_batches
 from tests.engine.plain import ROOT, Node, Plain
 from tests.engine.world import GUID, DiskStores, Step
 from tests.model.family import Clone
 from tests.model.world import EDITS, WEIGHTS, Everything
-from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.head import S_IFLNK, S_IFMT, S_IFREG
 from tzfs.engine.inherited import Ancestry
@@ -112,15 +112,6 @@ def generate(seed: int, count: int, *, cloned: bool = False) -> list[Step]:
     if not cloned and seed % 2:
         kinds[0] = "receive"  # into an empty filesystem: all of it
     return [(kind, r.randrange(64), r.randrange(64), r.randrange(64), r.randrange(64)) for kind in kinds]
-
-
-def small_batches(patch: pytest.MonkeyPatch) -> None:
-    """So that a file of a few chunks is large enough for background work."""
-    patch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
-    patch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
-    patch.setattr(limits, "STAGING_BATCH_KEYS", 5)
-    patch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
-    patch.setattr(limits, "FLATTEN_BATCH_KEYS", 5)
 
 
 def as_cloned(stores: Formatted) -> Clone:

@@ -13,11 +13,11 @@ import time
 
 import pytest
 
+from tests.engine.batches import small_batches
 from tests.engine.plain import Plain, copied
 from tests.engine.test_rollback import WEIGHTS, TimeWorld
 from tests.engine.world import MemoryStores, Step, World
 from tests.model.inheriting import ClonedInMemory
-from tzfs import limits
 from tzfs.engine.restore import Wanted
 from tzfs.errors import Stale
 
@@ -92,10 +92,7 @@ def run(seed: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
-    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
-    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 4)
-    monkeypatch.setattr(limits, "FLATTEN_BATCH_KEYS", 5)
+    small_batches(monkeypatch)
 
 
 def search(first: int, seconds: float, most: int) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.batches import small_batches
 from tzfs import failpoints, limits
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.txg import SLACK_BYTES
@@ -51,23 +52,13 @@ SETTINGS = Settings(dirty_bytes_max=64 * limits.KIB)
 SEGMENT_BYTES = (
     2 * SETTINGS.dirty_bytes_max + SLACK_BYTES + 128 * limits.KIB
 )  # the reserve, and room for one large file
-BOUNDS = (
-    (limits, "RECLAIM_AT_ONCE_CHUNKS"),
-    (limits, "RECLAIM_BATCH_CHUNKS"),
-    (limits, "DESTROY_BATCH_ROWS"),
-    (limits, "STAGING_BATCH_KEYS"),
-    (redo, "LOG_BYTES_FIRST"),
-)
 State = dict[str, str]  # path -> first bytes and size; "@name" for each snapshot
 
 
-def small_batches() -> None:
+def small(patch: pytest.MonkeyPatch) -> None:
     """So that the workload's files are large enough for background work, and its groups for the log to grow."""
-    redo.LOG_BYTES_FIRST = limits.PAGE_BYTES  # type: ignore[misc]
-    limits.RECLAIM_AT_ONCE_CHUNKS = 2  # type: ignore[misc]  # Final, but for this
-    limits.RECLAIM_BATCH_CHUNKS = 3  # type: ignore[misc]
-    limits.STAGING_BATCH_KEYS = 2  # type: ignore[misc]
-    limits.DESTROY_BATCH_ROWS = 3  # type: ignore[misc]
+    small_batches(patch, staging=2)
+    patch.setattr(redo, "LOG_BYTES_FIRST", limits.PAGE_BYTES)
 
 
 def workload(engine: Engine) -> Iterator[State]:
@@ -206,7 +197,7 @@ def close(engine: Engine, log: RedoLog, payload: Segments, meta: LmdbMeta) -> No
 
 def child(folder: Path) -> None:
     """The program that dies: prints each durable state."""
-    small_batches()
+    small(pytest.MonkeyPatch())
     opened = open_engine(folder)
     for state in workload(opened[0]):
         print(json.dumps(state), flush=True)
@@ -223,19 +214,13 @@ def states(folder: Path) -> list[State]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
-    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
-    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 2)
-    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
-    monkeypatch.setattr(redo, "LOG_BYTES_FIRST", limits.PAGE_BYTES)
+    small(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[State]:
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in BOUNDS:
-            patch.setattr(module, name, getattr(module, name))  # to be put back
-        small_batches()
+        small(patch)
         return states(tmp_path_factory.mktemp("expected"))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine import test_rollback as rollbacks
 from tests.engine import world as histories
+from tests.engine.batches import small_batches
 from tests.engine.conftest import Workspace
 from tests.engine.plain import ROOT, Node
 from tests.engine.world import DiskStores, MemoryStores
@@ -120,11 +121,7 @@ def agree(engine: Engine, older: tuple[str | None, Nodes], newer: tuple[str | No
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
-    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
-    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
-    monkeypatch.setattr("tzfs.engine.diff.BATCH", 3)
-    monkeypatch.setattr("tzfs.engine.diff.ROWS_BETWEEN", 2)
+    small_batches(monkeypatch)
     monkeypatch.setattr("tzfs.engine.diff.DIRECTORIES_REMEMBERED_MAX", 4)
 
 

@@ -12,16 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.batches import small_batches
 from tests.engine.world import DiskStores, fails, generate, run, shrink
-from tzfs import limits
 
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a file of a few chunks is large enough for background work."""
-    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
-    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
-    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
+    small_batches(monkeypatch)
 
 
 def search(first: int, seconds: float, most: int) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.workload import generate, small_batches, state_of
+from tests.crash.workload import generate, state_of
+from tests.engine.batches import small_batches
 from tests.engine.test_crash import close, open_engine
 from tests.engine.world import DiskStores
 from tests.model.world import Everything

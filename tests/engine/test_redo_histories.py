@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.workload import OFTEN, small_batches, state_of
+from tests.crash.workload import OFTEN, state_of
+from tests.engine.batches import small_batches
 from tests.engine.plain import Plain
 from tests.engine.test_redo import everything
 from tests.engine.world import WEIGHTS, DiskStores, MemoryStores, Step

@@ -8,11 +8,12 @@ import pytest
 
 from tests.engine import test_rollback as rollbacks
 from tests.engine import world as histories
+from tests.engine.batches import small_batches
 from tests.engine.conftest import Workspace
 from tests.engine.plain import ROOT, Node, Plain
 from tests.engine.test_rollback import TimeWorld
 from tests.engine.world import NAMES, MemoryStores, Step
-from tzfs import errors, limits
+from tzfs import errors
 from tzfs.engine.engine import Engine
 from tzfs.engine.restore import Restore, Wanted
 from tzfs.errors import Exists, InvalidArgument, NotFound
@@ -143,10 +144,7 @@ class RestoringWorld(TimeWorld):
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
-    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
-    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
-    monkeypatch.setattr("tzfs.engine.staged_change.LISTED", 2)
+    small_batches(monkeypatch)
     monkeypatch.setattr(histories, "World", RestoringWorld)
 
 

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 import pytest
 
 from tests.engine import world as histories
+from tests.engine.batches import small_batches
 from tests.engine.conftest import Workspace
 from tests.engine.plain import copied
 from tests.engine.world import DiskStores, MemoryStores, Step, World
-from tzfs import limits
 from tzfs.engine.rollback import Rollback
 from tzfs.errors import Busy, NotFound, Stale
 from tzfs.rolling_back import newer_than
@@ -103,10 +103,7 @@ class TimeWorld(World):
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
-    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
-    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
-    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
+    small_batches(monkeypatch)
     monkeypatch.setattr(histories, "World", TimeWorld)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.dying import copied, died
 from tests.engine.histories import everything
 from tests.engine.streams import into, sent, sent_on, tree
 from tzfs import failpoints, limits
@@ -66,11 +67,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         into(engine, sent(source, "first"))
 
     def copy(name: str) -> Path:
-        path = tmp_path / name
-        shutil.copytree(original, path)
-        for mark in path.rglob("place"):  # these are not copies to be suspected
-            mark.unlink()
-        return path
+        return copied(original, tmp_path / name)
 
     return Stage(source, sent(source, "fourth", "first", recursive=True), copy)
 
@@ -81,15 +78,9 @@ def received(folder: Path, stream: bytes, *, resumable: bool) -> None:
         into(engine, stream, resumable=resumable)
 
 
-def dies(folder: Path, stream: bytes, point: str, after: int, *, resumable: bool) -> bool:
-    child = os.fork()
-    if child == 0:
-        try:
-            failpoints.arm(point, "crash", after=after)
-            received(folder, stream, resumable=resumable)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == failpoints.CRASH_STATUS
+def given_up(folder: Path) -> None:
+    with Disk(folder) as engine:
+        engine.receiver().cancel()
 
 
 @pytest.mark.parametrize("resumable", [False, True])
@@ -103,18 +94,21 @@ def test_after_a_crash_at_any_step_a_receive_is_whole_or_nothing_and_goes_on(sta
     went_on = 0
     for point, after in [(p, n) for p, times in points.items() for n in {*range(min(times, HITS)), times - 1}]:
         folder = stage.copy(f"{point}-{after}")
-        assert dies(folder, stage.stream, point, after, resumable=resumable), (point, after)
+        assert died(partial(received, folder, stage.stream, resumable=resumable), point, after), (
+            point,
+            after,
+        )
         with Disk(folder) as engine:
             names = list(engine.snapshots())
             assert names == ["first", "second", "third", "fourth"][: len(names)]
             for name in names:
                 assert tree(engine.view(name)) == tree(stage.source.view(name))
             assert engine.problems() == []
-            partial = engine.receiver().partial
-            assert partial is None or resumable
-            if partial is not None:
+            left = engine.receiver().partial
+            assert left is None or resumable
+            if left is not None:
                 went_on += 1
-                into(engine, sent_on(stage.source, partial))
+                into(engine, sent_on(stage.source, left))
             elif names[-1] != "fourth":
                 assert engine.unchanged() == names[-1]
                 into(engine, sent(stage.source, "fourth", names[-1], recursive=True))
@@ -128,22 +122,14 @@ def test_after_a_crash_at_any_step_a_receive_is_whole_or_nothing_and_goes_on(sta
 
 def test_a_receive_that_was_cut_by_a_crash_is_given_up_whole(stage: Stage) -> None:
     folder = stage.copy("cut")
-    assert dies(folder, stage.stream, "staging.flip", 1, resumable=True)
+    assert died(partial(received, folder, stage.stream, resumable=True), "staging.flip", 1)
     meta, payload = LmdbMeta(folder / "meta"), Segments(folder / "segments", guid=GUID)
     with pytest.raises(Busy):
         Engine(meta, payload)
     payload.close()
     meta.close()
     for after in range(3):
-        child = os.fork()
-        if child == 0:
-            try:
-                failpoints.arm("staging.withdraw", "crash", after=after)
-                with Disk(folder) as engine:
-                    engine.receiver().cancel()
-            finally:
-                os._exit(1)
-        os.waitpid(child, 0)
+        died(partial(given_up, folder), "staging.withdraw", after)
     with Disk(folder) as engine:
         assert engine.receiver().partial is None
         assert engine.problems() == []

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from tests.engine.plain import ROOT, Node, Plain, copied
+from tests.engine.plain import ROOT, Node, copied
 from tests.engine.streams import into, sent, sent_on
 from tests.engine.test_restore import RestoringWorld
 from tests.engine.world import MemoryStores, World
@@ -19,6 +19,7 @@ from tests.model.inheriting import ClonedInMemory
 from tests.model.merging import Tree, aspect, clone_tree, merged, tree_of
 from tzfs import rolling_back, runs
 from tzfs.engine.apply import Apply, Theirs
+from tzfs.engine.engine import Engine
 from tzfs.engine.merge import Side
 from tzfs.engine.moments import Moments
 from tzfs.errors import BadStream, Busy, NotSupported, QuotaExceeded
@@ -57,7 +58,6 @@ class Bringing(RestoringWorld):
     def __init__(self, stores: MemoryStores | DiskStores) -> None:
         self.said: Callable[[], None] = lambda: None
         super().__init__(stores)
-        self._no_commands()
 
     def settled(self) -> None:
         """What is in memory is committed."""
@@ -71,12 +71,10 @@ class Bringing(RestoringWorld):
         self.commits, self.committed = self.engine.commits, self.model.copy()
         self.said()
 
-    def _reopen(self, model: Plain) -> None:
-        super()._reopen(model)
-        self._no_commands()
-
-    def _no_commands(self) -> None:
-        self.runs, self.running = runs.Runs(self.engine), list[int]()
+    def _open(self) -> Engine:
+        engine = super()._open()
+        self.runs, self.running = runs.Runs(engine), list[int]()
+        return engine
 
     def named(self) -> NODES:
         """The tree of now."""

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from tests.engine.batches import small_batches
 from tests.model import family
 from tests.model.family import Family
 from tests.model.world import WEIGHTS
-from tzfs import limits
 from tzfs.engine import moving
 
 NUMBERS: Final = st.integers(0, 63)
@@ -89,15 +89,7 @@ for kind, weight in KINDS.items():
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a file of a few chunks is large enough for background work."""
-    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 2)
-    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 3)
-    monkeypatch.setattr(limits, "STAGING_BATCH_KEYS", 3)
-    monkeypatch.setattr(limits, "DESTROY_BATCH_ROWS", 3)
-    monkeypatch.setattr(limits, "FLATTEN_BATCH_KEYS", 5)
-    monkeypatch.setattr("tzfs.engine.staged_change.LISTED", 2)
-    monkeypatch.setattr("tzfs.engine.diff.BATCH", 3)
-    monkeypatch.setattr("tzfs.engine.diff.ROWS_BETWEEN", 2)
+    small_batches(monkeypatch)
     monkeypatch.setattr(moving, "SCAN_ROWS", 5)
     monkeypatch.setattr(moving, "PREFIXES_MAX", 2)
     monkeypatch.setattr(moving, "COPY_BYTES_MAX", 30_000)
