@@ -252,7 +252,12 @@ def test_many_power_cuts_each_leave_a_commit(recorder: Path, tmp_path: Path) -> 
     during: Counter[str] = Counter()
     while made < left and len(failures) < 20:
         place = tmp_path / str(seed)
-        history = recorded(recorder, place, seed, 200, cloned=seed % 3 == 2)
+        try:
+            history = recorded(recorder, place, seed, 200, cloned=seed % 3 == 2)
+        except AssertionError as error:  # others may go on to show something
+            failures.append(str(error))
+            seed += 1
+            continue
         found = cut(history, place, seed=seed, images=50, during=during)
         failures += [f"history {seed}, {wrong}" for wrong in found]
         failures += cut_again(history, recorder, place, seed=seed, images=10)

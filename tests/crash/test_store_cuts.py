@@ -84,7 +84,12 @@ def test_many_power_cuts_leave_each_verb_done_or_not_done(recorder: Path, tmp_pa
     during: Counter[str] = Counter()
     while made < left and len(failures) < 20:
         place = tmp_path / str(seed)
-        history = recorded(recorder, place, seed, 30)
+        try:
+            history = recorded(recorder, place, seed, 30)
+        except AssertionError as error:  # others may go on to show something
+            failures.append(str(error))
+            seed += 1
+            continue
         found = cut(history, place, seed=seed, images=60, during=during, wrong=wrong_with)
         failures += [f"history {seed}, {wrong}" for wrong in found]
         shutil.rmtree(place)
