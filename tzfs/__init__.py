@@ -16,6 +16,7 @@ No mount and no FUSE are needed.  Every error is a `TzfsError`.
 """
 
 from tzfs import errors
+from tzfs.applying import Applied, apply
 from tzfs.catalog import FilesystemInfo
 from tzfs.checking import Checked
 from tzfs.collecting import Collected
@@ -34,6 +35,7 @@ from tzfs.streams import Sent
 from tzfs.tree import SnapshotView, Stat
 
 __all__ = [
+    "Applied",
     "Checked",
     "Collected",
     "Destruction",
@@ -53,6 +55,7 @@ __all__ = [
     "Store",
     "TzfsError",
     "Undone",
+    "apply",
     "destroy",
     "errors",
     "log",

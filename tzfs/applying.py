@@ -1,4 +1,4 @@
-"""Bringing what a clone has changed back onto its origin: `applying.apply(store, "attempt-1")`.
+"""Bringing what a clone has changed back onto its origin: `tzfs.apply(store, "attempt-1")`.
 
 Where the target has not changed since the snapshot that the clone came from, it becomes what the clone is; else the
 changes of both are merged, file by file.  What both have changed, and not alike, is a conflict: nothing is done then,

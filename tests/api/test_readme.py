@@ -34,8 +34,8 @@ def run(program: str, store: Path) -> str:
 
 def test_the_programs_of_the_readme_run(tmp_path: Path) -> None:
     [program] = blocks((PROJECT / "README.md").read_text())
-    assert (
-        run(program, tmp_path / "store") == "first\n\n['/notes/1.md']\n1 first\n\n/ ['notes'] []\n/notes [] ['1.md']\n"
+    assert run(program, tmp_path / "store") == (
+        "first\n\n['/notes/1.md']\n1 first\n\n('/notes', '/notes/2.md')\n/ ['notes'] []\n/notes [] ['1.md']\n"
     )
     with tzfs.open_store(tmp_path / "store") as store:
         assert store.get("agents/researcher").state == "archived"
