@@ -163,6 +163,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
         *_API,
         "tzfs.catalog",
         "tzfs.management",
+        "tzfs.applying",
         "tzfs.marking",
         "tzfs.destroying",
         "tzfs.journal",
