@@ -48,7 +48,13 @@ class Compressor:
 
     def __init__(self) -> None:
         self._state: object = None  # of zstd, made when it is needed: a megabyte
-        self._target = bytearray()
+        self._sum = bytearray(4)
+        self._sum_at = _from_buffer("uint8_t[]", self._sum)
+        self._make_target(0)
+
+    def _make_target(self, room: int) -> None:
+        self._room, self._target = room, memoryview(bytearray(room))
+        self._target_at = _from_buffer("uint8_t[]", self._target)
 
     def compress(self, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes] | None:
         """(compressed, its sum), at most `room` bytes long; None where it does not become so short."""
@@ -57,20 +63,19 @@ class Compressor:
             if made == _NULL:
                 raise MemoryError("zstd")
             self._state = _native.ffi.gc(made, _lib.tzfs_compressor_free)
-        if len(self._target) < room:
-            self._target = bytearray(room)
-        found = bytearray(4)
+        if self._room < room:
+            self._make_target(room)
         length = _lib.tzfs_compress(
             self._state or _NULL,
             codec,
             level,
             _from_buffer("uint8_t[]", data),
             len(data),
-            _from_buffer("uint8_t[]", self._target),
+            self._target_at,
             room,
-            _from_buffer("uint8_t[]", found),
+            self._sum_at,
         )
-        return (bytes(memoryview(self._target)[:length]), bytes(found)) if length else None
+        return (bytes(self._target[:length]), bytes(self._sum)) if length else None
 
 
 def decompress(codec: int, stored: Buffer, length: int, sum_: bytes | None) -> bytearray:

@@ -18,6 +18,7 @@ from typing import Final
 from tests.machine import PROJECT, VENV, prepare, say
 
 AS_USER: Final = ("tests/posix", "tests/tools")  # what the ordinary user runs once more
+AT_ONCE: Final = ("-n", "auto", "--dist", "loadfile")  # a file's tests share what they stand on: one process runs them
 PLACES_AS_USER: Final = "tzfs,xattr,shared"  # one of each: no cache mode depends on who mounts
 
 
@@ -47,14 +48,14 @@ def _sanitize() -> int:
 
 
 def _tests() -> int:
-    return _call(_program("python"), "-m", "pytest", "-q")
+    return _call(_program("python"), "-m", "pytest", "-q", *AT_ONCE)
 
 
 def _ordinary() -> int:
     if os.geteuid():
         say("not root: the tests have run as an ordinary user already")
         return 0
-    pytest = ("python", "-m", "pytest", "-q", "--places", PLACES_AS_USER, *AS_USER)
+    pytest = ("python", "-m", "pytest", "-q", *AT_ONCE, "--places", PLACES_AS_USER, *AS_USER)
     return _call(sys.executable, "-m", "tests.user", *pytest)
 
 
