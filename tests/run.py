@@ -75,6 +75,7 @@ def main(names: list[str]) -> int:
     if unknown:
         sys.exit(f"no such step: {', '.join(unknown)}; there are {', '.join(STEPS)}")
     prepare()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # thousands of commands start: each would compile tzfs anew
     for name in names or STEPS:
         started = time.monotonic()
         code = STEPS[name]()

@@ -58,3 +58,8 @@ def test_every_public_name_and_method_says_what_it_does(name: str) -> None:
         for method, value in vars(thing).items():
             if not method.startswith("_") and (callable(value) or isinstance(value, property)):
                 assert value.__doc__, f"{name}.{method}"
+
+
+def test_what_is_loaded_when_it_is_asked_for_is_all_there_is() -> None:
+    assert set(tzfs._HOMES) | {"errors"} == set(tzfs.__all__) <= set(dir(tzfs))
+    assert not hasattr(tzfs, "nothing_of_the_kind")
