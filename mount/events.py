@@ -26,6 +26,7 @@ from tzfs.jsonrpc import Json
 from tzfs.mount.method import Report
 
 WAITING_MAX: Final = 256  # of 200 bytes as a rule, 4 KiB at most: 1 MiB for a subscriber that is stuck
+UNLOGGED_MAX: Final = 64  # that no log has, kept for who begins to listen
 REPLAYED_MAX: Final = 4096  # entries of the log for one who says what it has seen
 
 Event = dict[str, Field]
@@ -57,15 +58,19 @@ class Events:
     def __init__(self, name: Callable[[], str], journal: Journal | None) -> None:
         self._name, self._journal = name, journal
         self._subscribers: set[_Subscriber] = set()
+        self._unlogged: deque[Event] = deque(maxlen=UNLOGGED_MAX)  # the last that no log has
         if journal is not None:
             journal.listeners.append(self._logged)
 
     def publish(self, kind: str, **fields: Field) -> None:
         """Tells all subscribers of something that no log has."""
-        self._put({"filesystem": self._name(), "time_ns": time.time_ns(), "kind": kind, **fields})
+        event: Event = {"filesystem": self._name(), "time_ns": time.time_ns(), "kind": kind, **fields}
+        self._unlogged.append(event)
+        self._put(event)
 
     async def follow(self, params: Follow, report: Report) -> Json:
-        """Reports events until it is cancelled; with `after` first what the log has after that entry."""
+        """Reports events until it is cancelled; with `after` first what the log has after that entry, and what was told
+        beside it: a warning is not lost on who begins to listen a moment later."""
         subscriber = _Subscriber()
         after = params.get("after")
         replayed = [] if after is None or self._journal is None else self._after(self._journal, after)
@@ -88,7 +93,7 @@ class Events:
 
     def _after(self, journal: Journal, after: int) -> list[Event]:
         entries = [entry for entry in islice(journal.entries(after=after), REPLAYED_MAX) if journal.durable(entry)]
-        return [self._event(entry) for entry in reversed(entries)]
+        return [*map(self._event, reversed(entries)), *self._unlogged]
 
     def _logged(self, entry: Entry) -> None:
         self._put(self._event(entry))

@@ -53,7 +53,7 @@ class Compressor:
         self._make_target(0)
 
     def _make_target(self, room: int) -> None:
-        self._room, self._target = room, memoryview(bytearray(room))
+        self._target = bytearray(room)  # not a view of it: one that C has cannot be cleared when the process ends
         self._target_at = _from_buffer("uint8_t[]", self._target)
 
     def compress(self, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes] | None:
@@ -63,7 +63,7 @@ class Compressor:
             if made == _NULL:
                 raise MemoryError("zstd")
             self._state = _native.ffi.gc(made, _lib.tzfs_compressor_free)
-        if self._room < room:
+        if len(self._target) < room:
             self._make_target(room)
         length = _lib.tzfs_compress(
             self._state or _NULL,
@@ -75,7 +75,7 @@ class Compressor:
             room,
             self._sum_at,
         )
-        return (bytes(self._target[:length]), bytes(self._sum)) if length else None
+        return (bytes(memoryview(self._target)[:length]), bytes(self._sum)) if length else None
 
 
 def decompress(codec: int, stored: Buffer, length: int, sum_: bytes | None) -> bytearray:

@@ -237,3 +237,17 @@ def test_a_quota_that_fills_up_is_told(workspace: Workspace) -> None:
     finally:
         process.terminate()
         process.communicate()
+
+
+def test_a_warning_is_told_to_who_begins_to_listen_after_it(workspace: Workspace) -> None:
+    workspace.tzfs("set", "inode_quota=10", "quota_interval=0.05", "ws")
+    with workspace.mounted() as mnt:
+        for number in range(9):
+            (mnt / str(number)).touch()
+        assert eventually(lambda: "inode_quota has reached" in workspace.tzfs("status"))
+        process = workspace.start("events", "-f", "--json", "ws")
+        try:
+            assert str(lines(process, "warning")[-1]["said"]).startswith("inode_quota has reached ")
+        finally:
+            process.terminate()
+            process.communicate()
