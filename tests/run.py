@@ -18,7 +18,7 @@ from typing import Final
 from tests.machine import PROJECT, VENV, prepare, say
 
 AS_USER: Final = ("tests/posix", "tests/tools")  # what the ordinary user runs once more
-# A process for each processor; the tests of a file stand on the same mounts and stay together, the slow files in between.
+# A process for each processor; the tests of a file, which stand on the same mounts, stay together.
 AT_ONCE: Final = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
 PLACES_AS_USER: Final = "tzfs,xattr,shared"  # one of each: no cache mode depends on who mounts
 

@@ -17,8 +17,8 @@ from tzfs.engine.versions import Lifetime, Version
 from tzfs.errors import CorruptionError, InternalError
 from tzfs.format import keys, records
 from tzfs.format.keys import DataId, Epoch, ExtentId, Table
-from tzfs.format.records import Reclaim
-from tzfs.format.slices import extents_of, pack_slices
+from tzfs.format.records import ENVELOPE_BYTES, Reclaim
+from tzfs.format.slices import EMBEDDED_MARK, extents_of, pack_slices
 
 
 class ContentRows:
@@ -185,7 +185,11 @@ class ContentRows:
 
         A damaged record goes all the same, or its file could not be removed; what it named stays, and is reported.
         """
-        found = [(prefix + keys.suffix(old[0]), old[1]) for prefix, old in zip(prefixes, olds, strict=True) if old]
+        found = [
+            (prefix + keys.suffix(old[0]), old[1])
+            for prefix, old in zip(prefixes, olds, strict=True)
+            if old is not None and old[1][ENVELOPE_BYTES : ENVELOPE_BYTES + 1] != EMBEDDED_MARK
+        ]
         stored, values = [key for key, _ in found], [value for _, value in found]
         named: list[Lifetime] = []
         try:

@@ -15,9 +15,11 @@ from tzfs.engine.head import Head
 from tzfs.engine.versions import UNKNOWN, Version
 from tzfs.format import keys, records
 from tzfs.format.keys import Ino, Table
-from tzfs.format.records import pack_dirent, unpack_dirent
+from tzfs.format.records import pack_dirent
 
-_BLANK: Final = bytes(records.ENVELOPE_BYTES)
+_STAND_IN: Final = bytes(
+    records.ENVELOPE_BYTES + len(pack_dirent(0, 0))
+)  # of a row's value: who knows it looks no more
 
 
 class EntryRows:
@@ -50,8 +52,8 @@ class EntryRows:
             self._stored.clear()  # of operations that were refused
         known = head.known_entries.get(prefix)
         if known is not None:
-            self._stored[prefix] = known
-            return unpack_dirent(prefix, known[1][records.ENVELOPE_BYTES :])
+            self._stored[prefix] = known[0], _STAND_IN
+            return known[1]
         found = self._stored[prefix] = head.txn.seek(Table.DIRENT, prefix, head.epoch)
         if found is None and head.ancestry is not None:
             return reads.dirent_at(head.look, directory, name, head.epoch)
@@ -73,7 +75,7 @@ class EntryRows:
                 if entry is not None:
                     body = pack_dirent(*entry)
                     if head.ancestry is None:
-                        known[prefix] = epoch, _BLANK + body
+                        known[prefix] = epoch, entry
                     if old is None:
                         made.append((prefix, body))
                     else:

@@ -26,7 +26,7 @@ from tzfs.engine import reads
 from tzfs.engine.bequest import Bequest
 from tzfs.engine.compression import OFF, Compression
 from tzfs.engine.inherited import Ancestry, CloneMeta
-from tzfs.engine.versions import Version, Versions
+from tzfs.engine.versions import Versions
 from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, QuotaExceeded, Stale
 from tzfs.format.counters import Counters
 from tzfs.format.keys import DataId, Epoch, ExtentId, Ino
@@ -131,7 +131,7 @@ class Head:
         self.dirty_inodes: set[int] = set()
         self.buried: dict[int, tuple[Epoch, Inode]] = {}  # removed since the last commit: the epoch, and what it was
         self.dirents: dict[int, dict[bytes, tuple[Ino, int] | None]] = {}
-        self.known_entries: dict[bytes, Version] = {}  # a cache, by prefix; the values' envelopes are blank
+        self.known_entries: dict[bytes, tuple[Epoch, tuple[Ino, int]]] = {}  # a cache, by prefix: birth and entry
         self.links: dict[tuple[int, int, bytes], bool] = {}
         self.xattrs: dict[int, dict[bytes, bytes | tuple[Slice, ...] | None]] = {}
         self.orphans: dict[int, Epoch] = {}

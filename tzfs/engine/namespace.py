@@ -287,7 +287,9 @@ class Namespace:
         if inode.data:
             self._contents.drop(inode, at)
         head.inodes.pop(ino, None)
-        head.dirty_inodes.discard(ino)
+        if ino in head.dirty_inodes:
+            head.dirty_inodes.discard(ino)
+            head.dirty_rows -= 2
         if ino < head.first_ino:
             head.buried[ino] = (at, inode)
             head.dirty_rows += 2

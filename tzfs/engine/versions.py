@@ -35,6 +35,7 @@ from tzfs.limits import PAGE_BYTES
 from tzfs.store.interface import WriteTransaction
 
 _CHUNK: Final = Table.CHUNK
+_TOMBSTONE: Final = bytes((records.TOMBSTONE_BIT,))  # a value that begins with it, or a higher byte, is one
 _change_key: Final = keys.change
 _suffix: Final = keys.suffix
 
@@ -205,31 +206,28 @@ class Versions(Settling):
             for prefix, old in zip(prefixes, olds, strict=True):
                 self.remove(table, prefix, at, old=old)
             return
-        gone, changes = self._gone.setdefault(table, []), self._gone.setdefault(Table.CHANGE, [])
-        births: dict[int, tuple[bytes, bytes, list[int]] | None] = {}  # end of key, begin of change key, sums
+        births: dict[int, list[tuple[bytes, bytes]] | None] = {}  # what is freed; None: no version of that birth can be
         for prefix, old in zip(prefixes, olds, strict=True):
             if old is None:
                 continue
             birth, value = old
             if birth not in births:
                 kept = birth != at and self.seen(birth, at)
-                plain = not kept and not self._may_have_older(birth) and not self._bookmarked(at)
-                births[birth] = (_suffix(birth), _change_key(birth, table, b""), [0, 0, 0]) if plain else None
-            known = births[birth]
-            if known is None or records.is_tombstone(value):
+                births[birth] = None if kept or self._may_have_older(birth) or self._bookmarked(at) else []
+            freed = births[birth]
+            if freed is None or value[:1] >= _TOMBSTONE:
                 self.remove(table, prefix, at, old=old)
-                continue
-            end, begin, total = known
-            gone.append(prefix + end)
-            changes.append(begin + prefix)
-            total[0] += 1
-            total[1] += len(prefix) + 8 + len(value)
-            if table is _CHUNK and value[ENVELOPE_BYTES : ENVELOPE_BYTES + 1] == EMBEDDED_MARK:
-                total[2] += embedded_saved(value, ENVELOPE_BYTES)
-        for born, known in births.items():
-            if known is not None:
-                count, size, saved = known[2]
-                self._count(LIVE, born, -count, -size, -saved)
+            else:
+                freed.append((prefix, value))
+        for born, freed in births.items():
+            if freed:
+                end, begin, saved = _suffix(born), _change_key(born, table, b""), 0
+                self._gone.setdefault(table, []).extend([prefix + end for prefix, _ in freed])
+                self._gone.setdefault(Table.CHANGE, []).extend([begin + prefix for prefix, _ in freed])
+                size = sum([len(prefix) + len(value) for prefix, value in freed]) + 8 * len(freed)
+                if table is _CHUNK:
+                    saved = sum([embedded_saved(value, ENVELOPE_BYTES) for _, value in freed])
+                self._count(LIVE, born, -len(freed), -size, -saved)
 
     def _kill(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
         if self.seen(old[0], at):
