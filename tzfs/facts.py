@@ -14,7 +14,7 @@ from tzfs.format.records import Snapshot
 from tzfs.ledger import Ledger
 from tzfs.lifecycle import State
 from tzfs.names import SnapshotName
-from tzfs.opening import CommittedState, committed_state
+from tzfs.opening import CommittedState, committed_points, committed_state
 from tzfs.settings import settings_of
 from tzfs.space import available, filesystem_facts, snapshot_facts
 
@@ -28,10 +28,18 @@ class SnapshotInfo:
     properties: Mapping[str, props.Value]
 
 
+def clones_of(catalog: Catalog, info: FilesystemInfo) -> dict[str, list[str]]:
+    """The names of the clones of each snapshot of the filesystem that has some, by the snapshot's guid in hex."""
+    found: dict[str, list[str]] = {}
+    for guid, clone in catalog.clones(info):
+        found.setdefault(guid, []).append(str(clone))
+    return found
+
+
 def snapshot_info(
-    catalog: Catalog, info: FilesystemInfo, name: str, state: CommittedState, also: Sequence[str] = ()
+    info: FilesystemInfo, name: str, state: CommittedState, clones: Mapping[str, list[str]], also: Sequence[str] = ()
 ) -> SnapshotInfo:
-    """The snapshot `name` of the filesystem, as last committed."""
+    """The snapshot `name` of the filesystem, as last committed; `clones` as of `clones_of`."""
     record = state.snapshots[name]
     guid = record.guid.hex()
     facts = snapshot_facts(state.accounts, name, also) | {
@@ -39,9 +47,8 @@ def snapshot_info(
         "creation": str(record.created_ns // 1_000_000_000),
         "guid": guid,
     }
-    clones = [str(clone) for origin, clone in catalog.clones(info) if origin == guid]
-    if clones:
-        facts["clones"] = ",".join(clones)
+    if guid in clones:
+        facts["clones"] = ",".join(clones[guid])
     layers = [(props.LOCAL, record.properties)]
     found = props.resolve(layers, facts, snapshot=True)
     whole = SnapshotName(info.name, name)
@@ -54,7 +61,7 @@ def origin_fact(catalog: Catalog, info: FilesystemInfo) -> dict[str, str]:
     if found is None:
         return {}
     origin, guid = found
-    for name, record in committed_state(origin.folder).snapshots.items():
+    for name, record in committed_points(origin.folder)[0].items():
         if record.guid.hex() == guid:
             return {"origin": f"{origin.name}@{name}"}
     return {"origin": f"{origin.name}@?"}

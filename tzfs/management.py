@@ -37,7 +37,7 @@ from tzfs.errors import (
     WrongState,
     from_os_error,
 )
-from tzfs.facts import SnapshotInfo, facts_of, snapshot_info
+from tzfs.facts import SnapshotInfo, clones_of, facts_of, snapshot_info
 from tzfs.filesystem import FileSystem
 from tzfs.flattening import Flattened
 from tzfs.layout import Layout, translating
@@ -284,7 +284,7 @@ class Store:
                     writer.engine.snapshot(parsed.snapshot, checked)
         except Exists:
             raise Exists(f"snapshot {parsed} exists") from None
-        return snapshot_info(self.catalog, info, parsed.snapshot, committed_state(info.folder))
+        return snapshot_info(info, parsed.snapshot, committed_state(info.folder), {})
 
     def snapshots(
         self, name: Name | FilesystemInfo, *, also: Sequence[str] = (), settle: bool = True
@@ -300,7 +300,8 @@ class Store:
         if settle:
             self.settle(info)
         state = committed_state(info.folder)
-        return [snapshot_info(self.catalog, info, key, state, also) for key in state.snapshots]
+        clones = clones_of(self.catalog, info)
+        return [snapshot_info(info, key, state, clones, also) for key in state.snapshots]
 
     def sync(self, name: Name) -> None:
         """Everything done so far in the filesystem is durable when it returns."""

@@ -1,62 +1,35 @@
-"""What C answers, asked as the pump asks it: well-formed requests, malformed ones, and what is kept in bounds.
+"""What C answers, asked as the pump asks it: well-formed requests, and what is kept in bounds.
 
-Whether it says what the engine says: test_answers_invariant.py; on a mount: test_answers_mounted.py.
+Malformed ones: test_answers_malformed.py.  Whether it says what the engine says: test_answers_invariant.py; on a mount:
+test_answers_mounted.py.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.mount import wire
+from tests.mount.answering import (
+    DIRECTORY,
+    FILE,
+    LIVE_MAX,
+    NAMES_MAX,
+    NODES_MAX,
+    SNAPSHOT_FILE,
+    VALID_S,
+    WHOLE,
+    WRITING,
+    inode,
+    made,
+)
 from tests.mount.wire import Kernel
 from tzfs import limits
-from tzfs.format.keys import DataId, Ino
-from tzfs.format.records import Inode
 from tzfs.mount.answers import Answers
-
-WRITING: Final = 1 << 63
-LIVE_MAX: Final = limits.INO_MAX
-VALID_S: Final = 1234
-DIRECTORY, FILE, SNAPSHOT_FILE = 5, 9, 3 << limits.INO_BITS | 9
-NODES_MAX, NAMES_MAX = 1 << 17, 1 << 18
-
-
-def inode(
-    ino: int, *, mode: int = 0o100644, size: int = 0, rdev: int = 0, times: tuple[int, int, int] = (1, 2, 3)
-) -> Inode:
-    return Inode(
-        Ino(ino), mode, 61_001, 61_002, 3, size, DataId(0), rdev, *times, 0, 0, limits.CHUNK_SHIFT_DEFAULT, Ino(1), b"n"
-    )  # fmt: skip
-
-
-def made(*, writable: bool = True) -> Answers:
-    return Answers(live_max=LIVE_MAX, writing=WRITING, valid_s=VALID_S, writable=writable)
-
-
-@pytest.fixture
-def answers() -> Answers:
-    """One that knows a directory, in full, with a file in it."""
-    out = made()
-    out.start(unchecked=True)
-    out.put(inode(DIRECTORY, mode=0o40755, size=1))
-    out.put(inode(FILE, size=4097))
-    out.name(DIRECTORY, b"there", FILE)
-    out.complete(DIRECTORY)
-    return out
-
-
-@pytest.fixture
-def kernel(answers: Answers) -> Iterator[Kernel]:
-    with Kernel(answers) as asking:
-        yield asking
-
 
 # -- requests ----------------------------------------------------------------------------------------------------------
 
@@ -317,74 +290,6 @@ def test_figures_are_by_kind(kernel: Kernel, answers: Answers) -> None:
         "lookup": 1, "getattr": 1, "open": 1, "release": 1, "forget": 2, "access": 1
     }  # fmt: skip
     assert all(0 < slowest <= total for _, total, slowest in found.values())
-
-
-# -- malformed ---------------------------------------------------------------------------------------------------------
-
-WHOLE: Final = [
-    (wire.LOOKUP, DIRECTORY, b"there\0"),
-    (wire.LOOKUP, DIRECTORY, b"absent\0"),
-    (wire.GETATTR, FILE, wire.getattr_body()),
-    (wire.OPEN, FILE, wire.open_body(os.O_RDWR)),
-    (wire.RELEASE, FILE, wire.release_body(FILE | WRITING)),
-    (wire.FORGET, FILE, wire.forget_body(1)),
-    (wire.BATCH_FORGET, 0, wire.batch_body([(FILE, 1), (DIRECTORY, 1)])),
-    (wire.ACCESS, FILE, wire.access_body(0)),
-]
-
-
-@pytest.mark.parametrize(("opcode", "node", "body"), WHOLE)
-def test_requests_cut_short_are_left_to_libfuse_at_every_byte(
-    kernel: Kernel, answers: Answers, opcode: int, node: int, body: bytes
-) -> None:
-    answers.told(FILE)
-    whole = wire.request(opcode, node, body)
-    for length in range(len(whole)):
-        cut = wire.request(opcode, node, body, length=length)[:length]
-        assert kernel.raw(cut) == (False, None), length
-        assert kernel.raw(whole[:length]) == (False, None), "its header says more"
-    assert kernel.raw(wire.request(opcode, node, body, length=len(whole) + 1)) == (False, None)
-    assert answers.knows(FILE)
-    assert answers.writers() == []
-    assert kernel.raw(whole)[0]
-
-
-@pytest.mark.parametrize("count", [1, 2, (1 << 28) + 1, (1 << 32) - 1])
-def test_a_batch_that_counts_more_than_it_holds_forgets_nothing(kernel: Kernel, answers: Answers, count: int) -> None:
-    answers.told(FILE)
-    forgets = [(FILE, 1)] * (count - 1 if count < 3 else 1)
-    assert not kernel.batch_forget(forgets, count=count)
-    assert answers.knows(FILE)
-    assert kernel.batch_forget([(FILE, 1)] * 3, count=0)
-    assert answers.knows(FILE)
-    assert kernel.batch_forget([(FILE, 1)] * 3, count=1)
-    assert not answers.knows(FILE)
-
-
-def test_a_name_without_its_end_is_left_to_libfuse(kernel: Kernel) -> None:
-    for name in (b"there", b"absent", b"n" * 255, b"n" * 4000):
-        assert kernel.raw(wire.request(wire.LOOKUP, DIRECTORY, name)) == (False, None)
-
-
-def test_every_other_opcode_is_left_to_libfuse(kernel: Kernel) -> None:
-    known = {wire.LOOKUP, wire.GETATTR, wire.OPEN, wire.RELEASE, wire.FORGET, wire.BATCH_FORGET, wire.ACCESS}
-    for opcode in (*set(range(wire.OPCODE_MAX)) - known, 4096, 1 << 20, (1 << 32) - 1):
-        assert kernel.raw(wire.request(opcode, FILE, bytes(64))) == (False, None)
-
-
-@given(opcode=st.integers(0, wire.OPCODE_MAX), node=st.sampled_from([0, 1, DIRECTORY, FILE, SNAPSHOT_FILE, 2**64 - 1]),
-       body=st.binary(max_size=300), unchecked=st.booleans())  # fmt: skip
-def test_any_bytes_at_all_harm_nothing(opcode: int, node: int, body: bytes, unchecked: bool) -> None:
-    answers = made()
-    answers.start(unchecked=unchecked)
-    answers.put(inode(FILE))
-    answers.name(DIRECTORY, b"there", FILE)
-    with Kernel(answers) as kernel:
-        done, reply = kernel.raw(wire.request(opcode, node, body))
-        assert done or reply is None
-        entry = kernel.lookup(DIRECTORY, b"there")
-        assert entry is not None
-        assert entry.node == FILE
 
 
 # -- counts ------------------------------------------------------------------------------------------------------------
