@@ -1,15 +1,19 @@
-"""Segments while a sync waits for the disk."""
+"""Segments while a sync waits for the disk, and what is kept in memory after it."""
 
 from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.noise import noise
 from tests.store.stores import GUID, SMALL_SEGMENT
-from tzfs.store.segments import Segments
+from tzfs.format.keys import extent_offset
+from tzfs.limits import PAGE_BYTES
+from tzfs.store.segments import UNCACHED_BYTES_MIN, Segments
 
 WAIT_S = 30.0
 
@@ -52,3 +56,28 @@ def test_room_is_found_and_written_while_a_sync_waits_for_the_disk(
     payload.sync()
     assert len(synced) == 2, "what was written beside the first sync is synced by the next"
     payload.close()
+
+
+def test_what_was_written_in_large_runs_is_not_kept_in_memory_once_it_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[tuple[int, int]] = []
+    advise = os.posix_fadvise
+
+    def recorded(fd: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        dropped.append((offset, length))
+        advise(fd, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", recorded)
+    large, small = noise(UNCACHED_BYTES_MIN), noise(UNCACHED_BYTES_MIN - PAGE_BYTES)
+    with closing(Segments(tmp_path / "segments", guid=GUID, create=True)) as segments:
+        first, second = segments.allocate(len(large)), segments.allocate(len(small))
+        segments.write([(first, large)])
+        segments.write([(second, small)])
+        assert dropped == []
+        segments.sync()
+        assert dropped == [(extent_offset(first), len(large))]
+        segments.sync()
+        assert len(dropped) == 1
+        assert segments.read(first, 0, len(large)) == large

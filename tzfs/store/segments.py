@@ -43,6 +43,7 @@ from tzfs.store.segment_files import OPEN_MAX, SegmentFiles, runs, write_run
 
 NUMBER_MAX: Final = (1 << 32) - 1
 RESERVE_AHEAD_BYTES: Final = 16 << 20  # a few txgs of ordinary size
+UNCACHED_BYTES_MIN: Final = 1 << 20  # written at once: the mount's page cache has it, a second copy displaces others
 
 _NAME: Final = re.compile(r"([1-9][0-9]{0,9})\.seg")
 
@@ -80,7 +81,7 @@ class Segments:
         self._placing = threading.Lock()  # of `_number`, `_block` and `_next_segment`
         self._writing = threading.Lock()  # write and reserve, one at a time; also of the four below
         self._made: set[int] = set()  # segments this object made
-        self._unsynced: set[int] = set()
+        self._unsynced: dict[int, list[tuple[int, int]]] = {}  # segment -> (offset, bytes) of its large runs since
         self._folder_unsynced = False
         self._reserved: dict[int, int] = {}  # segment -> blocks are allocated up to this byte
         self._first_number = 1  # what this object begins is numbered from here
@@ -198,9 +199,12 @@ class Segments:
                     raise InternalError(f"segment {number} was not begun by this writer")
                 try:
                     with self._filling(number) as fd:
-                        self._unsynced.add(number)
+                        large = self._unsynced.setdefault(number, [])
                         hit(_WRITE)
                         write_run(fd, run)
+                        begin, end = extent_offset(run[0][0]), extent_offset(run[-1][0]) + len(run[-1][1])
+                        if end - begin >= UNCACHED_BYTES_MIN:
+                            large.append((begin, end - begin))
                 except OSError as error:
                     raise from_os_error(error, f"segment {number}: write") from error
 
@@ -216,12 +220,14 @@ class Segments:
     def _sync(self) -> None:
         """Waits for the disk without `_writing`: the thread of the requests must get room in a segment meanwhile."""
         with self._writing:
-            unsynced, self._unsynced = self._unsynced, set()
+            unsynced, self._unsynced = self._unsynced, {}
             folder_unsynced, self._folder_unsynced = self._folder_unsynced, False
         for number in sorted(unsynced):
             hit(_SYNC)
             with suppress(SegmentGone), self._files.using(number) as fd:  # removed meanwhile: nothing is left to sync
                 os.fdatasync(fd)
+                for begin, size in unsynced[number]:
+                    space.uncache(fd, begin, size)
         if folder_unsynced:
             hit(_SYNC_FOLDER)
             folders.sync(self.directory)
@@ -239,7 +245,7 @@ class Segments:
             hit(_PUNCH)
             with self._writing, self._files.using(number) as fd:
                 space.punch(fd, extent_offset(extent), nbytes)
-                self._unsynced.add(number)  # the commit that forgets the extent must not outlive its hole
+                self._unsynced.setdefault(number, [])  # the commit that forgets the extent must not outlive its hole
         except SegmentGone:
             pass
         except OSError as error:
@@ -256,7 +262,7 @@ class Segments:
             raise from_os_error(error, f"segment {number}: unlink") from error
         with self._writing:
             self._made.discard(number)
-            self._unsynced.discard(number)
+            self._unsynced.pop(number, None)
             self._reserved.pop(number, None)
         self._files.forget(number)
 
@@ -274,7 +280,7 @@ class Segments:
             try:
                 hit(_RESERVE)
                 with self._filling(number) as fd:
-                    self._unsynced.add(number)
+                    self._unsynced.setdefault(number, [])
                     self._reserve_in(fd, number, begin, nbytes)
             except OSError as error:
                 raise from_os_error(error, f"segment {number}: reserve {nbytes} bytes") from error
@@ -360,7 +366,7 @@ class Segments:
         if number not in self._made:
             self._files.make(number)
             self._made.add(number)
-            self._unsynced.add(number)
+            self._unsynced.setdefault(number, [])
             self._folder_unsynced = True
         return self._files.using(number)
 

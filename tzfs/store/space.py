@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol, cast
 
@@ -39,6 +40,12 @@ def punch(fd: int, offset: int, nbytes: int) -> bool:
 def trim(fd: int) -> None:
     """Gives back what `reserve` allocated beyond the end of the file.  Nothing else may write to it meanwhile."""
     os.ftruncate(fd, os.fstat(fd).st_size)
+
+
+def uncache(fd: int, offset: int, nbytes: int) -> None:
+    """Has the kernel drop its copy of what has been written and synced."""
+    with suppress(OSError):
+        os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def punch_supported(directory: Path) -> bool:
