@@ -22,6 +22,7 @@ from tzfs.format.keys import ExtentId, Table
 from tzfs.format.slices import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, NOWHERE, Slice, pack_slices
 from tzfs.format.superblock import CODECS
 from tzfs.limits import DECODED_BYTES_MAX, EXTENT_BYTES_MAX, PAGE_BYTES
+from tzfs.native import Buffer
 from tzfs.native.codecs import Compressor, decompress
 from tzfs.store.memory import MemoryPayload
 
@@ -79,6 +80,29 @@ def test_a_chunk_of_less_than_a_page_lies_in_its_record(ws: Workspace, name: str
     ws.restart()
     assert ws.engine.read(ino, 0, size) == text
     assert ws.engine.read(ino, size - 100, 50) == text[-100:-50]
+
+
+def test_of_a_file_that_does_not_compress_less_and_less_is_tried(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bytes] = []
+    compress = Compressor.compress
+
+    def counted(self: Compressor, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes] | None:
+        tried.append(bytes(data))
+        return compress(self, codec, level, data, room)
+
+    monkeypatch.setattr(Compressor, "compress", counted)
+    engine, dull, text = compressing(ws, "lz4"), noise(32 * CHUNK), words(CHUNK)
+    ino, other = ws.file(b"f", dull + 10 * text), ws.file(b"g", text)
+    engine.commit()
+    pieces = [dull[i * CHUNK : (i + 1) * CHUNK] for i in range(32)]
+    assert tried[:6] == [pieces[i] for i in (0, 2, 5, 10, 19, 28)]
+    assert tried[6] == text, "the 37th piece"
+    codecs = [stored(engine, ino, i)[0].codec for i in range(42)]
+    assert codecs == [CODEC_RAW] * 37 + [CODEC_LZ4] * 5
+    assert stored(engine, other)[0].codec == CODEC_LZ4
+    assert engine.plan_read(ino, 0, 42 * CHUNK).execute() == dull + 10 * text
 
 
 def test_off_compresses_nothing_any_more_and_reads_what_was(ws: Workspace) -> None:

@@ -16,12 +16,13 @@ from tzfs import failpoints
 from tzfs.engine import slices
 from tzfs.engine.buffers import Buffer
 from tzfs.engine.chunks import Chunk, Contents
-from tzfs.engine.compression import Compression
+from tzfs.engine.compression import OFF, Compression
 from tzfs.engine.head import Head
 from tzfs.engine.reads import ReadPlan
 from tzfs.errors import CorruptionError, InternalError, StoreError
 from tzfs.format.keys import ExtentId
 from tzfs.format.slices import CODEC_RAW, NOWHERE, Slice
+from tzfs.limits import KIB
 from tzfs.native import page_sums
 from tzfs.native.codecs import Compressor
 from tzfs.store.interface import Buffer as Payload
@@ -30,6 +31,9 @@ from tzfs.store.interface import PayloadStore
 failpoints.declare("flush.write", "a job is about to write payload to its extents")
 failpoints.declare("flush.sync", "payload is written and about to be synced")
 failpoints.declare("flush.synced", "payload is durable, nothing refers to it yet")
+
+LARGE_BYTES = 64 * KIB  # a piece whose compressing is worth being spared
+GIVEN_UP_MAX = 8  # pieces of a file in a row that are not tried: a megabyte at most
 
 
 @dataclass(slots=True)
@@ -56,6 +60,29 @@ class _Entry:
         self.codec, stored, self.sums, self.embedded = compression.encode(compressor, raw, alone=self.alone)
         self.stored_bytes = len(stored) or len(self.embedded)
         return stored
+
+
+class _Tried:
+    """What has been tried in vain to compress: after each large piece of a file that did not become smaller, twice as
+    many as before are stored as they are, up to `GIVEN_UP_MAX`; the next that does ends that."""
+
+    def __init__(self, compression: Compression) -> None:
+        self._compression = compression
+        self._contents: Contents | None = None
+        self._skip = self._failed = 0  # pieces that are not to be tried; as many after the last failure
+
+    def compression_of(self, e: _Entry) -> Compression:
+        if e.contents is not self._contents:
+            self._contents, self._skip, self._failed = e.contents, 0, 0
+        return OFF if self._skip else self._compression
+
+    def became(self, e: _Entry) -> None:
+        if self._skip:
+            self._skip -= 1
+        elif e.codec == CODEC_RAW and e.stored_bytes >= LARGE_BYTES:
+            self._skip = self._failed = min(2 * self._failed or 1, GIVEN_UP_MAX)
+        else:
+            self._failed = 0
 
 
 @dataclass(slots=True)
@@ -93,8 +120,10 @@ class FlushJob:
             return
         try:
             parts: list[tuple[ExtentId, Payload]] = []
+            tried = _Tried(self.compression)
             for e in self.entries:
-                stored = e.encode(self.compression, self.compressor)
+                stored = e.encode(tried.compression_of(e), self.compressor)
+                tried.became(e)
                 if stored:
                     e.extent = extent = self.payload.allocate(len(stored))
                     parts.append((extent, stored))
