@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -149,24 +150,18 @@ def test_commands_at_once_are_each_remembered(either: Workspace) -> None:
 
 def test_a_command_whose_run_was_killed_is_shown_as_interrupted(workspace: Workspace) -> None:
     workspace.mount()
-    process = workspace.start("run", "ws", "--", "sh", "-c", "echo > f; echo ready; exec sleep 60")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    (entry,) = log(workspace)
-    assert entry["state"] == "running"
-    assert "is still running" in workspace.run("undo", "ws", str(entry["entry"])).stderr
-    process.kill()
-    process.wait()
+    with workspace.start("run", "ws", "--", "sh", "-c", "echo > f; echo $$; exec sleep 60") as process:
+        assert process.stdout is not None
+        command = process.stdout.readline()
+        (entry,) = log(workspace)
+        assert entry["state"] == "running"
+        assert "is still running" in workspace.run("undo", "ws", str(entry["entry"])).stderr
+        process.kill()
     (entry,) = log(workspace)
     assert (entry["state"], entry.get("code")) == ("interrupted", None)
     assert "was interrupted" in workspace.run("show", "ws", str(entry["entry"])).stderr
-    with os.popen(f"pgrep -x sleep -P 1,{os.getpid()}") as found:  # what the command left behind has the mount
-        for pid in found.read().split():
-            if os.path.realpath(f"/proc/{pid}/cwd") == os.fspath(workspace.mnt):
-                os.kill(int(pid), signal.SIGKILL)
-    process.stdout.close()
-    assert process.stderr is not None
-    process.stderr.close()
+    with suppress(ProcessLookupError):
+        os.kill(int(command), signal.SIGKILL)  # it has the mount
 
 
 def test_after_a_crash_of_the_mount_an_entry_is_whole_or_interrupted(workspace: Workspace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -140,6 +141,24 @@ def test_extents_of_a_chunk_that_is_overwritten_piece_by_piece_are_counted(mount
     (mounted.mnt / "file").unlink()
     mounted.call("gc")
     assert mounted.number("extents") == 1, "what the snapshot sees stays"
+
+
+def test_what_was_done_before_a_method_was_called_is_in_its_answer(workspace: Workspace) -> None:
+    pid = workspace.mount()
+    files = [workspace.mnt / str(number) for number in range(12)]
+    for path in files:
+        path.touch()
+    with workspace.client() as client:
+        for left, path in zip(range(len(files) - 1, -1, -1), files, strict=True):
+            os.kill(pid, signal.SIGSTOP)
+            removing = threading.Thread(target=path.unlink)
+            removing.start()
+            time.sleep(0.02)  # it is in the kernel's queue, and what follows in the socket's
+            threading.Timer(0.02, os.kill, (pid, signal.SIGCONT)).start()
+            told = table(client.call("stats"))
+            removing.join()
+            assert told["files"] == left
+    workspace.unmount(pid)
 
 
 # -- collecting --------------------------------------------------------------------------------------------------------
