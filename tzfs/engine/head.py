@@ -25,7 +25,7 @@ from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.bequest import Bequest
 from tzfs.engine.compression import OFF, Compression
-from tzfs.engine.inherited import Ancestry, CloneMeta
+from tzfs.engine.inherited import Ancestry, CloneMeta, Composed
 from tzfs.engine.versions import Versions
 from tzfs.errors import InvalidArgument, LimitReached, MountFailed, NameTooLong, NotADirectory, QuotaExceeded, Stale
 from tzfs.format.counters import Counters
@@ -154,6 +154,11 @@ class Head:
         """Nothing is inherited any more."""
         self.ancestry = self.versions.inherits = self.versions.bequest = None
         self.look = self.txn
+
+    def moment(self) -> Composed:
+        """Of a clone: while it is entered, look-ups share a moment of the origins."""
+        assert isinstance(self.look, Composed)
+        return self.look
 
     # -- the frame of an operation -------------------------------------------------------------------------------
 

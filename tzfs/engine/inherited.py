@@ -18,7 +18,7 @@ that its origin's snapshot is not destroyed meanwhile; the catalog's hold does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from heapq import merge
 from typing import Final
@@ -112,7 +112,7 @@ class Ancestry:
 
     def over(self, txn: ReadTransaction, *, momentary: bool) -> Composed:
         """`txn` of the clone's own tables, read through.  `momentary`: it stays open for long, and so origins are only
-        read within a call; else until it is closed, and how far it is flattened is what it says itself."""
+        read in moments; else until it is closed, and how far it is flattened is what it says itself."""
         return Composed(txn, self, momentary=momentary)
 
     def cost(self, table: Table, prefix: bytes) -> Bytes | None:
@@ -306,13 +306,27 @@ def whole(table: Table, start: bytes) -> bytes:
 
 
 class Composed:
-    """A read transaction of a clone's tables that reads through to its origins; see the module's text."""
+    """A read transaction of a clone's tables that reads through to its origins; see the module's text.
+
+    A moment of one that is momentary is a call, or all calls while it is entered as a context.
+    """
 
     def __init__(self, own: ReadTransaction, ancestry: Ancestry, *, momentary: bool) -> None:
         self.own, self.ancestry, self._momentary = own, ancestry, momentary
         self._above = FromAbove(ancestry)
+        self._open = not momentary  # within a moment, or within a transaction that is one
         if not momentary:
             self._above.at(read_cursor(own)[0])
+
+    def __enter__(self) -> Composed:
+        assert self._momentary
+        self._above.at(self.ancestry.cursor)
+        self._open = True
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._open = False
+        self._above.close()
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         return self.own.get(table, key)
@@ -324,24 +338,19 @@ class Composed:
         found = self.own.seek(table, prefix, epoch)
         if found is not None:
             return found
-        if not self._momentary:
+        if self._open:
             return self._above.seek(table, prefix)
-        try:
-            return self._above.at(self.ancestry.cursor).seek(table, prefix)
-        finally:
-            self._above.close()
+        with self:
+            return self._above.seek(table, prefix)
 
     def seek_many(self, table: Table, prefixes: Sequence[bytes], epoch: int) -> list[tuple[Epoch, bytes] | None]:
         found = self.own.seek_many(table, prefixes, epoch)
         missing = [i for i, version in enumerate(found) if version is None]
         if missing:
-            try:
-                above = self._above.at(self.ancestry.cursor) if self._momentary else self._above
-                for i, seen in zip(missing, above.seek_many(table, [prefixes[i] for i in missing]), strict=True):
-                    found[i] = seen
-            finally:
-                if self._momentary:
-                    self._above.close()
+            with nullcontext() if self._open else self:
+                inherited = self._above.seek_many(table, [prefixes[i] for i in missing])
+            for i, seen in zip(missing, inherited, strict=True):
+                found[i] = seen
         return found
 
     def range(self, table: Table, start: bytes, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:

@@ -72,8 +72,12 @@ class Namespace:
         head.directory(parent)
         if len(name) > limits.NAME_BYTES_MAX:
             raise NameTooLong(f"name of {len(name)} bytes; the limit is {limits.NAME_BYTES_MAX}")
-        entry = self._entries.find(parent, name)
-        return None if entry is None else head.inode(entry[0])
+        if head.ancestry is None:
+            entry = self._entries.find(parent, name)
+            return None if entry is None else head.inode(entry[0])
+        with head.moment():
+            entry = self._entries.find(parent, name)
+            return None if entry is None else head.inode(entry[0])
 
     def parent_of(self, ino: int) -> Ino:
         """The directory that holds the directory `ino`; the root is its own parent."""
