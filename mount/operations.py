@@ -287,6 +287,8 @@ class Operations(Looking):
             return len(buf)
         engine, committer = self._writable(node), self._committer
         written = engine.write(node, off, buf)
+        if not written:
+            return 0
         inode = engine.inode(node)
         self.answers.wrote(node, inode.size, inode.mtime_ns)
         if committer is not None:

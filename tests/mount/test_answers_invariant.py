@@ -426,6 +426,11 @@ def test_most_of_what_is_known_is_answered() -> None:
     assert w.answered > w.checked / 2
 
 
+def test_a_write_of_nothing_changes_no_time() -> None:
+    steps = [at(mknod, 0, 2), at(create, 0, 3), at(release), at(xattr, 7, 0, 1), at(write)]
+    assert run(steps, warm=True).writing
+
+
 def test_a_listing_during_which_names_were_driven_out_makes_no_directory_complete() -> None:
     w = made()
     with w.kernel:
