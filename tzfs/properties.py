@@ -26,7 +26,7 @@ from enum import StrEnum
 from typing import Final
 
 from tzfs import retention, units
-from tzfs.errors import InvalidArgument, LimitReached, NotFound, ReadOnly
+from tzfs.errors import InvalidArgument, LimitReached, NotFound, ReadOnly, UsageError
 from tzfs.limits import (
     CHUNK_SHIFT_DEFAULT,
     CHUNK_SHIFT_MAX,
@@ -381,7 +381,10 @@ def parse(name: str, text: str) -> str:
     if native.limit and text in ("none", "0"):
         return "0"
     if native.kind is Kind.TEXT:
-        return _TEXTS[native.name](text)
+        try:
+            return _TEXTS[native.name](text)
+        except UsageError as error:
+            raise InvalidArgument(f"property {name}: {error}", hint=error.hint) from error
     number = _PARSERS[native.kind](text)
     if number is None:
         raise _refused(native, text)

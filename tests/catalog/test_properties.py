@@ -114,6 +114,15 @@ def test_a_value_out_of_bounds_is_refused_and_told_what_may_be_given(name: str, 
     assert caught.value.hint == f"give {NATIVE[name].values}"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("quota_warnings", "900"), ("retention", "1h(keep"), ("retention_names", "a/b")]
+)
+def test_a_text_that_is_refused_is_refused_as_the_value_of_its_property(name: str, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^property {name}: ") as caught:
+        properties.parse(name, text)
+    assert caught.value.hint
+
+
 def test_bounds_are_inclusive() -> None:
     assert properties.parse("txg_interval", "0.05") == "0.05"
     assert properties.parse("txg_interval", "60") == "60"
