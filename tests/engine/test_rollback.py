@@ -49,6 +49,8 @@ class TimeWorld(World):
         model.nodes = copied(model.snapshots[name]) | kept
         model.orphans = set(kept)
         model.open &= set(model.nodes)
+        for orphans in self.old_orphans.values():  # what has a name again, and then loses it, is another orphan
+            orphans -= model.nodes.keys() - kept.keys()
 
     def _target(self, a: int) -> str | None:
         names = sorted(self.model.snapshots)
