@@ -50,6 +50,8 @@ class Committer:
         self._background_failing = False  # what it failed at is tried again by `collect`, not at once
         self.background_failed: Callable[[TzfsError | OSError], None] = lambda error: None
         self._rest_until = -math.inf  # of the background, on trio's clock
+        self._flushed_bytes = 0  # since memory was given back
+        self.rested: Callable[[], None] = lambda: None  # nothing is left to do after much has been flushed
         self._leave: int | None = None  # what a commit that flushes may leave for the main thread to write
         self.last_commit_ms = 0.0
         self.slowest_commit_ms = 0.0
@@ -146,6 +148,7 @@ class Committer:
                 job = engine.begin_flush()
                 if job is None:
                     return
+                self._flushed_bytes += job.bytes
                 await trio.to_thread.run_sync(job.run)
                 try:
                     engine.end_flush()
@@ -204,6 +207,9 @@ class Committer:
             self._kick = trio.Event()
             self._timed = wait_s is not None
             if wait_s is None:
+                if self._flushed_bytes >= limits.FLUSH_AHEAD_BYTES:
+                    self._flushed_bytes = 0
+                    self.rested()
                 await self._kick.wait()
                 continue
             with trio.move_on_after(wait_s):

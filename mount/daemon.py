@@ -35,8 +35,8 @@ from tzfs.errors import MountFailed, NotFound, TzfsError, from_os_error
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, State
 from tzfs.management import Store, open_store
+from tzfs.mount import memory, pump
 from tzfs.mount import mountpoint as mountpoints
-from tzfs.mount import pump
 from tzfs.mount.committing import Committer
 from tzfs.mount.control import ControlServer
 from tzfs.mount.destroying import destroyed
@@ -248,6 +248,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 mount.fail(reason)
 
             committer = Committer(writer.engine, failed=failed)
+            committer.rested = memory.give_back
             operations = Operations(
                 writer.engine,
                 committer,
@@ -309,6 +310,7 @@ def _tune_interpreter() -> None:
     looks for cycles after 50,000, and never again at what was there at the start.  A flushing thread gives the
     interpreter back after 100 us instead of 5 ms: the loop lets go of it at every request.
     """
+    memory.keep()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

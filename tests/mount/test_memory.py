@@ -1,4 +1,4 @@
-"""What walking a large tree costs the daemon in memory of its own.
+"""What the daemon takes in memory of its own: to walk a large tree, and while payload streams through.
 
 80,000 files in the slow tier, a quarter of them, and a quarter of what 80,000 may add, in the gate.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from tests.mount.workspace import Workspace
+from tests.mount.workspace import Workspace, eventually
+from tests.noise import noise
 
 SLOW = bool(os.environ.get("TZFS_SLOW"))
 FILES = 80_000 if SLOW else 20_000
@@ -46,3 +47,29 @@ def test_walking_a_large_tree_takes_bounded_memory(workspace: Workspace) -> None
     assert seen == FILES
     assert walked["RssAnon"] - rest["RssAnon"] < GROWTH_MIB_MAX
     assert walked["RssAnon"] < 150
+
+
+def test_streams_of_payload_take_the_same_memory_again_and_then_give_it_back(workspace: Workspace) -> None:
+    workspace.tzfs("set", "txg_interval=1s", "ws")
+    pid = workspace.mount()
+    piece = noise(1 << 20)
+
+    def stream(name: str) -> int:
+        before = page_faults(pid)
+        with open(workspace.mnt / name, "wb", buffering=0) as file:
+            for _ in range(64):
+                file.write(piece)
+            os.fsync(file.fileno())
+        return page_faults(pid) - before
+
+    rest = memory_mib(pid)["RssAnon"]
+    taken = min(stream(f"{number}") for number in range(4))
+    assert taken < 2000  # of 16,384 pages; it were over 4,000
+    assert eventually(lambda: memory_mib(pid)["RssAnon"] < rest + 16)
+    workspace.unmount(pid)
+
+
+def page_faults(pid: int) -> int:
+    """How many pages the process has had to be given."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[7])
