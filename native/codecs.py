@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, Protocol, cast
 
 import tzfs.native._native as _native
-from tzfs.native import Buffer
+from tzfs.native import PAGE_BYTES, Buffer
 
 RAW: Final = 0
 LZ4: Final = 1
@@ -20,7 +20,7 @@ ZSTD_LEVELS: Final = range(1, 20)  # those beyond take much memory, and a second
 class _Lib(Protocol):
     def tzfs_compressor_make(self) -> object: ...
     def tzfs_compressor_free(self, compressor: object, /) -> None: ...
-    def tzfs_compress(
+    def tzfs_encode(
         self,
         compressor: object,
         codec: int,
@@ -29,7 +29,7 @@ class _Lib(Protocol):
         length: int,
         target: object,
         room: int,
-        sum_: object,
+        sums: object,
         /,
     ) -> int: ...
     def tzfs_decompress(
@@ -47,35 +47,41 @@ class Compressor:
     """Compresses one piece after another.  Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._state: object = None  # of zstd, made when it is needed: a megabyte
-        self._sum = bytearray(4)
-        self._sum_at = _from_buffer("uint8_t[]", self._sum)
+        self._state: object = _NULL  # of zstd, made when it is needed: a megabyte
         self._make_target(0)
+        self._make_sums(1)
 
     def _make_target(self, room: int) -> None:
         self._target = bytearray(room)  # not a view of it: one that C has cannot be cleared when the process ends
         self._target_at = _from_buffer("uint8_t[]", self._target)
 
-    def compress(self, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes] | None:
-        """(compressed, its sum), at most `room` bytes long; None where it does not become so short."""
-        if codec == ZSTD and self._state is None:
-            made = _lib.tzfs_compressor_make()
-            if made == _NULL:
-                raise MemoryError("zstd")
-            self._state = _native.ffi.gc(made, _lib.tzfs_compressor_free)
+    def _make_sums(self, pages: int) -> None:
+        self._sums = bytearray(4 * pages)
+        self._sums_at = _from_buffer("uint8_t[]", self._sums)
+
+    def encode(self, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes]:
+        """(`data` compressed to `room` bytes at most, its sum); where it does not become so short, or `codec` is `RAW`
+        or `room` 0, nothing, and the sums of the pages of `data`."""
+        length = len(data)
+        sums_bytes = 4 * ((length + PAGE_BYTES - 1) // PAGE_BYTES)
         if len(self._target) < room:
             self._make_target(room)
-        length = _lib.tzfs_compress(
-            self._state or _NULL,
-            codec,
-            level,
-            _from_buffer("uint8_t[]", data),
-            len(data),
-            self._target_at,
-            room,
-            self._sum_at,
+        if len(self._sums) < sums_bytes:
+            self._make_sums(sums_bytes // 4)
+        if codec == ZSTD and self._state == _NULL:
+            self._make_state()
+        made = _lib.tzfs_encode(
+            self._state, codec, level, _from_buffer("uint8_t[]", data), length, self._target_at, room, self._sums_at
         )
-        return (bytes(memoryview(self._target)[:length]), bytes(self._sum)) if length else None
+        if made:
+            return bytes(memoryview(self._target)[:made]), bytes(self._sums[:4])
+        return b"", bytes(self._sums[:sums_bytes])
+
+    def _make_state(self) -> None:
+        made = _lib.tzfs_compressor_make()
+        if made == _NULL:
+            raise MemoryError("zstd")
+        self._state = _native.ffi.gc(made, _lib.tzfs_compressor_free)
 
 
 def decompress(codec: int, stored: Buffer, length: int, sum_: bytes | None) -> bytearray:

@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include "codec.h"
+#include "payload.h"
 
 #include <limits.h>
 #include <lz4.h>
@@ -40,19 +41,27 @@ static size_t with_zstd(void *compressor, int level, const uint8_t *data, size_t
     return ZSTD_isError(made) ? 0 : made;
 }
 
-size_t tzfs_compress(void *compressor, int codec, int level, const uint8_t *data, size_t length, uint8_t *target,
-                     size_t room, uint8_t *sum)
+static size_t compress(void *compressor, int codec, int level, const uint8_t *data, size_t length, uint8_t *target,
+                       size_t room)
 {
-    size_t made = 0;
     if (length == 0 || room == 0 || length > LZ4_MAX_INPUT_SIZE || room > INT_MAX)
         return 0;
     if (codec == TZFS_CODEC_LZ4)
-        made = with_lz4(data, length, target, room);
-    else if (codec == TZFS_CODEC_ZSTD && compressor &&
-             (level < ZSTD_SLOW_LEVEL || with_zstd(compressor, 1, data, length, target, room) > 0))
-        made = with_zstd(compressor, level, data, length, target, room);
+        return with_lz4(data, length, target, room);
+    if (codec == TZFS_CODEC_ZSTD && compressor &&
+        (level < ZSTD_SLOW_LEVEL || with_zstd(compressor, 1, data, length, target, room) > 0))
+        return with_zstd(compressor, level, data, length, target, room);
+    return 0;
+}
+
+size_t tzfs_encode(void *compressor, int codec, int level, const uint8_t *data, size_t length, uint8_t *target,
+                   size_t room, uint8_t *sums)
+{
+    size_t made = compress(compressor, codec, level, data, length, target, room);
     if (made > 0)
-        sum_of(target, made, sum);
+        sum_of(target, made, sums);
+    else
+        tzfs_page_sums(data, length, sums);
     return made;
 }
 

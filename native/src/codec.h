@@ -14,13 +14,14 @@
 void *tzfs_compressor_make(void);
 void tzfs_compressor_free(void *compressor);
 
-/* The length of `data` compressed into `target`, and into `sum` the low 32 bits of the XXH3 of that, big-endian; 0 if
- * it would take more than `room` bytes.  `level` is zstd's; `compressor` may be NULL for LZ4.
+/* The length of `data` compressed into `target`, and into `sums` the low 32 bits of the XXH3 of that, big-endian; 0 if
+ * it would take more than `room` bytes, or if nothing is to be tried (codec 0, room 0), and into `sums` those of the
+ * pages of `data` (payload.h).  `level` is zstd's; `compressor` may be NULL for LZ4.
  *
  * LZ4, and zstd up to level 3, go the faster through data the longer they find nothing.  The levels above do not, so
  * level 1 tries before them: what it does not make smaller is left. */
-size_t tzfs_compress(void *compressor, int codec, int level, const uint8_t *data, size_t length, uint8_t *target,
-                     size_t room, uint8_t *sum);
+size_t tzfs_encode(void *compressor, int codec, int level, const uint8_t *data, size_t length, uint8_t *target,
+                   size_t room, uint8_t *sums);
 
 /* 0 if `stored`, whose sum is `sum`, decompresses to exactly `length` bytes, which are then in `target`; 1 if its sum
  * is another, 2 if it is not such data, 3 if the codec is unknown.  Without `sum` (NULL) none is compared. */

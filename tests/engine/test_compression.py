@@ -22,7 +22,7 @@ from tzfs.format.keys import ExtentId, Table
 from tzfs.format.slices import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, NOWHERE, Slice, pack_slices
 from tzfs.format.superblock import CODECS
 from tzfs.limits import DECODED_BYTES_MAX, EXTENT_BYTES_MAX, PAGE_BYTES
-from tzfs.native import Buffer
+from tzfs.native import Buffer, page_sums
 from tzfs.native.codecs import Compressor, decompress
 from tzfs.store.memory import MemoryPayload
 
@@ -86,13 +86,14 @@ def test_of_a_file_that_does_not_compress_less_and_less_is_tried(
     ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[bytes] = []
-    compress = Compressor.compress
+    encode = Compressor.encode
 
-    def counted(self: Compressor, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes] | None:
-        tried.append(bytes(data))
-        return compress(self, codec, level, data, room)
+    def counted(self: Compressor, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes]:
+        if room:
+            tried.append(bytes(data))
+        return encode(self, codec, level, data, room)
 
-    monkeypatch.setattr(Compressor, "compress", counted)
+    monkeypatch.setattr(Compressor, "encode", counted)
     engine, dull, text = compressing(ws, "lz4"), noise(32 * CHUNK), words(CHUNK)
     ino, other = ws.file(b"f", dull + 10 * text), ws.file(b"g", text)
     engine.commit()
@@ -268,10 +269,10 @@ def test_whatever_a_slice_claims_is_corruption(
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_in_place_of_what_was_compressed_is_an_error_or_has_the_length(name: str, seed: int) -> None:
     r, text = random.Random(seed), words(20_000)
-    made = Compression.named(name).compress(Compressor(), text, alone=False)
-    assert made is not None
+    _, made, _, _ = Compression.named(name).encode(Compressor(), text, alone=False)
+    assert len(made) < len(text)
     for _ in range(50):
-        bad = bytearray(made[0])
+        bad = bytearray(made)
         for _ in range(r.randrange(1, 5)):
             bad[r.randrange(len(bad))] = r.randrange(256)
         s = Slice(
@@ -298,11 +299,18 @@ def test_the_property_says_what_is_compressed_with() -> None:
 
 def test_what_is_compressed_saves_a_page_or_is_alone() -> None:
     compressor, lz4 = Compressor(), Compression.named("lz4")
-    assert lz4.compress(compressor, bytes(PAGE_BYTES), alone=False) is None
-    assert lz4.compress(compressor, bytes(PAGE_BYTES), alone=True) is not None
-    assert lz4.compress(compressor, bytes(PAGE_BYTES + 1), alone=False) is not None
-    assert lz4.compress(compressor, noise(4500) + bytes(100), alone=True) is None
-    assert Compression().compress(compressor, bytes(CHUNK), alone=True) is None
+    for compression, raw, alone, codec in (
+        (lz4, bytes(PAGE_BYTES), False, CODEC_RAW),
+        (lz4, bytes(PAGE_BYTES), True, CODEC_LZ4),
+        (lz4, bytes(PAGE_BYTES + 1), False, CODEC_LZ4),
+        (lz4, noise(4500) + bytes(100), True, CODEC_RAW),
+        (Compression(), bytes(CHUNK), True, CODEC_RAW),
+        (Compression(), b"", True, CODEC_RAW),
+    ):
+        found, stored, sums, _ = compression.encode(compressor, raw, alone=alone)
+        assert found == codec
+        if codec == CODEC_RAW:
+            assert (stored, sums) == (raw, page_sums(raw))
 
 
 def test_what_was_decompressed_is_kept_within_a_bound() -> None:
@@ -331,8 +339,7 @@ def test_a_small_read_decompresses_what_the_next_one_needs(ws: Workspace) -> Non
 
 def test_lz4_is_read_as_its_specification_says() -> None:
     text = words(30_000) + bytes(1000) + noise(500)
-    made = Compressor().compress(CODEC_LZ4, 0, text, len(text))
-    assert made is not None
+    made = Compressor().encode(CODEC_LZ4, 0, text, len(text))
     assert _plain_lz4(made[0]) == text == decompress(CODEC_LZ4, made[0], len(text), made[1])
 
 

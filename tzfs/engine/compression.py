@@ -19,7 +19,7 @@ from tzfs.errors import CorruptionError, InvalidArgument
 from tzfs.format import keys
 from tzfs.format.slices import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODECS, EMBEDDED_BYTES_MAX, Slice
 from tzfs.limits import DECODED_BYTES_MAX, EXTENT_BYTES_MAX, PAGE_BYTES
-from tzfs.native import Buffer, page_sums
+from tzfs.native import Buffer
 from tzfs.native.codecs import Compressor, decompress
 from tzfs.store.interface import PayloadReader
 
@@ -49,26 +49,19 @@ class Compression(NamedTuple):
         raise InvalidArgument(f"there is no compression {name!r}")
 
     def encode(self, compressor: Compressor, raw: Buffer, *, alone: bool) -> Encoded:
-        """How `raw` is stored, in an extent or in its chunk's record; `alone` as for `compress`."""
-        found = self.compress(compressor, raw, alone=alone)
-        if found is None:
-            return CODEC_RAW, raw, page_sums(raw), b""
-        stored, sum_ = found
+        """How `raw` is stored, in an extent or in its chunk's record; `alone`: it is all there is of its chunk, and may
+        lie in its record."""
+        codec, level = self
+        size = len(raw)
+        room = 0 if codec == CODEC_RAW else (size - 1) // PAGE_BYTES * PAGE_BYTES  # one page less than it takes raw
+        if alone and codec != CODEC_RAW and room < EMBEDDED_BYTES_MAX:
+            room = min(size - 1, EMBEDDED_BYTES_MAX)
+        stored, sums = compressor.encode(codec, level, raw, room)
+        if not stored:
+            return CODEC_RAW, raw, sums, b""
         if alone and len(stored) <= EMBEDDED_BYTES_MAX:
-            return self.codec, b"", b"", stored
-        return self.codec, stored, sum_, b""
-
-    def compress(self, compressor: Compressor, raw: Buffer, *, alone: bool) -> tuple[bytes, bytes] | None:
-        """(what is to be stored, its sum); None where it is better stored raw.
-
-        `alone`: it is all there is of its chunk, and may lie in its record.
-        """
-        if self.codec == CODEC_RAW:
-            return None
-        room = (len(raw) - 1) // PAGE_BYTES * PAGE_BYTES  # one page less than it takes raw
-        if alone:
-            room = max(room, min(len(raw) - 1, EMBEDDED_BYTES_MAX))
-        return compressor.compress(self.codec, self.level, raw, room) if room > 0 else None
+            return codec, b"", b"", stored
+        return codec, stored, sums, b""
 
 
 OFF: Final = Compression()
