@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 FLUSH_ROUNDS_MAX = 8  # a writer faster than the disk must not keep a commit from ending
 BACKGROUND_PAUSE_S = 0.005  # between batches of background work: requests come first
+REST_S = 3.0  # until what a stream of payload has taken is given back: more may come
 BUSY_PAUSE_S = 0.04  # while they come: of the 200 and more that are answered in it, one meets a batch of 1 ms or less
 
 
@@ -51,7 +52,7 @@ class Committer:
         self.background_failed: Callable[[TzfsError | OSError], None] = lambda error: None
         self._rest_until = -math.inf  # of the background, on trio's clock
         self._flushed_bytes = 0  # since memory was given back
-        self.rested: Callable[[], None] = lambda: None  # nothing is left to do after much has been flushed
+        self.rested: Callable[[], None] = lambda: None  # nothing is to be done any more after much has been flushed
         self._leave: int | None = None  # what a commit that flushes may leave for the main thread to write
         self.last_commit_ms = 0.0
         self.slowest_commit_ms = 0.0
@@ -207,10 +208,7 @@ class Committer:
             self._kick = trio.Event()
             self._timed = wait_s is not None
             if wait_s is None:
-                if self._flushed_bytes >= limits.FLUSH_AHEAD_BYTES:
-                    self._flushed_bytes = 0
-                    self.rested()
-                await self._kick.wait()
+                await self._rest()
                 continue
             with trio.move_on_after(wait_s):
                 await self._kick.wait()
@@ -231,6 +229,16 @@ class Committer:
                     await self._background_of_run()
             except (TzfsError, OSError) as error:
                 log.error("commit: %s", error)
+
+    async def _rest(self) -> None:
+        """Until something changes."""
+        if self._flushed_bytes >= limits.FLUSH_AHEAD_BYTES:
+            with trio.move_on_after(REST_S):
+                await self._kick.wait()
+                return
+            self._flushed_bytes = 0
+            self.rested()
+        await self._kick.wait()
 
     async def _background_of_run(self) -> None:
         try:
