@@ -18,6 +18,7 @@ from typing import Final
 PROJECT: Final = Path(__file__).resolve().parent.parent
 VENV: Final = PROJECT / ".venv"
 EXTRAS: Final = "[mount,test]"
+PYTHON_LEAST: Final = (3, 11)
 
 PACKAGES: Final[Mapping[str, str]] = {  # Debian's name, and what it is for
     "fuse3": "mounting as an ordinary user: fusermount3",
@@ -120,7 +121,7 @@ def prepare_environment() -> Path:
 
 def prepare() -> Path:
     """All of it; answers the interpreter to work with."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - this may be run by whatever Python the machine has
-        sys.exit(f"tzfs needs Python 3.11 or later; this is {sys.version.split()[0]}")
+    if sys.version_info < PYTHON_LEAST:  # this may be run by whatever Python the machine has
+        sys.exit(f"tzfs needs Python {'.'.join(map(str, PYTHON_LEAST))} or later; this is {sys.version.split()[0]}")
     prepare_system()
     return prepare_environment()

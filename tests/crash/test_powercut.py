@@ -1,14 +1,13 @@
 """Power cuts at any moment of any history: the folder that is found opens, passes every check, and is exactly what
 stood at a commit, no earlier than the last one that was acknowledged.
 
-A failure names the seeds that make the same image again.  The slow tier, `TZFS_SLOW=1 pytest tests/crash`, makes
-`TZFS_CUTS` images (2,000) over histories from seed `TZFS_CUTS_SEED` on.
+A failure names the seeds that make the same image again.  `TZFS_CUTS` says how many are made at least, and
+`TZFS_CUTS_SEED` from which history on.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiers
 from tests.crash import recovery, workload
 from tests.crash.powercut import Disk, Event, Image, Kind, compiled, record, write_out
 from tests.engine.batches import small_batches
@@ -242,11 +242,10 @@ def test_a_sync_that_is_left_out_is_noticed(recorder: Path, tmp_path: Path, forg
     pytest.fail(f"nobody noticed that {forgotten} was not synced")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("TZFS_SLOW" not in os.environ, reason="the slow tier: TZFS_SLOW=1")
-@pytest.mark.timeout(100_000)
+@tiers.patient
 def test_many_power_cuts_each_leave_a_commit(recorder: Path, tmp_path: Path) -> None:
-    seed, left = int(os.environ.get("TZFS_CUTS_SEED", "100")), int(os.environ.get("TZFS_CUTS", "2000"))
+    seed = tiers.number("CUTS_SEED", short=100)
+    left = tiers.number("CUTS", short=120, long=2000)
     made = 0
     failures: list[str] = []
     during: Counter[str] = Counter()

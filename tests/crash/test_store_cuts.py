@@ -1,19 +1,17 @@
 """Power cuts on a whole store: filesystems are made, cloned, received, flattened, renamed and destroyed whole or not at
 all, and what is left can be used and taken away.
 
-A failure names the seeds that make the same image again.  The slow tier, `TZFS_SLOW=1 pytest tests/crash`, makes
-`TZFS_CUTS` images (2,000) over histories from seed `TZFS_CUTS_SEED` on.
+A failure names the seeds that make the same image again.  `TZFS_CUTS` says how many are made at least, and
+`TZFS_CUTS_SEED` from which history on.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
+from tests import tiers
 from tests.crash import store_workload
 from tests.crash.powercut import Image, record, write_out
 from tests.crash.test_powercut import Allows, Recorded, cut, recorder
@@ -68,17 +66,10 @@ def _taken_away(where: Path, count: int) -> str | None:
     return None
 
 
-def test_a_power_cut_leaves_each_verb_done_or_not_done(recorder: Path, tmp_path: Path) -> None:
-    history = recorded(recorder, tmp_path / "history", 3, 12)
-    failures = cut(history, tmp_path, seed=0, images=12, wrong=wrong_with)
-    assert failures == [], "\n".join(failures)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("TZFS_SLOW" not in os.environ, reason="the slow tier: TZFS_SLOW=1")
-@pytest.mark.timeout(100_000)
+@tiers.patient
 def test_many_power_cuts_leave_each_verb_done_or_not_done(recorder: Path, tmp_path: Path) -> None:
-    seed, left = int(os.environ.get("TZFS_CUTS_SEED", "100")), int(os.environ.get("TZFS_CUTS", "2000"))
+    seed = tiers.number("CUTS_SEED", short=100)
+    left = tiers.number("CUTS", short=60, long=2000)
     made = 0
     failures: list[str] = []
     during: Counter[str] = Counter()

@@ -193,7 +193,10 @@ class World(Marking, Compressing):
 
     def do_symlink(self, a: int, b: int, c: int, d: int) -> None:
         parent, name, target = self._dir(a), NAMES[b % len(NAMES)], b"t" * (4095 if c % 3 == 0 else c + 1)
-        real = lambda: self.engine.symlink(parent, name, target, uid=7, gid=0).ino  # noqa: E731
+
+        def real() -> int:
+            return self.engine.symlink(parent, name, target, uid=7, gid=0).ino
+
         self._new(parent, name, real, S_IFLNK | 0o777, 0, data=target)
 
     def do_link(self, a: int, b: int, c: int, d: int) -> None:

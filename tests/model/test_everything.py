@@ -2,14 +2,12 @@
 included, in a filesystem and its clones, against a model that keeps a full copy for each snapshot.
 
 After each step every snapshot, the head and the counters are compared, and every few steps the figures of the
-accounting with a recount, diffs and versions of files with the copies, and everything in the tables by `problems`.  The
-slow tier, `TZFS_SLOW=1 pytest tests/model`, makes `TZFS_MODEL_RUNS` runs (60) of `TZFS_MODEL_STEPS` steps (150), and
-compares every few; `TZFS_MODEL_SEED` makes other ones.
+accounting with a recount, diffs and versions of files with the copies, and everything in the tables by `problems`.
+There are `TZFS_MODEL_RUNS` runs of `TZFS_MODEL_STEPS` steps; `TZFS_MODEL_SEED` makes other ones.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -22,6 +20,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from tests import tiers
 from tests.engine.batches import small_batches
 from tests.model import family
 from tests.model.family import Family
@@ -112,18 +111,14 @@ def run(*, first: int, runs: int, steps: int, every: int) -> Counter[str]:
     return done
 
 
+@tiers.patient
 def test_whatever_is_done_all_agrees_with_the_plain_model() -> None:
-    done = run(first=0, runs=12, steps=60, every=1)
-    assert done.total() > 200
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("TZFS_SLOW" not in os.environ, reason="the slow tier: TZFS_SLOW=1")
-@pytest.mark.timeout(100_000)
-def test_in_thousands_of_steps_all_agrees_with_the_plain_model() -> None:
-    first, runs, steps = (
-        int(os.environ.get(f"TZFS_MODEL_{what}", usual)) for what, usual in (("SEED", 1), ("RUNS", 60), ("STEPS", 150))
+    done = run(
+        first=tiers.number("MODEL_SEED", short=0, long=1),
+        runs=tiers.number("MODEL_RUNS", short=12, long=60),
+        steps=tiers.number("MODEL_STEPS", short=60, long=150),
+        every=5 if tiers.SLOW else 1,
     )
-    done = run(first=first, runs=runs, steps=steps, every=5)
     print(f"{done.total()} steps: {dict(sorted(done.items()))}")
+    assert done.total() > 200
     assert done.keys() == KINDS.keys() or done.total() < 2000

@@ -25,7 +25,7 @@ import os
 import select
 import signal
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 import pyfuse3
 import trio
@@ -43,7 +43,7 @@ class Trap:
     def __init__(self) -> None:
         self.fd = -1
         self.victim: int | None = None
-        lowlevel = pyfuse3.trio.lowlevel  # type: ignore[attr-defined]
+        lowlevel = cast(Any, pyfuse3).trio.lowlevel
         self._wait = cast(Wait, lowlevel.wait_readable)
         if lowlevel is not trio.lowlevel:
             lowlevel.wait_readable = self.wait_readable

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import tiers
 from tests.mount import wire
 from tests.mount.wire import Kernel
 from tzfs.engine.engine import Engine, Settings
@@ -408,7 +409,7 @@ def run(steps: list[tuple[int, int, int, int]], *, crowded: bool = False, warm: 
     return w
 
 
-@settings(max_examples=2000 if os.environ.get("TZFS_SLOW") else 120, deadline=None)
+@settings(max_examples=tiers.number("ANSWERS", short=120, long=2000), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, len(STEPS) - 1), NUMBERS, NUMBERS, NUMBERS), min_size=20, max_size=50),
     st.booleans(),

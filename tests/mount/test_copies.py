@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import tiers
 from tests.mount.workspace import PATIENCE_S, Workspace
 from tzfs.errors import TzfsError
 from tzfs.management import open_store
 
-COPIES = 40 if "TZFS_SLOW" in os.environ else 3
+COPIES = tiers.number("COPIES", short=3, long=40)
 
 COPIED_WRITER = """
 import os, sys

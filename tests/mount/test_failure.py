@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -239,7 +240,7 @@ def use_up(disk: Path) -> None:
     """Takes whatever is left, from outside."""
     with open(disk / "filler", "ab", buffering=0) as filler:
         for nbytes in (MIB, 4096):
-            while number_of(lambda size=nbytes: filler.write(bytes(size))) == 0:  # type: ignore[misc]
+            while number_of(partial(filler.write, bytes(nbytes))) == 0:
                 pass
 
 

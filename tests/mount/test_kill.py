@@ -2,7 +2,7 @@
 
 Four writers go through the same steps, each in a directory of its own: write a temporary file, fsync every fourth,
 rename it to its number, remove the file five numbers back.  So at any moment a directory has one of a few shapes, and
-what comes back after a kill must have one, not before the last fsync that was answered.  `TZFS_SLOW=1` kills 50 times.
+what comes back after a kill must have one, not before the last fsync that was answered.  `TZFS_KILLS` says how often.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiers
 from tests.mount.workspace import Workspace
 
 WRITERS = 4
 KEPT = 5
-KILLS = 50 if "TZFS_SLOW" in os.environ else 3
+KILLS = tiers.number("KILLS", short=3, long=50)
 WRITER = """
 import os, sys
 top, i = sys.argv[1], int(sys.argv[2])

@@ -1,19 +1,19 @@
 """What the daemon takes in memory of its own: to walk a large tree, and while payload streams through.
 
-80,000 files in the slow tier, a quarter of them, and a quarter of what 80,000 may add, in the gate.
+80,000 files in the long form, a quarter of them, and a quarter of what 80,000 may add, in the gate.
 """
 
 from __future__ import annotations
 
 import os
 
+from tests import tiers
 from tests.mount.workspace import Workspace, eventually
 from tests.noise import noise
 
-SLOW = bool(os.environ.get("TZFS_SLOW"))
-FILES = 80_000 if SLOW else 20_000
+FILES = 80_000 if tiers.SLOW else 20_000
 FILES_PER_DIRECTORY = 500
-GROWTH_MIB_MAX = 110 if SLOW else 30  # with some 40 MiB at rest: 150 MiB
+GROWTH_MIB_MAX = 110 if tiers.SLOW else 30  # with some 40 MiB at rest: 150 MiB
 CONTENTS = b"contents of a small file\n" * 12
 
 

@@ -20,8 +20,8 @@ class Everything(TypedDict):
     nothing: NotRequired[None]
     choice: NotRequired[Literal["a", 1]]
     maybe: NotRequired[str | None]
-    old: NotRequired[Optional[int]]  # noqa: UP045 - both spellings are understood
-    either: NotRequired[Union[int, str]]  # noqa: UP007
+    old: NotRequired[Optional[int]]  # noqa: UP045 - a handler may spell it so
+    either: NotRequired[Union[int, str]]  # noqa: UP007 - a handler may spell it so
     many: NotRequired[list[str]]
     table: NotRequired[dict[str, str]]
     nested: NotRequired[dict[str, list[int] | None]]

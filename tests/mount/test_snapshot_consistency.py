@@ -23,10 +23,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiers
 from tests.mount.workspace import PATIENCE_S, PROJECT, Workspace, eventually
 
 WRITERS = 4
-SNAPSHOTS = 40 if "TZFS_SLOW" in os.environ else 8
+SNAPSHOTS = tiers.number("SNAPSHOTS", short=8, long=40)
 KINDS = 9  # of operations; a round of them has one number of round, and n = KINDS * round + kind
 KEPT = 7  # names that files are renamed to, and rounds after which links are removed
 PAGE = 4096

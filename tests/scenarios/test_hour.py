@@ -1,16 +1,16 @@
 """An agent's hour on this project's own sources: `hour.py` says what is done, and what is compared after each step.
 
-The slow tier, `TZFS_SLOW=1 pytest tests/scenarios`, runs `TZFS_HOUR_COMMANDS` commands (500) from `TZFS_HOUR_SEED` (1).
+`TZFS_HOUR_COMMANDS` commands, from `TZFS_HOUR_SEED`; of a few packages in the gate, of all in the long form.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests import tiers
 from tests.mount.workspace import NAME, Workspace
 from tests.scenarios.hour import ENVIRONMENT, Hour
 from tzfs.format import records
@@ -18,6 +18,8 @@ from tzfs.format.keys import Table
 from tzfs.lifecycle import Command
 
 SLACK_BYTES = 64 * 1024  # README: beside what is referred to
+SMALL_TREE = ("tzfs/format", "tzfs/store", "tzfs/native")
+WHOLE_TREE = ("tzfs", "tests", "native", "mount", "benchmarks")
 ROWS = 5  # README: what the tables take for a byte that `used` counts of them
 
 
@@ -42,45 +44,23 @@ def check_size(ws: Workspace) -> None:
     assert tables <= ROWS * (used - payload) + SLACK_BYTES, said
 
 
-def live(
-    ws: Workspace, plain: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int, count: int, parts: tuple[str, ...]
-) -> None:
-    """An hour, and what must hold at its end."""
-    for name, value in {**ws.environment, **ENVIRONMENT, "HOME": str(ws.base)}.items():
+@tiers.patient
+def test_an_hour(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**workspace.environment, **ENVIRONMENT, "HOME": str(workspace.base)}.items():
         monkeypatch.setenv(name, value)
-    hour = Hour(ws, plain, seed, parts)
+    seed = tiers.number("HOUR_SEED", short=7, long=1)
+    hour = Hour(workspace, tmp_path / "plain", seed, WHOLE_TREE if tiers.SLOW else SMALL_TREE)
     hour.begin()
-    while hour.commands < count:
+    while hour.commands < tiers.number("HOUR_COMMANDS", short=25, long=500):
         hour.step()
-    assert "no problems" in ws.tzfs("check", "--payload", NAME)
-    (pid,) = ws.daemons()
-    ws.unmount(pid)
-    print(ws.tzfs("gc", NAME))
-    assert ws.problems() == []
-    assert "no problems" in ws.tzfs("check", "--payload", NAME)
-    check_size(ws)
-    ws.mount("xattr")
+    assert "no problems" in workspace.tzfs("check", "--payload", NAME)
+    (pid,) = workspace.daemons()
+    workspace.unmount(pid)
+    print(workspace.tzfs("gc", NAME))
+    assert workspace.problems() == []
+    assert "no problems" in workspace.tzfs("check", "--payload", NAME)
+    check_size(workspace)
+    workspace.mount("xattr")
     for name in hour.snapshots:
         hour.look_at(name)
     hour.look(again=True)
-
-
-def test_a_short_hour(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    live(
-        workspace, tmp_path / "plain", monkeypatch, seed=7, count=25, parts=("tzfs/format", "tzfs/store", "tzfs/native")
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("TZFS_SLOW" not in os.environ, reason="the slow tier: TZFS_SLOW=1")
-@pytest.mark.timeout(7200)
-def test_an_hour(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seed, count = int(os.environ.get("TZFS_HOUR_SEED", "1")), int(os.environ.get("TZFS_HOUR_COMMANDS", "500"))
-    live(
-        workspace,
-        tmp_path / "plain",
-        monkeypatch,
-        seed=seed,
-        count=count,
-        parts=("tzfs", "tests", "native", "mount", "benchmarks"),
-    )
