@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 FLUSH_ROUNDS_MAX = 8  # a writer faster than the disk must not keep a commit from ending
 BACKGROUND_PAUSE_S = 0.005  # between batches of background work: requests come first
-REST_S = 3.0  # until what a stream of payload has taken is given back: more may come
 BUSY_PAUSE_S = 0.04  # while they come: of the 200 and more that are answered in it, one meets a batch of 1 ms or less
+REST_S = 3.0  # without a change, until the memory of what was flushed is given back
 
 
 class Committer:
@@ -51,8 +51,8 @@ class Committer:
         self._background_failing = False  # what it failed at is tried again by `collect`, not at once
         self.background_failed: Callable[[TzfsError | OSError], None] = lambda error: None
         self._rest_until = -math.inf  # of the background, on trio's clock
-        self._flushed_bytes = 0  # since memory was given back
-        self.rested: Callable[[], None] = lambda: None  # nothing is to be done any more after much has been flushed
+        self._flushed_bytes = 0  # since `rested` was called
+        self.rested: Callable[[], None] = lambda: None  # called after a rest, where much has been flushed before
         self._leave: int | None = None  # what a commit that flushes may leave for the main thread to write
         self.last_commit_ms = 0.0
         self.slowest_commit_ms = 0.0

@@ -248,6 +248,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 mount.fail(reason)
 
             committer = Committer(writer.engine, failed=failed)
+            memory.keep()
             committer.rested = memory.give_back
             operations = Operations(
                 writer.engine,
@@ -310,7 +311,6 @@ def _tune_interpreter() -> None:
     looks for cycles after 50,000, and never again at what was there at the start.  A flushing thread gives the
     interpreter back after 100 us instead of 5 ms: the loop lets go of it at every request.
     """
-    memory.keep()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

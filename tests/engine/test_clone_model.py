@@ -135,25 +135,3 @@ def test_a_restore_in_a_clone_replaces_all_that_it_inherits() -> None:
         with pytest.raises(Stale):
             clone.inode(ino)
     assert clone.view("mine").read(file, 0, 9001) == b"f" * 9000
-
-
-def test_what_hangs_on_a_file_without_a_name_is_no_problem_while_it_is_flattened() -> None:
-    world = TimeWorld(MemoryStores())
-    file = world.engine.mknod(1, b"f", 0o100644, uid=0, gid=0).ino
-    world.engine.referenced = lambda ino: True
-    world.engine.write(file, 0, b"f" * 200_000)
-    world.engine.setxattr(file, b"user.a", b"v")
-    world.engine.setxattr(file, b"user.b", b"v" * 6000)
-    world.engine.unlink(1, b"f")
-    assert world.engine.orphan_inodes() == [file]
-    world.engine.snapshot("s")
-    world.model.snapshot("s")
-    clone = clone_of(world, "s").engine
-    clone.flattening.begin()
-    steps = 0
-    while clone.flattening.pending:
-        assert clone.problems() == []
-        clone.flattening.step()
-        steps += 1
-    assert clone.problems() == []
-    assert steps > 3

@@ -64,7 +64,7 @@ def test_streams_of_payload_take_the_same_memory_again_and_then_give_it_back(wor
 
     rest = memory_mib(pid)["RssAnon"]
     taken = min(stream(f"{number}") for number in range(4))
-    assert taken < 2000  # of 16,384 pages; it were over 4,000
+    assert taken < 2000  # of 16,384 pages; without `memory.keep` over 4,000
     assert eventually(lambda: memory_mib(pid)["RssAnon"] < rest + 16)
     workspace.unmount(pid)
 

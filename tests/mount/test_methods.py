@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.mount.workspace import Workspace
+from tests.mount.workspace import Workspace, eventually
 from tests.noise import noise
 from tzfs.errors import Busy, InvalidArgument, NotFound, ReadOnly
 from tzfs.jsonrpc import Json
@@ -143,6 +145,10 @@ def test_extents_of_a_chunk_that_is_overwritten_piece_by_piece_are_counted(mount
     assert mounted.number("extents") == 1, "what the snapshot sees stays"
 
 
+def waits_for_the_mount(thread: threading.Thread) -> bool:
+    return "request_wait" in Path(f"/proc/{os.getpid()}/task/{thread.native_id}/wchan").read_text()
+
+
 def test_what_was_done_before_a_method_was_called_is_in_its_answer(workspace: Workspace) -> None:
     pid = workspace.mount()
     files = [workspace.mnt / str(number) for number in range(12)]
@@ -153,7 +159,7 @@ def test_what_was_done_before_a_method_was_called_is_in_its_answer(workspace: Wo
             os.kill(pid, signal.SIGSTOP)
             removing = threading.Thread(target=path.unlink)
             removing.start()
-            time.sleep(0.02)  # it is in the kernel's queue, and what follows in the socket's
+            assert eventually(partial(waits_for_the_mount, removing))  # and what follows is in the socket's queue
             threading.Timer(0.02, os.kill, (pid, signal.SIGCONT)).start()
             told = table(client.call("stats"))
             removing.join()

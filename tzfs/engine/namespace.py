@@ -73,11 +73,13 @@ class Namespace:
         if len(name) > limits.NAME_BYTES_MAX:
             raise NameTooLong(f"name of {len(name)} bytes; the limit is {limits.NAME_BYTES_MAX}")
         if head.ancestry is None:
-            entry = self._entries.find(parent, name)
-            return None if entry is None else head.inode(entry[0])
+            return self._named(parent, name)
         with head.moment():
-            entry = self._entries.find(parent, name)
-            return None if entry is None else head.inode(entry[0])
+            return self._named(parent, name)
+
+    def _named(self, parent: int, name: bytes) -> Inode | None:
+        entry = self._entries.find(parent, name)
+        return None if entry is None else self._head.inode(entry[0])
 
     def parent_of(self, ino: int) -> Ino:
         """The directory that holds the directory `ino`; the root is its own parent."""

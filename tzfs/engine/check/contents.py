@@ -124,8 +124,8 @@ class Contents:
         for piece in within(spans, version.first, last) if version.first < last else ():
             where = self._sight.words(piece[0])
             if not isinstance(piece, Span):
-                if version.level and not spans:
-                    continue  # of an inode without a name in the origin, which nobody here can come to
+                if version.level and data in self._facts.nameless_data:
+                    continue
                 self._findings.report(Rule.OWNER, table, version.key, f"no inode has data id {data} {where}")
             elif piece.inode is not None:
                 yield piece.inode, where

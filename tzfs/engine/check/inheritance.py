@@ -13,7 +13,6 @@ from typing import Final
 from tzfs.engine import bequest
 from tzfs.engine.check.problems import Findings, Rule
 from tzfs.engine.check.tables import Facts
-from tzfs.engine.flatten import nameless
 from tzfs.engine.inherited import EVERYTHING, NOTHING, Composed, FromAbove, read_cursor
 from tzfs.format import keys
 from tzfs.format.keys import VERSIONED, Table
@@ -29,7 +28,7 @@ class Inheritance:
         self._txn, self._facts, self._findings = txn, facts, findings
 
     def run(self) -> Iterator[None]:
-        txn = self._txn
+        txn, facts = self._txn, self._facts
         told = list(bequest.read(txn))
         cursor = read_cursor(txn.own)[0] if isinstance(txn, Composed) else EVERYTHING
         if not isinstance(txn, Composed) or cursor == EVERYTHING:
@@ -38,11 +37,10 @@ class Inheritance:
             return
         counted: Counter[int] = Counter()
         saved: Counter[int] = Counter()
-        inos, data = nameless(txn.ancestry)
         above = FromAbove(txn.ancestry).at(NOTHING)
         try:
             for table in VERSIONED:
-                left = data if table in (Table.INLINE, Table.CHUNK) else inos
+                left = facts.nameless_data if table in (Table.INLINE, Table.CHUNK) else facts.nameless_inos
                 own = self._oldest(txn.own, table)
                 at, oldest = next(own, _END)
                 for prefix, value in above.visible(table, b"", None):
@@ -61,7 +59,7 @@ class Inheritance:
                     saved[since] += more
         finally:
             above.close()
-        for view in sorted({*self._facts.views, self._facts.epoch}):
+        for view in sorted({*facts.views, facts.epoch}):
             says = bequest.upto(told, view)
             found = tuple(sum(size for at, size in sums.items() if at <= view) for sums in (counted, saved))
             if says != found:

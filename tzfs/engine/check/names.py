@@ -156,8 +156,8 @@ class Names:
             return
         for piece in within(spans, version.first, version.last):
             if not isinstance(piece, Span):
-                if version.level and not spans:
-                    continue  # of an inode without a name in the origin, which flattening has left behind
+                if version.level and ino in self._facts.nameless_inos:
+                    continue
                 report(Rule.ATTRIBUTE, Table.XATTR, key, f"there is no inode {ino} {self._sight.words(piece[0])}")
             elif piece.inode is not None and not piece.inode.flags & FLAG_XATTR:
                 words = f"inode {ino} says {self._sight.words(piece.first)} that it has none"

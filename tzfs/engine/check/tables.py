@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from tzfs.engine.bookmarks import MARK
 from tzfs.engine.check.forms import key_form
 from tzfs.engine.check.problems import Findings, Rule
+from tzfs.engine.flatten import nameless
+from tzfs.engine.inherited import Composed
 from tzfs.engine.task_rows import read_task_rows
 from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format import keys, records
@@ -40,6 +42,8 @@ class Facts:
     punches: list[tuple[int, int, bytes]] = field(default_factory=list)  # (extent, stored bytes, key)
     shared: dict[int, Shared] = field(default_factory=dict)
     oldest_bookmark: int | None = None
+    nameless_inos: set[int] = field(default_factory=set)  # of a clone: those of its origin, left behind when flattened
+    nameless_data: set[int] = field(default_factory=set)  # their data ids
     uncollected: bytes | None = None  # from this key of `change` on lone tombstones are yet to be looked for
 
     def saved(self, told: int, counted: int) -> bool:
@@ -66,6 +70,8 @@ class Tables:
         yield from self._plain_tables()
         yield from self._bookmarks()
         yield from self._log()
+        if isinstance(self._txn, Composed):
+            self.facts.nameless_inos, self.facts.nameless_data = nameless(self._txn.ancestry)
 
     def _sys(self) -> Iterator[None]:
         facts, report = self.facts, self._findings.report
