@@ -1,4 +1,4 @@
-"""What `check` says of a clone: nothing of files that have no name in its origin, all of what a removed one has left."""
+"""What `check` says of a clone: nothing of files without a name in its origin, all that a removed one has left."""
 
 from __future__ import annotations
 
