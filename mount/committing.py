@@ -22,14 +22,17 @@ from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.errors import StoreError, TzfsError
 from tzfs.format.records import Snapshot
+from tzfs.mount.kernel_queue import KernelQueue
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FLUSH_ROUNDS_MAX = 8  # a writer faster than the disk must not keep a commit from ending
+COLLECT_ROUNDS_MAX = 8  # a commit, and what there is to do after it
 BACKGROUND_PAUSE_S = 0.005  # between batches of background work: requests come first
 BUSY_PAUSE_S = 0.04  # while they come: of the 200 and more that are answered in it, one meets a batch of 1 ms or less
-REST_S = 3.0  # without a change, until the memory of what was flushed is given back
+STREAMED_BYTES_MIN = 1 << 20  # a flush of so much is part of a stream
+REST_S = 3.0  # after the last of them, until its memory is given back
 
 
 class Committer:
@@ -37,7 +40,7 @@ class Committer:
 
     def __init__(self, engine: Engine, failed: Callable[[str], None]) -> None:
         self._engine = engine
-        self.request_waits: Callable[[], bool] = lambda: True  # whether one may be served that shares a commit
+        self.queue: KernelQueue | None = None  # in which one may be that shares a commit
         self.quiet: Callable[[], bool] = lambda: False  # whether no request has come since it was asked last
         self._failed = failed
         self._lock = trio.Lock()
@@ -47,12 +50,13 @@ class Committer:
         self._done = 0
         self._alone = False
         self._kick = trio.Event()
-        self._timed = False  # `run` will wake by itself
+        self._timed = False  # `run` will wake by itself when what is dirty has waited long enough
         self._background_failing = False  # what it failed at is tried again by `collect`, not at once
         self.background_failed: Callable[[TzfsError | OSError], None] = lambda error: None
         self._rest_until = -math.inf  # of the background, on trio's clock
-        self._flushed_bytes = 0  # since `rested` was called
-        self.rested: Callable[[], None] = lambda: None  # called after a rest, where much has been flushed before
+        self._streamed_bytes = 0  # flushed in large pieces since `rested` was called
+        self._streamed_at = -math.inf  # the last of them, on trio's clock
+        self.rested: Callable[[], None] = lambda: None  # called when a stream of payload is over
         self._leave: int | None = None  # what a commit that flushes may leave for the main thread to write
         self.last_commit_ms = 0.0
         self.slowest_commit_ms = 0.0
@@ -86,7 +90,7 @@ class Committer:
         self._asked += 1
         ticket = self._asked
         if self._engine.logs and not self._alone:  # beside a flush too: the log takes operations, not what they made
-            if self.request_waits():  # else nobody would join in, and another worker would spin for requests meanwhile
+            if self.queue:  # else nobody would join in, and another worker would spin for requests meanwhile
                 await trio.lowlevel.checkpoint()
             if self._done < ticket:
                 self._finish(self._engine.harden)
@@ -149,7 +153,9 @@ class Committer:
                 job = engine.begin_flush()
                 if job is None:
                     return
-                self._flushed_bytes += job.bytes
+                if job.bytes >= STREAMED_BYTES_MIN:
+                    self._streamed_bytes += job.bytes
+                    self._streamed_at = trio.current_time()
                 await trio.to_thread.run_sync(job.run)
                 try:
                     engine.end_flush()
@@ -206,9 +212,9 @@ class Committer:
         while engine.failed is None:
             wait_s = self._wait_s()
             self._kick = trio.Event()
-            self._timed = wait_s is not None
+            self._timed = engine.commit_due_at_ns() is not None
             if wait_s is None:
-                await self._rest()
+                await self._kick.wait()
                 continue
             with trio.move_on_after(wait_s):
                 await self._kick.wait()
@@ -225,20 +231,13 @@ class Committer:
                             engine.absorb()
                         finally:
                             self._report_failure()
+                if self._memory_due and trio.current_time() >= self._streamed_at + REST_S:
+                    self._streamed_bytes = 0
+                    self.rested()
                 if self._background_due and trio.current_time() >= self._rest_until:
                     await self._background_of_run()
             except (TzfsError, OSError) as error:
                 log.error("commit: %s", error)
-
-    async def _rest(self) -> None:
-        """Until something changes."""
-        if self._flushed_bytes >= limits.FLUSH_AHEAD_BYTES:
-            with trio.move_on_after(REST_S):
-                await self._kick.wait()
-                return
-            self._flushed_bytes = 0
-            self.rested()
-        await self._kick.wait()
 
     async def _background_of_run(self) -> None:
         try:
@@ -248,6 +247,10 @@ class Committer:
             self._background_failing = True
             if self._engine.failed is None:
                 self.background_failed(error)
+
+    @property
+    def _memory_due(self) -> bool:
+        return self._streamed_bytes >= limits.FLUSH_AHEAD_BYTES
 
     @property
     def _background_due(self) -> bool:
@@ -263,11 +266,17 @@ class Committer:
         waits = [] if due is None else [(due - time.time_ns()) / 1e9]
         if self._background_due:
             waits.append(self._rest_until - trio.current_time())
+        if self._memory_due:
+            waits.append(self._streamed_at + REST_S - trio.current_time())
         return max(0.0, min(waits)) if waits else None
 
     async def collect(self) -> None:
-        """Does all background work there is, in batches between which requests are served."""
-        while True:
+        """Does all background work there is, in batches between which requests are served.
+
+        What it gives back is given back with the next commit, which may leave more to do; so may those who go on
+        writing, without end, and `COLLECT_ROUNDS_MAX` is enough for what was there when it began.
+        """
+        for _ in range(COLLECT_ROUNDS_MAX):
             await self.commit()
             while self._engine.background_pending:
                 await self._background()
@@ -275,8 +284,8 @@ class Committer:
                 if self._engine.commit_due:
                     await self.commit()
             if not self._engine.dirty:
-                self._background_failing = False
-                return
+                break
+        self._background_failing = False
 
     async def _background(self) -> float:
         """One batch; a large backlog is worked off over many turns of `run`.  Holes are punched in a thread.

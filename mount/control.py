@@ -24,7 +24,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -48,11 +48,18 @@ _RECEIVE_BYTES: Final = 65536
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
-class ControlServer:
-    """Serves `methods` at `path` until cancelled."""
+async def nothing_queued() -> None:
+    """There is nothing to catch up with."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Declared]) -> None:
-        self._path, self._methods = path, methods
+
+class ControlServer:
+    """Serves `methods` at `path` until cancelled.  Those that are not `at_once` begin when `catch_up` has returned,
+    which is called once a message."""
+
+    def __init__(
+        self, path: Path, methods: Mapping[str, Declared], catch_up: Callable[[], Awaitable[None]] = nothing_queued
+    ) -> None:
+        self._path, self._methods, self._catch_up = path, methods, catch_up
         self._clients = 0
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None  # of the socket's file: another's at our path is left alone
@@ -162,7 +169,7 @@ class ControlServer:
     async def _client(self, client: socket.socket) -> None:
         try:
             with client:
-                await _Conversation(client, self._methods).run()
+                await _Conversation(client, self._methods, self._catch_up).run()
         except (OSError, trio.TooSlowError) as error:
             log.info("control: a client was lost: %s", error or "it was silent, or did not read its answers")
         except Exception:
@@ -174,8 +181,14 @@ class ControlServer:
 class _Conversation:
     """One connection, from the first message to the last."""
 
-    def __init__(self, client: socket.socket, methods: Mapping[str, Declared]) -> None:
-        self._socket, self._methods = client, methods
+    def __init__(
+        self,
+        client: socket.socket,
+        methods: Mapping[str, Declared],
+        catch_up: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._socket, self._methods, self._catch_up = client, methods, catch_up
+        self._caught_up = False  # since the message came
         self._received = bytearray()
         self._reporting = trio.Lock()  # two tasks of one handler may report at a time
         self._lost = False  # a report could not be sent whole: nothing sensible can follow it
@@ -238,6 +251,7 @@ class _Conversation:
 
     async def _answer(self, line: bytes) -> bytes | None:
         """The answer to a line, without its end; None where there is none to give."""
+        self._caught_up = False
         try:
             message = jsonrpc.decode(line)
             if isinstance(message, list) and not 0 < len(message) <= BATCH_MAX:
@@ -273,6 +287,9 @@ class _Conversation:
             raise ProtocolError(jsonrpc.METHOD_NOT_FOUND, f"no method {request.method!r}")
         if request.params is None:
             raise ProtocolError(jsonrpc.INVALID_PARAMS, "parameters are given by name")
+        if not run.at_once and not self._caught_up:
+            await self._catch_up()
+            self._caught_up = True
         value = run.call(request.params, self._report(request))
         if not isinstance(value, Awaitable):
             return value

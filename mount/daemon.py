@@ -41,6 +41,7 @@ from tzfs.mount.committing import Committer
 from tzfs.mount.control import ControlServer
 from tzfs.mount.destroying import destroyed
 from tzfs.mount.events import Events
+from tzfs.mount.kernel_queue import KernelQueue
 from tzfs.mount.methods import methods
 from tzfs.mount.operations import Operations
 from tzfs.mount.tasks import TaskRunner
@@ -58,7 +59,7 @@ log = logging.getLogger(__name__)
 failpoints.declare("mount.before", "everything is open, nothing is mounted")
 failpoints.declare("mount.ready", "the mount is there, nobody has been told")
 
-CATCH_UP_S: Final = 0.02  # where requests never end, the answer comes in the midst of them
+CATCH_UP_S: Final = 0.01  # where requests never end, the answer comes in the midst of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Mount:
     snapdir_visible: bool = False
     started_ns: int = field(default_factory=time.time_ns)
     pump: pump.Pump | None = None
+    queue: KernelQueue | None = None  # from when it is mounted
     failed: str | None = None
     archive_after: bool = False
     last_collection: dict[str, Json] | None = None
@@ -145,11 +147,8 @@ class Mount:
 
         A file just removed is in use until the kernel says otherwise, and it says so when its turn comes.
         """
-        if self.pump is None:  # stock trio serves a request in each round
-            await trio.lowlevel.checkpoint()
-            return
         until = trio.current_time() + CATCH_UP_S
-        while self.pump.request_waits() and trio.current_time() < until:
+        while self.queue and trio.current_time() < until:
             await trio.lowlevel.checkpoint()
 
     async def write_out(self) -> None:
@@ -273,7 +272,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             mount.tasks.failed = mount.task_failed
             writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
         store.close()  # the catalog is opened again when it is needed
-        control = ControlServer(socket_path(guid, tag), methods(mount))
+        control = ControlServer(socket_path(guid, tag), methods(mount), mount.catch_up)
         control.bind()
         stack.callback(control.close)
         if options.use_pump:
@@ -284,11 +283,13 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                     operations.answers.start(unchecked=not checked_by_kernel(options))
                     mount.pump.answer_with(operations.answers)
                 if mount.committer is not None:
-                    mount.committer.request_waits = mount.pump.request_waits
                     mount.committer.quiet = mount.pump.quiet
         failpoints.hit("mount.before")
         _mount(name, where, options, operations)
         stack.callback(_close_session)
+        mount.queue = KernelQueue()
+        if mount.committer is not None:
+            mount.committer.queue = mount.queue
         failpoints.hit("mount.ready")
         _tune_interpreter()
         trio.run(_loop, mount, control, ready)

@@ -75,6 +75,7 @@ class Declared:
 
     call: Callable[[Params, Report], Answer]
     endless: bool = False  # ends when its client leaves, or says something else
+    at_once: bool = False  # answered before what the kernel had queued is served
 
 
 def method(shape: type[Shape], handler: Callable[[Shape], Answer]) -> Declared:

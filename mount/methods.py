@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final, NotRequired, TypedDict
 
@@ -26,7 +26,7 @@ from tzfs.collecting import Collection, to_json
 from tzfs.engine.engine import Engine
 from tzfs.errors import ReadOnly
 from tzfs.format.records import Snapshot
-from tzfs.jsonrpc import Json, Params
+from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, check
 from tzfs.management import Store, open_store
 from tzfs.mount.applying import ApplyClone, apply_mounted
@@ -81,25 +81,11 @@ def methods(mount: Mount) -> Mapping[str, Declared]:
         "unmount": method(Nothing, m.unmount),
         "events": streaming(Follow, mount.events.follow),
     }
-    in_turn = {"stats": method(Nothing, lambda params: statistics(mount))}
-    if mount.snapshots is not None:  # else it is of one snapshot
-        in_turn |= _of_filesystem(mount, m)
-    return at_once | {name: _in_turn(mount, declared) for name, declared in in_turn.items()}
-
-
-def _in_turn(mount: Mount, declared: Declared) -> Declared:
-    """The method, begun when what was done in the mount before it was called is served."""
-
-    async def call(params: Params, report: Report) -> Json:
-        await mount.catch_up()
-        answer = declared.call(params, report)
-        return await answer if isinstance(answer, Awaitable) else answer
-
-    return replace(declared, call=call)
-
-
-def _of_filesystem(mount: Mount, m: _Methods) -> dict[str, Declared]:
-    return {
+    table = {name: replace(declared, at_once=True) for name, declared in at_once.items()}
+    table["stats"] = method(Nothing, lambda params: statistics(mount))
+    if mount.snapshots is None:  # of one snapshot
+        return table
+    return table | {
         "snapshot.create": method(Create, m.snapshot_create),
         "snapshot.list": method(Nothing, m.snapshot_list),
         **marking_methods(mount.operations, m.writing),

@@ -41,7 +41,6 @@ import fcntl
 import logging
 import math
 import os
-import select
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -196,8 +195,6 @@ class Pump:
         self._state.turn_max_ns = TURN_MAX_NS
         self._state.deadline_ns = NO_DEADLINE
         self._wake_fd = -1
-        self._fuse_fd = -1
-        self._requests = select.poll()
         self._token: trio.lowlevel.TrioToken | None = None
         self._closing = False
         self._guarded = guarded
@@ -262,10 +259,6 @@ class Pump:
         """Whether what can be answered in C is: not where pyfuse3's call to libfuse could not be redirected."""
         return bool(self._state.answers != _ffi.NULL)
 
-    def request_waits(self) -> bool:
-        """Whether a request can be read now."""
-        return bool(self._requests.poll(0))
-
     def quiet(self) -> bool:
         """Whether no request has come since this was asked last."""
         state = self._state
@@ -283,10 +276,6 @@ class Pump:
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
-        if fd != self._fuse_fd:
-            self._fuse_fd = fd
-            self._requests = select.poll()
-            self._requests.register(fd, select.POLLIN)
         answers = self._answers
         while True:
             if self._closing:

@@ -89,20 +89,18 @@ def parse_grid(text: str) -> Grid | None:
     if text.strip() == NONE:
         return None
     if len(text.encode("utf-8", "replace")) > TEXT_BYTES_MAX:
-        raise InvalidArgument(f"a retention policy has at most {TEXT_BYTES_MAX} bytes")
+        raise InvalidArgument(f"a policy has at most {TEXT_BYTES_MAX} bytes")
     return Grid(tuple(_interval(part) for part in text.split("|")))
 
 
 def _interval(text: str) -> Interval:
     match = _INTERVAL.match(text)
     if match is None:
-        raise InvalidArgument(f"retention policy: {show(text.strip())} is no interval", hint=SYNTAX)
+        raise InvalidArgument(f"{show(text.strip())} is no interval", hint=SYNTAX)
     count, length = int(match[1] or 1), int(match[2])
     keep = 1 if match[4] is None else None if match[4] == "all" else int(match[4])
     if not all(1 <= number <= NUMBER_MAX for number in (count, length, keep or (1 if keep is None else 0))):
-        raise InvalidArgument(
-            f"retention policy: {show(text.strip())}: numbers are from 1 to {NUMBER_MAX:,}", hint=SYNTAX
-        )
+        raise InvalidArgument(f"{show(text.strip())}: numbers are from 1 to {NUMBER_MAX:,}", hint=SYNTAX)
     return Interval(count, length, match[3], keep)
 
 

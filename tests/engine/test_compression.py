@@ -305,7 +305,9 @@ def test_what_is_compressed_saves_a_page_or_is_alone() -> None:
         (lz4, bytes(PAGE_BYTES + 1), False, CODEC_LZ4),
         (lz4, noise(4500) + bytes(100), True, CODEC_RAW),
         (Compression(), bytes(CHUNK), True, CODEC_RAW),
-        (Compression(), b"", True, CODEC_RAW),
+        (lz4, b"", True, CODEC_RAW),
+        (lz4, b"", False, CODEC_RAW),
+        (lz4, b"x", True, CODEC_RAW),
     ):
         found, stored, sums, _ = compression.encode(compressor, raw, alone=alone)
         assert found == codec

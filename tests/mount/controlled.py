@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
@@ -16,7 +16,7 @@ import trio
 from tzfs import limits
 from tzfs.errors import Busy, NoSpace
 from tzfs.jsonrpc import Json, Params
-from tzfs.mount.control import ControlServer
+from tzfs.mount.control import ControlServer, nothing_queued
 from tzfs.mount.method import Answer, Declared, Nothing, Report, method, reporting
 
 ANSWER_S = 20.0  # far beyond any answer of a live server; what is late is hung
@@ -84,9 +84,11 @@ METHODS: dict[str, Declared] = {
 
 
 @contextmanager
-def serving(path: Path, methods: dict[str, Declared] = METHODS) -> Iterator[ControlServer]:
+def serving(
+    path: Path, methods: dict[str, Declared] = METHODS, catch_up: Callable[[], Awaitable[None]] = nothing_queued
+) -> Iterator[ControlServer]:
     """A server in a thread of its own; it is cancelled at the end, whoever is connected."""
-    server = ControlServer(path, methods)
+    server = ControlServer(path, methods, catch_up)
     server.bind()
     up = threading.Event()
     handed: list[tuple[trio.lowlevel.TrioToken, trio.CancelScope]] = []

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -227,6 +228,26 @@ def test_a_batch_is_answered_as_one_and_leaves_notifications_out(raw: Raw) -> No
     answers = cast("list[dict[str, Json]]", raw.receive())
     assert [a["id"] for a in answers] == [1, None, 2, 3]
     assert [error_code(a) if "error" in a else a["result"] for a in answers] == ["pong", -32600, -32601, "pong"]
+
+
+def test_what_is_queued_is_caught_up_with_once_a_message_and_not_for_what_is_answered_at_once(path: Path) -> None:
+    caught: list[str] = []
+
+    async def catch_up() -> None:
+        await trio.lowlevel.checkpoint()
+        caught.append("up")
+
+    methods = {**METHODS, "at once": replace(METHODS["ping"], at_once=True)}
+    with serving(path, methods, catch_up), connect(path) as client:
+        assert client.call("at once") == "pong"
+        assert caught == []
+        assert client.call("ping") == "pong"
+        assert caught == ["up"]
+    with serving(path, methods, catch_up):
+        raw = Raw(path)
+        assert len(raw.ask([request("ping", number=n) for n in range(20)])) == 20
+        raw.close()
+    assert caught == ["up", "up"]
 
 
 def test_a_batch_of_notifications_is_not_answered(raw: Raw) -> None:

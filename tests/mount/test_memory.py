@@ -62,10 +62,14 @@ def test_streams_of_payload_take_the_same_memory_again_and_then_give_it_back(wor
             os.fsync(file.fileno())
         return page_faults(pid) - before
 
+    def given_back() -> bool:
+        (workspace.mnt / "small").write_text("somebody is always doing something")
+        return memory_mib(pid)["RssAnon"] < rest + 16
+
     rest = memory_mib(pid)["RssAnon"]
     taken = min(stream(f"{number}") for number in range(4))
     assert taken < 2000  # of 16,384 pages; without `memory.keep` over 4,000
-    assert eventually(lambda: memory_mib(pid)["RssAnon"] < rest + 16)
+    assert eventually(given_back)
     workspace.unmount(pid)
 
 

@@ -149,21 +149,30 @@ def waits_for_the_mount(thread: threading.Thread) -> bool:
     return "request_wait" in Path(f"/proc/{os.getpid()}/task/{thread.native_id}/wchan").read_text()
 
 
-def test_what_was_done_before_a_method_was_called_is_in_its_answer(workspace: Workspace) -> None:
-    pid = workspace.mount()
-    files = [workspace.mnt / str(number) for number in range(12)]
-    for path in files:
-        path.touch()
+@pytest.mark.parametrize("options", [(), ("nopump",)])
+def test_what_was_done_before_a_method_was_called_is_in_its_answer(
+    workspace: Workspace, options: tuple[str, ...]
+) -> None:
+    pid = workspace.mount(*options)
+    turns, at_once = 12, 6
+    folders = [workspace.mnt / str(number) for number in range(at_once)]  # each has a lock of its own in the kernel
+    for folder in folders:
+        folder.mkdir()
+        for turn in range(turns):
+            (folder / str(turn)).touch()
     with workspace.client() as client:
-        for left, path in zip(range(len(files) - 1, -1, -1), files, strict=True):
+        for turn in range(turns):
             os.kill(pid, signal.SIGSTOP)
-            removing = threading.Thread(target=path.unlink)
-            removing.start()
-            assert eventually(partial(waits_for_the_mount, removing))  # and what follows is in the socket's queue
+            removing = [threading.Thread(target=(folder / str(turn)).unlink) for folder in folders]
+            for thread in removing:
+                thread.start()
+            for thread in removing:
+                assert eventually(partial(waits_for_the_mount, thread))
             threading.Timer(0.02, os.kill, (pid, signal.SIGCONT)).start()
             told = table(client.call("stats"))
-            removing.join()
-            assert told["files"] == left
+            for thread in removing:
+                thread.join()
+            assert told["files"] == at_once * (turns - turn - 1)
     workspace.unmount(pid)
 
 
@@ -197,6 +206,26 @@ def test_collecting_reports_how_far_it_has_come_and_statistics_remember_it(mount
     assert began_ns <= began <= ended <= time.time_ns()
     assert mounted.number("gc", "reclaimed_chunks") == chunks
     assert mounted.number("gc", "punched_bytes") == chunks * 4096
+
+
+def test_a_collection_ends_though_somebody_goes_on_writing(mounted: Workspace) -> None:
+    (mounted.mnt / "large").write_bytes(noise(10 * CHUNK, "x"))
+    mounted.call("sync")
+    (mounted.mnt / "large").unlink()
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.wait(0.002):
+            (mounted.mnt / "small").write_bytes(noise(5000))
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        mounted.call("gc")
+        assert mounted.number("gc", "punched_bytes") >= 10 * CHUNK
+    finally:
+        over.set()
+        writing.join()
 
 
 def test_collections_at_the_same_time_do_not_give_the_same_space_back_twice(workspace: Workspace) -> None:

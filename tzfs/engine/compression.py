@@ -52,10 +52,11 @@ class Compression(NamedTuple):
         """How `raw` is stored, in an extent or in its chunk's record; `alone`: it is all there is of its chunk, and may
         lie in its record."""
         codec, level = self
-        size = len(raw)
-        room = 0 if codec == CODEC_RAW else (size - 1) // PAGE_BYTES * PAGE_BYTES  # one page less than it takes raw
-        if alone and codec != CODEC_RAW and room < EMBEDDED_BYTES_MAX:
-            room = min(size - 1, EMBEDDED_BYTES_MAX)
+        size, room = len(raw), 0
+        if codec != CODEC_RAW and size:
+            room = (size - 1) // PAGE_BYTES * PAGE_BYTES  # one page less than it takes raw
+            if alone and room < EMBEDDED_BYTES_MAX:
+                room = min(size - 1, EMBEDDED_BYTES_MAX)
         stored, sums = compressor.encode(codec, level, raw, room)
         if not stored:
             return CODEC_RAW, raw, sums, b""

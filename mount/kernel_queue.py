@@ -1,0 +1,27 @@
+"""The requests that the kernel has for this process and has not been asked for yet."""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import suppress
+
+
+class KernelQueue:
+    """The queue of the one session that pyfuse3 has open, which keeps its descriptor to itself.
+
+    Where that is not to be found, something is always taken to be in it.
+    """
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._found = False
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # the one that was listed with
+                if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                    self._poll.register(int(name), select.POLLIN)
+                    self._found = True
+
+    def __bool__(self) -> bool:
+        """Whether a request can be read now.  Never once the session has ended."""
+        return not self._found or any(events & select.POLLIN for _, events in self._poll.poll(0))
