@@ -182,9 +182,9 @@ def checked_by_kernel(options: MountOptions) -> bool:
     return options.allow_other or os.geteuid() != 0
 
 
-def fuse_options(name: str, options: MountOptions) -> set[str]:
+def fuse_options(source: str, options: MountOptions) -> set[str]:
     """The options of the kernel's mount."""
-    out = {f"fsname=tzfs:{name}", "subtype=tzfs", "noatime"}
+    out = {f"fsname={source}", "subtype=tzfs", "noatime"}
     if checked_by_kernel(options):
         out.add("default_permissions")
     if options.allow_other:
@@ -285,7 +285,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 if mount.committer is not None:
                     mount.committer.quiet = mount.pump.quiet
         failpoints.hit("mount.before")
-        _mount(name, where, options, operations)
+        _mount(name, mount.guid, where, options, operations)
         stack.callback(_close_session)
         mount.queue = KernelQueue()
         if mount.committer is not None:
@@ -318,9 +318,9 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(0.0001)
 
 
-def _mount(name: str, where: Path, options: MountOptions, operations: Operations) -> None:
+def _mount(name: str, guid: str, where: Path, options: MountOptions, operations: Operations) -> None:
     try:
-        pyfuse3.init(operations, os.fspath(where), fuse_options(name, options))
+        pyfuse3.init(operations, os.fspath(where), fuse_options(mountpoints.source(name, guid), options))
     except RuntimeError as error:
         hint = "is fuse3 installed, and /dev/fuse there for this user?"
         if options.allow_other and os.getuid() != 0:

@@ -33,9 +33,10 @@ from tzfs.mount.background import has_ended
 
 FSTYPE: Final = "fuse.tzfs"
 ANSWER_S: Final = 5.0  # how long a mount may take to say that it is alive
-SOURCE_PREFIX: Final = "tzfs:"
 END_S: Final = 60.0  # a daemon's last commit: 64 MiB of payload and 8,000 rows on a slow disk, with room
 STALE_MAX: Final = 64  # dead mounts on top of each other that `prepare` takes away
+_GUID_DIGITS: Final = 12
+_SOURCE: Final = re.compile(r"tzfs:(.*)\[([0-9a-f]+)\]", re.DOTALL)
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
@@ -43,16 +44,26 @@ _UMOUNT_NOFOLLOW: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """One line of mountinfo: `source` is `tzfs:` and the name, for a mount of ours."""
+    """One line of mountinfo."""
 
     path: Path
     fstype: str
     source: str
 
-    @property
-    def name(self) -> str:
-        """The filesystem's or snapshot's name, for a mount of ours."""
-        return self.source.removeprefix(SOURCE_PREFIX)
+    def snapshot_of(self, guid: str) -> str | None:
+        """Of a mount of the filesystem with `guid`: what follows its name, `@` and a snapshot's name or nothing.
+
+        None for any other: a name alone may be one of another store.
+        """
+        found = _SOURCE.fullmatch(self.source) if self.fstype == FSTYPE else None
+        if found is None or found[2] != guid[:_GUID_DIGITS]:
+            return None
+        return "".join(found[1].partition("@")[1:])
+
+
+def source(name: str, guid: str) -> str:
+    """What the table of mounts calls a mount of `name`, a snapshot or all, of the filesystem with `guid`."""
+    return f"tzfs:{name}[{guid[:_GUID_DIGITS]}]"
 
 
 def _unescape(raw: bytes) -> str:
@@ -88,23 +99,6 @@ def locate(path: str | os.PathLike[str]) -> Path:
         return Path(os.path.realpath(path))
     place = Path(os.path.realpath(head), tail)
     return place if mount_at(place) is not None else Path(os.path.realpath(place))
-
-
-def find(target: str) -> Mounted:
-    """The mount of tzfs that a name or a path means; a path has a `/` in front of it or is one of the two.
-
-    `NotFound`; `Busy` where a name is mounted at more places than one, which it names.
-    """
-    here = mount_at(locate(target))
-    if here is not None and here.fstype == FSTYPE:
-        return here
-    named = [m for m in tzfs_mounts() if m.name == target]
-    if len(named) > 1:
-        places = [os.fspath(m.path) for m in named]
-        raise Busy(f"{target} is mounted at {', '.join(places)}", holders=places, hint="give the directory")
-    if not named:
-        raise NotFound(f"{target}: nothing of tzfs is mounted there", hint="tzfs status shows what is mounted")
-    return named[0]
 
 
 def is_dead(path: Path) -> bool:

@@ -121,6 +121,28 @@ def test_status_shows_mounts_and_what_has_died(workspace: Workspace) -> None:
         pass
 
 
+def test_what_has_died_is_its_own_stores_and_has_its_name_of_now(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.tzfs("snapshot", "ws@s")
+    past = workspace.base / "past"
+    for pid in (workspace.mount(), workspace.mount(name="ws@s", where=past)):
+        workspace.kill(pid)
+    workspace.store_path, own = tmp_path / "another", workspace.store_path
+    try:
+        workspace.tzfs("create", "ws")
+        assert workspace.tzfs("status", "-H") == ""
+        assert refused(workspace, "umount", "ws", code=75) == "tzfs: cannot unmount ws: it is not mounted\n"
+    finally:
+        workspace.store_path = own
+    workspace.tzfs("rename", "ws", "new")
+    found = [line.split("\t")[:4] for line in workspace.tzfs("status", "-H").splitlines()]
+    assert found == [["new", str(workspace.mnt), "-", "dead"], ["new@s", str(past), "-", "dead"]]
+    workspace.tzfs("umount", "new@s")
+    workspace.tzfs("umount", "new")
+    assert workspace.tzfs("status", "-H") == ""
+    with workspace.mounted(name="new"):  # which takes over what the killed ones have left: their sockets
+        pass
+
+
 def test_status_says_what_has_failed(workspace: Workspace) -> None:
     pid = workspace.mount(failpoints="commit.rows=error:EIO")
     (workspace.mnt / "f").write_text("lost")

@@ -21,7 +21,7 @@ import pytest
 
 from tzfs.errors import Busy, InvalidArgument, NotADirectory, NotEmpty, NotFound, StoreError
 from tzfs.mount import mountpoint
-from tzfs.mount.mountpoint import Mounted, find, locate, mount_at, mounts, prepare, unmount
+from tzfs.mount.mountpoint import Mounted, locate, mount_at, mounts, prepare, source, unmount
 
 MS_NOSUID_NODEV = 6
 OTHER = pwd.getpwnam("nobody").pw_uid  # fusermount3 wants a user with a name
@@ -104,10 +104,6 @@ def test_a_line_gives_path_type_and_source_whatever_optional_fields_it_has() -> 
     ]
 
 
-def test_the_name_of_a_mount_is_its_sources() -> None:
-    assert Mounted(Path("/ws"), "fuse.tzfs", "tzfs:team/ws@before").name == "team/ws@before"
-
-
 @pytest.mark.parametrize(
     ("written", "path"),
     [
@@ -146,15 +142,13 @@ def test_a_mountpoint_of_any_name_is_found_and_taken_away(tmp_path: Path, dead: 
 
 
 @pytest.mark.needs("root")
-def test_a_mount_is_found_by_its_name_and_by_every_path_to_it(
+def test_a_mount_is_found_by_every_path_to_it(
     tmp_path: Path, directory: Path, hanging: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hanging(directory, "tzfs:team/only-here")  # it hangs: to look at it would never end
+    hanging(directory)  # it hangs: to look at it would never end
     (tmp_path / "folder").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
-    expected = Mounted(directory, "fuse.tzfs", "tzfs:team/only-here")
     for target in (
-        "team/only-here",
         str(directory),
         "mnt",
         "./mnt",
@@ -162,7 +156,7 @@ def test_a_mount_is_found_by_its_name_and_by_every_path_to_it(
         "folder/mnt",
         f"{tmp_path}/folder/../{tmp_path.name}/mnt",
     ):
-        assert find(target) == expected
+        assert mount_at(locate(target)) == Mounted(directory, "fuse.tzfs", "tzfs:ws")
 
 
 @pytest.mark.needs("root")
@@ -174,29 +168,27 @@ def test_a_link_to_a_mountpoint_means_the_mountpoint(tmp_path: Path, directory: 
     assert mount_at(directory) is None
 
 
-@pytest.mark.needs("root")
-def test_a_name_that_is_mounted_twice_is_refused_with_the_places(tmp_path: Path, hanging: Mount) -> None:
-    places = [tmp_path / "one", tmp_path / "two"]
-    for where in places:
-        where.mkdir()
-        hanging(where, "tzfs:twice@snap")
-    with pytest.raises(Busy) as caught:
-        find("twice@snap")
-    assert caught.value.holders == tuple(map(str, places))
-    assert caught.value.hint == "give the directory"
-
-
-def test_what_is_not_mounted_is_not_found(directory: Path) -> None:
-    for target in (str(directory), "no-such-filesystem", str(directory / "absent" / "below")):
-        with pytest.raises(NotFound, match="nothing of tzfs is mounted there"):
-            find(target)
+def test_where_nothing_is_mounted_nothing_is_found(directory: Path) -> None:
+    for path in (directory, directory / "absent" / "below"):
+        assert mount_at(locate(path)) is None
 
 
 @pytest.mark.needs("root")
 def test_a_mount_of_another_kind_is_none_of_ours(tmpfs: Path) -> None:
-    with pytest.raises(NotFound):
-        find(str(tmpfs))
     assert tmpfs not in [m.path for m in mountpoint.tzfs_mounts()]
+
+
+@pytest.mark.parametrize(
+    ("name", "after"), [("ws", ""), ("team/ws", ""), ("ws@s", "@s"), ("team/ws@a b:[1]", "@a b:[1]")]
+)
+def test_a_mount_is_of_the_filesystem_whose_guid_it_has_whatever_its_name(name: str, after: str) -> None:
+    guid, other = "00112233445566778899aabbccddeeff", "10112233445566778899aabbccddeeff"
+    mounted = Mounted(Path("/mnt"), "fuse.tzfs", source(name, guid))
+    assert mounted.source.startswith(f"tzfs:{name}[")
+    assert mounted.snapshot_of(guid) == after
+    assert mounted.snapshot_of(other) is None
+    assert Mounted(Path("/mnt"), "fuse.other", mounted.source).snapshot_of(guid) is None
+    assert Mounted(Path("/mnt"), "fuse.tzfs", f"tzfs:{name}").snapshot_of(guid) is None
 
 
 # -- preparing ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from tzfs.units import human_size
 
 if TYPE_CHECKING:
     from tzfs.mount.daemon import MountOptions
-    from tzfs.mount.mountpoint import Mounted
 
 FLAGS = {
     "ro": "readonly",
@@ -157,12 +156,11 @@ def _find(store: Store, target: str) -> tuple[Path, int | None]:
     if named:
         return Path(named[0].mountpoint), named[0].pid
     if parsed is not None:
-        dead = [m.path for m in _dead(store, live) if m.name == target]
+        dead = [s.mountpoint for s in _dead(store, live) if s.what == str(parsed)]
         if len(dead) > 1:
-            places = [os.fspath(path) for path in dead]
-            raise Busy(f"{target} was mounted at {', '.join(places)}", holders=places, hint="give the directory")
+            raise Busy(f"{target} was mounted at {', '.join(dead)}", holders=dead, hint="give the directory")
         if dead:
-            return dead[0], None
+            return Path(dead[0]), None
         if not os.path.isdir(where):
             filesystem = parsed.filesystem if isinstance(parsed, SnapshotName) else parsed
             known = {info.name: info.state for info in store.filesystems(on_damage=lambda error: None)}
@@ -183,17 +181,19 @@ def _asked(where: Path) -> int | None:
     return None
 
 
-def _dead(store: Store, live: list[MountStatus]) -> list[Mounted]:
-    """Mounts named as filesystems and snapshots of the store are, whose process has died."""
+def _dead(store: Store, live: list[MountStatus]) -> list[MountStatus]:
+    """The mounts of the store's filesystems and snapshots whose process has died."""
     from tzfs.mount import mountpoint
 
     served = {s.mountpoint for s in live}
-    names = {str(info.name) for info in store.filesystems(on_damage=lambda error: None)}
-    return [
-        m
-        for m in mountpoint.tzfs_mounts()
-        if os.fspath(m.path) not in served and m.name.partition("@")[0] in names and mountpoint.is_dead(m.path)
-    ]
+    filesystems = store.filesystems(on_damage=lambda error: None)
+    found = []
+    for mounted in mountpoint.tzfs_mounts():
+        place = os.fspath(mounted.path)
+        names = [f"{info.name}{at}" for info in filesystems if (at := mounted.snapshot_of(info.guid)) is not None]
+        if names and place not in served and mountpoint.is_dead(mounted.path):
+            found.append(MountStatus(names[0], place, 0, "dead", f"its process has died: tzfs umount {place}"))
+    return found
 
 
 def _state(status: MountStatus) -> str:
@@ -230,9 +230,7 @@ def status_command(ctx: click.Context, scripted: bool, as_json: bool, statistics
             document(mount.call("stats"))
         return
     found = store.status()
-    for dead in _dead(store, found):
-        place = os.fspath(dead.path)
-        found.append(MountStatus(dead.name, place, 0, "dead", f"its process has died: tzfs umount {place}"))
+    found += _dead(store, found)
     for problem in store.catalog.unsettled:
         say("tzfs", f"an interrupted command could not be finished: {problem}")
     if as_json:
