@@ -187,14 +187,14 @@ def test_a_last_commit_that_fails_at_unmount_is_in_the_log_and_the_mount_ends(wo
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A fresh ext4 of 160 MiB on a loop device."""
+@pytest.fixture(params=["4096", "1024"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A fresh ext4 of 160 MiB on a loop device, with blocks of so many bytes."""
     image, folder = tmp_path / "image", tmp_path / "disk"
     with image.open("wb") as file:
         file.truncate(160 * MIB)
     folder.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", request.param, image], check=True)
     subprocess.run(["mount", "-o", "loop", image, folder], check=True)
     try:
         yield folder
@@ -286,6 +286,28 @@ def test_a_full_disk_answers_enospc_keeps_what_was_synced_and_lets_files_be_remo
     assert on_disk.problems() == []
     with on_disk.mounted():
         assert_there(top, taken)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("piece", [MIB, 100_000])
+@pytest.mark.parametrize("compression", ["off", "lz4"])
+def test_a_stream_onto_a_full_disk_ends_with_enospc_and_all_that_was_taken_can_be_synced(
+    on_disk: Workspace, compression: str, piece: int
+) -> None:
+    on_disk.tzfs("set", f"compression={compression}", "ws")
+    with on_disk.mounted() as top:
+        for name in ("a", "b"):
+            with open(top / name, "wb", buffering=0) as file:
+                while number_of(partial(file.write, LARGE[:piece])) == 0:
+                    pass
+                os.fsync(file.fileno())
+            assert on_disk.stats("failed") is None
+            there = (top / name).read_bytes()
+            assert len(there) > 40 * MIB
+            assert there == (LARGE[:piece] * (len(there) // piece + 1))[: len(there)]
+            (top / name).unlink()
+            on_disk.tzfs("gc", "ws")
+    assert on_disk.problems() == []
 
 
 @pytest.mark.needs("root")

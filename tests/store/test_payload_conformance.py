@@ -181,6 +181,24 @@ def test_reserve_then_append_as_often_as_wanted(store: Made) -> None:
     payload.close()
 
 
+def test_what_is_reserved_is_there_until_it_is_given_away(store: Made) -> None:
+    payload = store.payload()
+    assert payload.reserved == 0
+    payload.reserve(200_000)
+    before = payload.reserved
+    assert before >= 200_000
+    extents = [payload.allocate(n) for n in (1, 4096, 100_000)]
+    assert payload.reserved == before - (1 + 1 + 25) * 4096
+    payload.reserve(payload.reserved)  # which is there
+    assert payload.reserved == before - 27 * 4096
+    payload.allocate(before)
+    assert payload.reserved == 0
+    payload.reserve(1)
+    assert payload.reserved >= 1
+    payload.write([(extent, b"x") for extent in extents])
+    payload.close()
+
+
 def test_a_failed_write_may_be_tried_again(store: Made) -> None:
     payload = store.payload()
     extent = payload.allocate(3)

@@ -22,7 +22,7 @@ from tzfs.engine.reads import ReadPlan
 from tzfs.errors import CorruptionError, InternalError, StoreError
 from tzfs.format.keys import ExtentId
 from tzfs.format.slices import CODEC_RAW, NOWHERE, Slice
-from tzfs.limits import KIB
+from tzfs.limits import KIB, PAGE_BYTES
 from tzfs.native import page_sums
 from tzfs.native.codecs import Compressor
 from tzfs.store.interface import Buffer as Payload
@@ -94,6 +94,7 @@ class FlushJob:
     compressor: Compressor
     entries: list[_Entry]
     bytes: int
+    unplaced: int  # bytes on the disk, at most, for which no place has been taken yet
     error: BaseException | None = None
     _running: threading.Lock = field(default_factory=threading.Lock)  # a tenth of an Event, which each fsync would pay
     _begun: threading.Lock = field(default_factory=threading.Lock)  # held from then on
@@ -127,6 +128,7 @@ class FlushJob:
                 if stored:
                     e.extent = extent = self.payload.allocate(len(stored))
                     parts.append((extent, stored))
+                self.unplaced -= (e.hi - e.lo + PAGE_BYTES - 1) & -PAGE_BYTES
             failpoints.hit("flush.write")
             self.payload.write(parts)
             if sync:
@@ -151,7 +153,7 @@ class Flusher:
         """Freezes what is dirty, for a job to give it extents; None when nothing is.  One job at a time."""
         if self.running is not None:
             raise InternalError("a flush is running already")
-        head, entries, total = self._head, [], 0
+        head, entries, total, on_disk = self._head, [], 0, 0
         for contents in head.contents.values():
             for index, chunk in contents.chunks.items():
                 buffer = chunk.dirty
@@ -166,12 +168,13 @@ class Flusher:
                 for lo, hi in buffer.spans:
                     entries.append(_Entry(contents, index, chunk, buffer, lo, hi, alone))
                     total += hi - lo
-                head.flushed_bytes += buffer.disk_bytes
+                on_disk += buffer.disk_bytes
                 chunk.flushing = buffer
         head.dirty_bytes = 0
+        head.flushed_bytes += on_disk
         if not entries:
             return None
-        self.running = FlushJob(head.payload, head.settings.compression, self._compressor, entries, total)
+        self.running = FlushJob(head.payload, head.settings.compression, self._compressor, entries, total, on_disk)
         return self.running
 
     def _absorb(self, contents: Contents, chunk: Chunk, buffer: Buffer) -> bool:

@@ -101,9 +101,10 @@ class Head:
             self.versions.inherits, self.versions.bequest = ancestry.inherits, Bequest(ancestry.cost)
         self.referenced: Callable[[int], bool] = lambda ino: False
         self.thread = threading.get_ident()
-        self.admit: Callable[[int], None] = lambda nbytes: None  # set by the committer, as the next two
+        self.admit: Callable[[int], None] = lambda nbytes: None  # set by the committer, as the next three
         self.pace: Callable[[], None] = lambda: None
         self.reserve: Callable[[int], None] = lambda nbytes: None
+        self.unplaced: Callable[[], int] = lambda: 0
         self.note: Callable[..., int] = lambda kind, **fields: 0  # set by the journal, as the next one
         self.committed: Callable[[], None] = lambda: None
         self.room: Callable[[int], None] | None = None  # the quotas' say in `admit`; None where there are none
@@ -124,7 +125,6 @@ class Head:
         self.logged = 0  # operations since the last commit that the redo log has
         self.unlogged: list[Operation] | None = []  # those it has not; None: too many, or not all of them are known
         self.unlogged_bytes = 0  # payload in them
-        self.full = False  # the reserve could not be renewed: nothing that adds is accepted
         self.first_ino, self.first_data = counters.next_ino, counters.next_data
 
         self.inodes: dict[int, Inode] = {}  # a cache; holds at least what is dirty

@@ -441,6 +441,10 @@ class ClonePayload:
     def reserve_supported(self) -> bool:
         return self._own.reserve_supported
 
+    @property
+    def reserved(self) -> int:
+        return self._own.reserved
+
 
 def read_through(meta: MetaStore, payload: PayloadStore, ancestry: Ancestry | None) -> tuple[Readable, PayloadStore]:
     """A filesystem's tables and payload for whoever only reads: those of a clone with its origins."""

@@ -173,7 +173,7 @@ class Mover:
             if copy.taken and total > COPY_BYTES_MAX:
                 break
             if movable:
-                self._head.payload.reserve(total)
+                self._head.payload.reserve(self._head.unplaced() + total)
             for old, stored in movable.items():
                 copy.add(prefix, old, stored)
             copy.taken += 1

@@ -68,10 +68,9 @@ class TxgCommitter:
         self._base = head.meta.commit_number
         self._reserved_txg = self._asked_txg = -1
         self.tight = False  # no room for a commit of the largest size
-        self._payload_reserved = 0
         self._absorbed = 0  # of `head.dirty_rows`
         self.commits = 0
-        head.admit, head.pace, head.reserve = self.admit, self.pace, self.reserve
+        head.admit, head.pace, head.reserve, head.unplaced = self.admit, self.pace, self.reserve, self.unplaced
 
     def put_superblock(self, superblock: Superblock) -> None:
         """A feature comes into use, or out of it, with the group that is being built."""
@@ -130,7 +129,7 @@ class TxgCommitter:
             and not self.tight
             and head.dirty_rows - self._absorbed <= 2 * limits.ABSORB_ROWS
             and head.dirty_rows <= head.settings.dirty_rows_max
-            and head.dirty_bytes + nbytes <= self._payload_reserved
+            and self.unplaced() + nbytes <= head.payload.reserved
             and head.dirty_bytes + nbytes <= 2 * head.settings.dirty_bytes_max
         ):  # nearly always: nothing of what follows would do anything
             if head.room is not None:
@@ -144,8 +143,13 @@ class TxgCommitter:
     def reserve(self, nbytes: int) -> None:
         """Room for `nbytes` more of payload, or for a few more rows, within the limits of a group."""
         head = self._head
-        if self._reserved_txg != head.counters.txg or head.dirty_bytes + nbytes > self._payload_reserved:
+        if self._reserved_txg != head.counters.txg or self.unplaced() + nbytes > head.payload.reserved:
             self._reserve(nbytes)
+
+    def unplaced(self) -> int:
+        """Bytes of payload that have been accepted, and for which no place has been taken yet."""
+        running = self._flusher.running
+        return self._head.dirty_bytes if running is None else self._head.dirty_bytes + running.unplaced
 
     def pace(self, nbytes: int = 0) -> None:
         """Commits or absorbs beyond the limits: the brake of a caller who does not watch `due` and `absorb_due`.
@@ -175,21 +179,14 @@ class TxgCommitter:
 
     def _reserve(self, nbytes: int) -> None:
         head = self._head
-        payload = 2 * head.settings.dirty_bytes_max + SLACK_BYTES + nbytes
         try:
             head.meta.reserve(limits.META_RESERVE_BYTES)
-            head.payload.reserve(payload)
+            head.payload.reserve(2 * head.settings.dirty_bytes_max + SLACK_BYTES + nbytes)
         except NoSpace:
-            # A smaller group may still fit: room for this operation and for what is dirty already.
-            payload = head.dirty_bytes + nbytes + SLACK_BYTES // 4
-            try:
-                head.payload.reserve(payload)
-                head.meta.reserve(limits.META_RESERVE_LEAST_BYTES)
-            except NoSpace:
-                head.full = True
-                raise
-        head.full = False
-        self._reserved_txg, self._payload_reserved = head.counters.txg, payload
+            # A smaller group may still fit: room for this operation and for what has been accepted already.
+            head.payload.reserve(self.unplaced() + nbytes + SLACK_BYTES // 4)
+            head.meta.reserve(limits.META_RESERVE_LEAST_BYTES)
+        self._reserved_txg = head.counters.txg
 
     # -- committing ------------------------------------------------------------------------------------------------
 

@@ -265,6 +265,11 @@ class PayloadStore(PayloadReader, Protocol):
         """Makes sure that `nbytes` may be appended without meeting a full disk; `NoSpace` otherwise."""
         ...
 
+    @property
+    def reserved(self) -> int:
+        """What is left of that: what `allocate` has not given away.  Without end where nothing can be reserved."""
+        ...
+
 
 class RedoStore(Protocol):
     """Operations made durable ahead of the tables; whoever opens for writing does them again first."""

@@ -244,6 +244,7 @@ class MemoryPayload:
         self._block = 0  # the first free block in it
         self._failed: str | None = None
         self._lock = threading.Lock()
+        self.reserved = 0
         self.fail_next_write: Exception | None = None
         self.fail_next_sync: Exception | None = None
         self.full = False
@@ -284,6 +285,7 @@ class MemoryPayload:
                 self._next_segment += 1
             extent = extent_id(self._number, self._block)
             self._block += blocks
+            self.reserved = max(0, self.reserved - blocks * PAGE_BYTES)
             return extent
 
     def write(self, extents: Sequence[tuple[ExtentId, Buffer]]) -> None:
@@ -372,6 +374,7 @@ class MemoryPayload:
         self._check_writable()
         if self.full:
             raise NoSpace(f"reserve {nbytes} bytes: no space left on the store in memory")
+        self.reserved = max(self.reserved, nbytes)
 
     def close(self) -> None:
         self.closed = True

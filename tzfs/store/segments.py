@@ -26,6 +26,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -284,6 +285,13 @@ class Segments:
                     self._reserve_in(fd, number, begin, nbytes)
             except OSError as error:
                 raise from_os_error(error, f"segment {number}: reserve {nbytes} bytes") from error
+
+    @property
+    def reserved(self) -> int:
+        if not self.reserve_supported:
+            return sys.maxsize
+        block = self._block  # before the number: a segment that begins meanwhile then makes it less, never more
+        return max(0, self._reserved.get(self._number, 0) - block * PAGE_BYTES)
 
     def close(self) -> None:
         if self._closed:
