@@ -281,7 +281,7 @@ class Operations(Looking):
             tree.unpin(pin)
 
     @answered_later
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
+    async def write(self, fh: int, off: int, buf: bytes | memoryview) -> int:
         node = fh & ~WRITING
         if node in self.dropping:
             return len(buf)

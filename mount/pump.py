@@ -28,7 +28,8 @@ Invariants:
   pyfuse3 takes EAGAIN for the end of the world, its call to libfuse is led through a function in C that says EINTR
   instead, upon which pyfuse3 waits again.  Where that call cannot be redirected the descriptor is left as it was.
 * Given `Answers` (native/src/answers.h), the pump reads requests itself and has C answer those it can; the others it
-  hands to pyfuse3 through the same redirected call, in the memory that they were read to.
+  hands to pyfuse3 through the same redirected call.  Of a large WRITE it keeps the payload, for `write` of the
+  operations that `keep_payload` was given: pyfuse3, which would copy it, calls that in the same step.
 * `Cancelled` and `ClosedResourceError` come out of a wait as they would from trio's own, TURN_MAX_NS later at most.
 
 Otherwise the pump knows nothing of requests, handlers or the engine.  `TZFS_PUMP=off` in the environment makes
@@ -37,6 +38,7 @@ Otherwise the pump knows nothing of requests, handlers or the engine.  `TZFS_PUM
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import math
@@ -74,6 +76,7 @@ class _State(Protocol):
     """`struct tzfs_pump` (native/src/pump.h)."""
 
     answers: object
+    keeps: int
     spin_ns: int
     turn_max_ns: int
     turn_ns: int
@@ -96,6 +99,7 @@ class _Library(Protocol):
     def tzfs_pump_hands_over(self) -> int: ...
     def tzfs_pump_received(self) -> int: ...
     def tzfs_pump_withdrawn(self) -> int: ...
+    def tzfs_pump_take(self, size: list[int], /) -> object: ...
 
 
 _lib: Final = cast(_Library, _native_lib)
@@ -115,6 +119,12 @@ class Statistics:
     spin_ns: int  # time spent spinning
     withdrawn: int  # requests that were gone when they were to be read
     guarded: bool  # withdrawn requests cannot stop the loop
+
+
+class Writing(Protocol):
+    """Operations with pyfuse3's handler of a WRITE."""
+
+    def write(self, fh: int, off: int, buf: bytes | memoryview) -> Awaitable[int]: ...
 
 
 class _Done:
@@ -190,6 +200,7 @@ class Pump:
 
     def __init__(self, *, spin_ns: int, guarded: bool) -> None:
         self._memory = _ffi.new("struct tzfs_pump *")
+        self._size = cast("list[int]", _ffi.new("size_t *"))
         self._state = cast(_State, self._memory)
         self._state.spin_ns = spin_ns
         self._state.turn_max_ns = TURN_MAX_NS
@@ -258,6 +269,29 @@ class Pump:
     def answers(self) -> bool:
         """Whether what can be answered in C is: not where pyfuse3's call to libfuse could not be redirected."""
         return bool(self._state.answers != _ffi.NULL)
+
+    def keep_payload(self, operations: Writing) -> None:
+        """From now on `operations.write` is given what a large request carries in the memory it was read to, as a view
+        that may be kept.
+
+        The view begins on a page: it can go to a disk without another copy.
+        """
+        write = operations.write
+
+        def write_kept(fh: int, off: int, buf: bytes | memoryview) -> Awaitable[int]:
+            return write(fh, off, buf or self._take())
+
+        vars(operations)["write"] = write_kept
+        self._state.keeps = 1
+
+    def _take(self) -> bytes | memoryview:
+        taken = _lib.tzfs_pump_take(self._size)
+        size = self._size[0]
+        if size == 0:
+            return b""
+        if taken == _ffi.NULL:
+            raise pyfuse3.FUSEError(errno.ENOMEM)
+        return memoryview(_ffi.buffer(_ffi.gc(taken, _native_lib.tzfs_pump_free), size)).toreadonly()
 
     def quiet(self) -> bool:
         """Whether no request has come since this was asked last."""

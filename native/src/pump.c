@@ -13,6 +13,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <link.h>
+#include <linux/fuse.h>
 #include <malloc.h>
 #include <poll.h>
 #include <sched.h>
@@ -49,7 +50,7 @@ static int nothing_came(struct tzfs_pump *pump)
 }
 
 enum reading { HANDED_OVER, ANSWERED, GONE };
-static enum reading read_request(struct tzfs_answers *answers, int fuse_fd);
+static enum reading read_request(struct tzfs_pump *pump, int fuse_fd);
 
 int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
 {
@@ -81,7 +82,7 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
                 return TZFS_PUMP_WOKEN;
             }
             int verdict = request_came(pump, spinning ? &pump->spun : &pump->ready);
-            if (!pump->answers || read_request(pump->answers, fuse_fd) == HANDED_OVER)
+            if (!pump->answers || read_request(pump, fuse_fd) == HANDED_OVER)
                 return verdict;
             entered = now = tzfs_pump_now_ns();
             spinning = 0; /* the next one counts as there at once, or begins a spin */
@@ -121,12 +122,19 @@ static struct relro {
 } slot_relro;
 static uint64_t received, withdrawn;
 
-/* Requests read by us go to pyfuse3 in the memory that they were read to; what it had before is read to next.  Whoever
- * made it frees it, or the other one: both are malloc's. */
-enum { BUFFER_BYTES = (1 << 20) + 4096, LIBFUSE_MAX = 316 }; /* libfuse's: 256 pages of 4 KiB, and its headers */
-static void *stash;
+/* Requests are read by us so that what a WRITE carries begins on a page, and are copied to pyfuse3's memory: they are
+ * small, or a WRITE whose payload is kept. */
+enum {
+    PAGE_BYTES = 4096,
+    BUFFER_BYTES = (1 << 20) + PAGE_BYTES, /* libfuse's: 256 pages, and its headers */
+    WRITE_HEAD_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in),
+    WHOLE_BYTES_MIN = BUFFER_BYTES / 2, /* a payload that takes less of the memory it was read to leaves it */
+    LIBFUSE_MAX = 316,
+};
+static char *landing;  /* where such a payload begins; in front of it the request, and what malloc gave */
 static int hands_over; /* libfuse is one whose buffers we know */
-static size_t waiting; /* bytes in it that pyfuse3 has not taken yet */
+static size_t waiting; /* bytes of the request that pyfuse3 has not taken yet */
+static size_t kept;    /* bytes of its payload that `tzfs_pump_take` has not been asked for yet */
 
 struct fuse_buffer { /* libfuse's `struct fuse_buf`, up to 3.16 */
     size_t size;
@@ -136,22 +144,83 @@ struct fuse_buffer { /* libfuse's `struct fuse_buf`, up to 3.16 */
     off_t position;
 };
 
-/* Reads the next request.  GONE: it was withdrawn.  HANDED_OVER: pyfuse3 receives it, or meets the error, itself. */
-static enum reading read_request(struct tzfs_answers *answers, int fuse_fd)
+/* Memory for `bytes` from a page's beginning on, with room for a request's head before it.  malloc's own aligned memory
+ * is not used again as well. */
+static char *new_page(size_t bytes)
 {
-    if (waiting || (!stash && !(stash = malloc(BUFFER_BYTES))))
+    const size_t before = WRITE_HEAD_BYTES + sizeof(char *);
+    char *memory = malloc(before + PAGE_BYTES - 1 + bytes);
+    if (!memory)
+        return NULL;
+    char *made = memory + before;
+    made += -(uintptr_t)made & (PAGE_BYTES - 1);
+    memcpy(made - before, &memory, sizeof memory);
+    return made;
+}
+
+static void free_page(char *made)
+{
+    if (!made)
+        return;
+    char *memory;
+    memcpy(&memory, made - WRITE_HEAD_BYTES - sizeof(char *), sizeof memory);
+    free(memory);
+}
+
+/* The bytes that a whole WRITE carries, where they are to be kept; 0 of any other request. */
+static size_t payload_of(const struct tzfs_pump *pump, const char *request, size_t bytes)
+{
+    const struct fuse_in_header *in = (const void *)request;
+    const struct fuse_write_in *write_in = (const void *)(in + 1);
+    if (!pump->keeps || bytes < WRITE_HEAD_BYTES + TZFS_PUMP_KEPT_BYTES_MIN || in->opcode != FUSE_WRITE ||
+        in->len != bytes || write_in->size != bytes - WRITE_HEAD_BYTES)
+        return 0;
+    return write_in->size;
+}
+
+/* Reads the next request.  GONE: it was withdrawn.  HANDED_OVER: pyfuse3 receives it, or meets the error, itself. */
+static enum reading read_request(struct tzfs_pump *pump, int fuse_fd)
+{
+    if (waiting || (!landing && !(landing = new_page(BUFFER_BYTES))))
         return HANDED_OVER;
-    ssize_t bytes = read(fuse_fd, stash, BUFFER_BYTES);
+    char *request = landing - WRITE_HEAD_BYTES;
+    ssize_t bytes = read(fuse_fd, request, BUFFER_BYTES);
     if (bytes < 0 && (errno == EAGAIN || errno == ENOENT || errno == EINTR)) {
         withdrawn++;
         return GONE;
     }
     if (bytes <= 0)
         return HANDED_OVER;
-    if (tzfs_answers_try(answers, fuse_fd, stash, (size_t)bytes))
+    if (tzfs_answers_try(pump->answers, fuse_fd, request, (size_t)bytes))
         return ANSWERED;
     waiting = (size_t)bytes;
+    kept = payload_of(pump, request, waiting);
+    if (kept) {
+        struct fuse_in_header *in = (void *)request;
+        ((struct fuse_write_in *)(in + 1))->size = 0;
+        in->len = WRITE_HEAD_BYTES;
+        waiting = WRITE_HEAD_BYTES;
+    }
     return HANDED_OVER;
+}
+
+void *tzfs_pump_take(size_t *bytes)
+{
+    char *taken = NULL;
+    *bytes = kept;
+    if (kept >= WHOLE_BYTES_MIN) {
+        taken = landing;
+        landing = NULL;
+    } else if (kept && (taken = new_page(kept))) {
+        memcpy(taken, landing, kept);
+    }
+    kept = 0;
+    return taken;
+}
+
+void tzfs_pump_free(void *taken)
+{
+    free_page(taken);
 }
 
 static int receive_guarded(void *session, void *buffer)
@@ -159,16 +228,16 @@ static int receive_guarded(void *session, void *buffer)
     if (waiting) {
         struct fuse_buffer *b = buffer;
         const int bytes = (int)waiting;
-        void *before = b->mem;
-        b->mem = stash;
+        if (b->mem && malloc_usable_size(b->mem) < BUFFER_BYTES) {
+            free(b->mem);
+            b->mem = NULL;
+        }
+        if (!b->mem && !(b->mem = malloc(BUFFER_BYTES)))
+            return -ENOMEM;
+        memcpy(b->mem, landing - WRITE_HEAD_BYTES, waiting);
         b->size = waiting;
         b->flags = 0;
         waiting = 0;
-        stash = before;
-        if (before && malloc_usable_size(before) < BUFFER_BYTES) {
-            free(before);
-            stash = NULL;
-        }
         received++;
         return bytes;
     }
@@ -301,9 +370,9 @@ int tzfs_pump_unguard(void)
         return failed;
     slot = NULL;
     hands_over = 0;
-    waiting = 0;
-    free(stash);
-    stash = NULL;
+    waiting = kept = 0;
+    free_page(landing);
+    landing = NULL;
     return 0;
 }
 

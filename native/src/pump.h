@@ -6,6 +6,7 @@
 #ifndef TZFS_PUMP_H
 #define TZFS_PUMP_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 struct tzfs_answers;
@@ -30,7 +31,7 @@ struct tzfs_pump {
     uint32_t failures; /* spins in vain since the last request that came in time */
     uint32_t skip;     /* waits that will not spin yet */
     uint32_t woken;    /* the last verdict was WOKEN: a request goes first now */
-    uint32_t reserved;
+    uint32_t keeps;    /* set by the caller: large WRITEs are handed over without what they carry (tzfs_pump_take) */
     /* counted for statistics */
     uint64_t ready;   /* requests that were there at once */
     uint64_t spun;    /* requests that came while spinning */
@@ -53,6 +54,14 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd);
  * 0: done.  Else nothing was changed: 1 not an ELF object we can read, 2 it does not call the function by that name,
  * 3 the slot cannot be written, 4 done before. */
 int tzfs_pump_guard(const char *path);
+
+/* A payload of that many bytes and more is kept, where it is asked for. */
+enum { TZFS_PUMP_KEPT_BYTES_MIN = 32 * 1024 };
+
+/* What was kept of the WRITE that was handed over last, whole pages of its own, and its length; NULL where nothing was
+ * (length 0), or there is no memory.  It is the caller's, who gives it to `tzfs_pump_free`, on any thread. */
+void *tzfs_pump_take(size_t *bytes);
+void tzfs_pump_free(void *taken);
 
 /* Undo it: 0 done, 1 there was none, 3 the slot cannot be written (the guard then stays, and stays harmless). */
 int tzfs_pump_unguard(void);

@@ -27,6 +27,7 @@ from tests.engine.plain import ROOT, Node, Plain
 from tests.engine.world import GUID, DiskStores, Step
 from tests.model.family import Clone
 from tests.model.world import EDITS, WEIGHTS, Everything
+from tests.store.paged import all_direct
 from tzfs.engine.engine import Engine
 from tzfs.engine.head import S_IFLNK, S_IFMT, S_IFREG
 from tzfs.engine.inherited import Ancestry
@@ -195,7 +196,10 @@ def _digest(nodes: Mapping[int, Node]) -> str:
 
 
 def main(folder: Path, marks: Path, seed: int, count: int) -> None:
-    small_batches(pytest.MonkeyPatch())
+    patch = pytest.MonkeyPatch()
+    small_batches(patch)
+    if seed % 2:
+        all_direct(patch)
     out = os.open(marks, os.O_WRONLY)
 
     def mark(**said: object) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.store.paged import paged
 from tzfs.engine import slices
 from tzfs.engine.buffers import SHARED_BYTES_MIN, Buffer
 from tzfs.format.keys import Epoch, ExtentId
 from tzfs.format.slices import CODEC_RAW, Slice
 from tzfs.native import page_sums
 
+Payload = bytes | bytearray | memoryview
+Write = tuple[int, int, Callable[[bytes], Payload]]
 CHUNK = 2 * SHARED_BYTES_MIN
 WRITES = st.lists(
     st.tuples(
         st.integers(0, CHUNK - 1),
         st.one_of(st.integers(1, 100), st.sampled_from([4096, SHARED_BYTES_MIN, CHUNK])),
-        st.sampled_from([bytes, bytearray, memoryview]),
+        st.sampled_from([bytes, bytearray, memoryview, paged]),
     ),
     max_size=8,
 )
@@ -27,7 +32,7 @@ def payload(n: int, size: int) -> bytes:
 
 
 @given(WRITES, st.integers(0, CHUNK))
-def test_a_buffer_holds_what_was_written_and_nothing_else(writes: list[tuple[int, int, type[bytes]]], cut: int) -> None:
+def test_a_buffer_holds_what_was_written_and_nothing_else(writes: list[Write], cut: int) -> None:
     buffer, plain, written = Buffer(), bytearray(CHUNK), bytearray(CHUNK)
     for n, (offset, size, kind) in enumerate(writes):
         offset = 0 if size >= SHARED_BYTES_MIN and n % 2 == 0 else offset

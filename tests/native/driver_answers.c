@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -297,8 +298,7 @@ static int intact(const struct worker *w)
     return 1;
 }
 
-/* One session: what was not answered goes from hand to hand in the memory it was read to, and stays what it is for as
- * long as its worker has it, which frees it in the end. */
+/* One session: what was not answered stays what it is for as long as its worker has it, which frees it in the end. */
 static void session(int (*receive)(void *, void *), uint64_t seed)
 {
     struct tzfs_answers *a = answering();
@@ -347,6 +347,71 @@ static void session(int (*receive)(void *, void *), uint64_t seed)
     close(ends[1]);
 }
 
+/* What a WRITE carries, kept: whole, from a page's beginning on, and the caller's until it gives it back. */
+static void keeping(int (*receive)(void *, void *), uint64_t seed)
+{
+    enum { HEAD = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), TAKEN = 8, LEAST = TZFS_PUMP_KEPT_BYTES_MIN };
+    static const size_t sizes[] = {1, LEAST - 1, LEAST, LEAST + 1, 4096 * 31, 500000, 526335, 526336, 1 << 20};
+    struct tzfs_answers *a = answering();
+    struct tzfs_pump *pump = calloc(1, sizeof *pump);
+    struct worker worker = {.buffer = {.mem = block(5000)}};
+    struct { uint8_t *at, mark; size_t bytes; } taken[TAKEN] = {0};
+    uint64_t state = seed;
+    int fd = memfd_create("requests", 0); /* a socket takes less at once */
+    if (!pump || fd < 0)
+        abort();
+    pump->turn_ns = tzfs_pump_now_ns();
+    pump->turn_max_ns = pump->deadline_ns = INT64_MAX / 2;
+    pump->answers = a;
+    for (unsigned step = 0; step < 300; step++) {
+        const size_t most = step % 3 ? sizes[drawn(&state) % (sizeof sizes / sizeof *sizes)] : 1 << 20;
+        const size_t bytes = step % 3 ? most : 1 + drawn(&state) % most;
+        const unsigned wrong = step % 16 == 15; /* the kernel sends none such; libfuse refuses it */
+        uint8_t *request = block(HEAD + bytes), *payload = request + HEAD;
+        const struct fuse_in_header in = {.len = (uint32_t)(HEAD + bytes), .opcode = FUSE_WRITE, .unique = step, .nodeid = 9};
+        const struct fuse_write_in write_in = {.fh = 7, .offset = step, .size = (uint32_t)(bytes + wrong)};
+        memcpy(request, &in, sizeof in);
+        memcpy(request + sizeof in, &write_in, sizeof write_in);
+        memset(payload, (int)step, bytes);
+        EXPECT(ftruncate(fd, 0) == 0 && pwrite(fd, request, HEAD + bytes, 0) == (ssize_t)(HEAD + bytes));
+        EXPECT(lseek(fd, 0, SEEK_SET) == 0);
+        pump->keeps = step % 8 != 7;
+        const size_t expected = pump->keeps && !wrong && bytes >= LEAST ? bytes : 0;
+        EXPECT(tzfs_pump_wait(pump, fd, -1) == TZFS_PUMP_READY);
+        EXPECT(receive(&fd, &worker.buffer) == (int)(expected ? HEAD : HEAD + bytes));
+        struct fuse_in_header got;
+        struct fuse_write_in got_write;
+        memcpy(&got, worker.buffer.mem, sizeof got);
+        memcpy(&got_write, (char *)worker.buffer.mem + sizeof got, sizeof got_write);
+        EXPECT(got.len == worker.buffer.size && got.unique == step && got.opcode == FUSE_WRITE && got.nodeid == 9);
+        EXPECT(got_write.fh == 7 && got_write.offset == step && got_write.size == (expected ? 0 : bytes + wrong));
+        if (!expected)
+            EXPECT(!memcmp((char *)worker.buffer.mem + HEAD, payload, bytes));
+        size_t length = 99;
+        if (step % 5) { /* else nobody asks, as of a request that is refused before */
+            uint8_t *at = tzfs_pump_take(&length);
+            EXPECT(length == expected && !at == !expected && !((uintptr_t)at % 4096));
+            EXPECT(!at || !memcmp(at, payload, bytes));
+            EXPECT(!tzfs_pump_take(&length) && !length); /* once */
+            const unsigned slot = drawn(&state) % TAKEN;
+            for (size_t i = 0; i < taken[slot].bytes; i++)
+                if (taken[slot].at[i] != taken[slot].mark)
+                    abort();
+            tzfs_pump_free(taken[slot].at);
+            taken[slot].at = at;
+            taken[slot].bytes = expected;
+            taken[slot].mark = (uint8_t)step;
+        }
+        free(request);
+    }
+    for (int i = 0; i < TAKEN; i++)
+        tzfs_pump_free(taken[i].at);
+    free(worker.buffer.mem);
+    free(pump);
+    tzfs_answers_free(a);
+    close(fd);
+}
+
 static void handing_over(void)
 {
     char path[4096];
@@ -367,6 +432,8 @@ static void handing_over(void)
             EXPECT(tzfs_pump_guard(path) == 0);
         }
         session(receive, seed);
+        EXPECT(tzfs_pump_unguard() == 0 && tzfs_pump_guard(path) == 0);
+        keeping(receive, seed);
         EXPECT(tzfs_pump_unguard() == 0);
         EXPECT(tzfs_pump_unguard() == 1);
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import random
 import stat
 import threading
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.store.paged import paged
 from tests.store.stores import GUID, SMALL_SEGMENT, fds_below, python
 from tzfs import failpoints
 from tzfs.errors import CorruptionError, ForeignStore, InternalError, NoSpace, ReadOnly, StoreError
@@ -18,7 +21,7 @@ from tzfs.format.keys import ExtentId, extent_id
 from tzfs.native import fnv1a64
 from tzfs.store import segment_files as module
 from tzfs.store import space
-from tzfs.store.interface import SegmentGone
+from tzfs.store.interface import Buffer, SegmentGone
 from tzfs.store.segments import Segments
 
 
@@ -35,7 +38,7 @@ def opened(
     )
 
 
-def put(payload: Segments, *pieces: bytes) -> list[ExtentId]:
+def put(payload: Segments, *pieces: Buffer) -> list[ExtentId]:
     extents = [payload.allocate(len(p)) for p in pieces]
     payload.write(list(zip(extents, pieces, strict=True)))
     payload.sync()
@@ -190,6 +193,115 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         b"b" * 4096,
         b"c" * 100,
     ]
+    payload.close()
+
+
+class Written:
+    """How `os.pwritev` was called: (past the page cache, bytes); `answer` may write less, or fail."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[bool, int]] = []
+        self.answer: Callable[[list[memoryview]], list[memoryview]] = lambda pieces: pieces
+        self._pwritev = os.pwritev
+        patch.setattr(os, "pwritev", self._call)
+
+    def _call(self, fd: int, pieces: list[memoryview], offset: int) -> int:
+        direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+        self.calls.append((direct, sum(map(len, pieces))))
+        return self._pwritev(fd, self.answer(pieces) if direct else pieces, offset)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Written:
+    return Written(monkeypatch)
+
+
+MIB = 1 << 20
+CACHED, DIRECT = False, True
+
+
+def noise(*sizes: int) -> list[bytes]:
+    return [random.Random(size).randbytes(size) for size in sizes]
+
+
+def test_much_on_whole_pages_goes_past_the_page_cache(tmp_path: Path, written: Written) -> None:
+    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
+    large, odd, more, small, apart = noise(MIB, 5000, MIB + 4096, 8192, MIB)
+    put_apart = paged(b"-" + apart)[1:]
+    extents = put(payload, paged(large), odd, paged(more), paged(small), put_apart, paged(large)[4096:])
+    assert written.calls == [
+        (DIRECT, MIB),
+        (CACHED, 8192),
+        (DIRECT, MIB + 4096 + 8192),
+        (CACHED, MIB),  # begins within a page
+        (CACHED, MIB - 4096),  # is little
+    ]
+    for extent, data in zip(extents, (large, odd, more, small, apart, large[4096:]), strict=True):
+        assert payload.read(extent, 0, len(data)) == data
+    assert payload.segments()[1] >= 4 * MIB
+    payload.close()
+    payload = opened(tmp_path)
+    assert payload.read(extents[2], MIB, 4096) == more[MIB:]
+    payload.close()
+
+
+def test_what_a_direct_write_leaves_goes_through_the_page_cache(tmp_path: Path, written: Written) -> None:
+    written.answer = lambda pieces: [pieces[0][:8192]]
+    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
+    data = noise(MIB, MIB + 4096)
+    extents = put(payload, *map(paged, data))
+    assert written.calls == [(DIRECT, 2 * MIB + 4096), (CACHED, 2 * MIB + 4096)]
+    assert [payload.read(e, 0, len(d)) for e, d in zip(extents, data, strict=True)] == data
+    payload.close()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("where", ["open", "write"])
+def test_a_disk_that_cannot_write_directly_is_asked_once(
+    tmp_path: Path, written: Written, monkeypatch: pytest.MonkeyPatch, number: int, where: str
+) -> None:
+    def refuse(pieces: list[memoryview]) -> list[memoryview]:
+        raise OSError(number, os.strerror(number))
+
+    opening = os.open
+    asked = 0
+
+    def refuse_open(path: Path, flags: int, mode: int = 0o777) -> int:
+        nonlocal asked
+        if flags & os.O_DIRECT:
+            asked += 1
+            raise OSError(number, os.strerror(number))
+        return opening(path, flags, mode)
+
+    if where == "open":
+        monkeypatch.setattr(os, "open", refuse_open)
+    written.answer = refuse
+    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
+    data = noise(MIB, 2 * MIB)
+    extents = [put(payload, paged(d))[0] for d in data]
+    assert [size for direct, size in written.calls if not direct] == [MIB, 2 * MIB]
+    assert asked + sum(direct for direct, _ in written.calls) == 1
+    assert [payload.read(e, 0, len(d)) for e, d in zip(extents, data, strict=True)] == data
+    payload.close()
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, StoreError)])
+def test_a_direct_write_that_fails_is_reported_and_may_be_tried_again(
+    tmp_path: Path, written: Written, number: int, kind: type[StoreError]
+) -> None:
+    def fail(pieces: list[memoryview]) -> list[memoryview]:
+        raise OSError(number, os.strerror(number))
+
+    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
+    (data,) = noise(MIB)
+    extent = payload.allocate(MIB)
+    written.answer = fail
+    with pytest.raises(kind, match="segment 1: write"):
+        payload.write([(extent, paged(data))])
+    written.answer = lambda pieces: pieces
+    payload.write([(extent, paged(data))])
+    payload.sync()
+    assert payload.read(extent, 0, MIB) == data
     payload.close()
 
 

@@ -3,7 +3,8 @@
 A buffer is a byte array that covers the chunk from its start to the highest byte written, and the spans of it that were
 written: ascending, disjoint, not touching.  Outside the spans its bytes mean nothing.
 
-A large first write is not copied: the buffer then is a view of the caller's `bytes`, until it is written to again.
+A large first write is not copied: the buffer then is a view of what the caller gave, if that is `UNCHANGING`, until it
+is written to again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tzfs.limits import PAGE_BYTES
+from tzfs.native import UNCHANGING
 
 SHARED_BYTES_MIN = 32 * 1024  # from here on a copy costs more than a view
 
@@ -38,7 +40,7 @@ class Buffer:
         end = offset + len(payload)
         if not spans and offset == 0 and end >= SHARED_BYTES_MIN:
             view = memoryview(payload)
-            if type(view.obj) is bytes:  # nobody can change it
+            if isinstance(view.obj, UNCHANGING):
                 self.data = view
                 spans.append((0, end))
                 return

@@ -30,9 +30,10 @@ from typing import Final
 
 from tzfs.errors import CorruptionError, ForeignStore, from_os_error
 from tzfs.failpoints import declare, hit
-from tzfs.format.keys import ExtentId, extent_offset
+from tzfs.format.keys import ExtentId
 from tzfs.limits import PAGE_BYTES
 from tzfs.native import fnv1a64
+from tzfs.native._native import ffi
 from tzfs.store.interface import Buffer, SegmentGone
 
 MAGIC: Final = b"TZFSSEG1"
@@ -216,14 +217,23 @@ def runs(extents: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[list[tuple[Exte
         yield run
 
 
-def write_run(fd: int, run: Sequence[tuple[ExtentId, Buffer]]) -> None:
-    """Writes such a group in one system call, zeros between the extents."""
+def pieces_of(run: Sequence[tuple[ExtentId, Buffer]]) -> list[memoryview]:
+    """What is written for such a group, with zeros between the extents."""
     pieces: list[memoryview] = []
     for i, (_, data) in enumerate(run):
         pieces.append(memoryview(data).cast("B"))
         if i + 1 < len(run) and len(data) % PAGE_BYTES:
             pieces.append(memoryview(_ZEROS)[: -len(data) % PAGE_BYTES])
-    at = extent_offset(run[0][0])
+    return pieces
+
+
+def on_pages(piece: memoryview) -> bool:
+    """Whether it is whole pages of memory."""
+    return len(piece) % PAGE_BYTES == 0 and int(ffi.cast("uintptr_t", ffi.from_buffer(piece))) % PAGE_BYTES == 0
+
+
+def write_pieces(fd: int, pieces: list[memoryview], at: int) -> None:
+    """Writes them one after another, in one system call if it may be."""
     while pieces:
         count = os.pwritev(fd, pieces, at)
         if count == 0:

@@ -13,6 +13,10 @@ above what `begin_numbering` was told, so a writer never appends to a segment th
 If it fails, the kernel may have dropped the pages and will say so only once: `failed` is set, and nothing is written
 from then on.
 
+Much payload at once does not stay in the page cache, where the mount's own pages have it already.  What lies on whole
+pages in memory goes to the disk from there (O_DIRECT) where the disk's filesystem can do that; of the rest `sync` has
+the cache drop its copy.
+
 `reserve` allocates blocks beyond the end of the current segment.  It makes the file if there is none, and begins the
 next segment first if the present one cannot take that much; so the first append after it needs neither an inode nor a
 block.  What was reserved and not used is given back by the first `sync` after the segment ended, or at `close`; after a
@@ -29,8 +33,9 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -40,11 +45,11 @@ from tzfs.format.keys import ExtentId, extent_id, extent_offset, extent_segment
 from tzfs.limits import PAGE_BYTES, SEGMENT_BYTES_MAX
 from tzfs.store import folders, space
 from tzfs.store.interface import Buffer, SegmentGone
-from tzfs.store.segment_files import OPEN_MAX, SegmentFiles, runs, write_run
+from tzfs.store.segment_files import OPEN_MAX, SegmentFiles, on_pages, pieces_of, runs, write_pieces
 
 NUMBER_MAX: Final = (1 << 32) - 1
 RESERVE_AHEAD_BYTES: Final = 16 << 20  # a few txgs of ordinary size
-UNCACHED_BYTES_MIN: Final = 1 << 20  # written at once: the mount's page cache has it, a second copy displaces others
+UNCACHED_BYTES_MIN: Final = 1 << 20  # written at once: a second copy of it would displace what is needed
 
 _NAME: Final = re.compile(r"([1-9][0-9]{0,9})\.seg")
 
@@ -92,6 +97,7 @@ class Segments:
         self._failed: str | None = None
         self._closed = False
         self.reserve_supported = True
+        self._direct = True  # until it is seen that it cannot be
         _all.add(self)
         if create and not readonly:
             self._make_folder()
@@ -202,12 +208,39 @@ class Segments:
                     with self._filling(number) as fd:
                         large = self._unsynced.setdefault(number, [])
                         hit(_WRITE)
-                        write_run(fd, run)
-                        begin, end = extent_offset(run[0][0]), extent_offset(run[-1][0]) + len(run[-1][1])
-                        if end - begin >= UNCACHED_BYTES_MIN:
-                            large.append((begin, end - begin))
+                        large += self._write_run(fd, number, run)
                 except OSError as error:
                     raise from_os_error(error, f"segment {number}: write") from error
+
+    def _write_run(self, fd: int, number: int, run: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[tuple[int, int]]:
+        """Writes the extents, and gives what is to be dropped from the page cache: (begin, bytes)."""
+        at = extent_offset(run[0][0])
+        for direct, group in groupby(pieces_of(run), on_pages):
+            pieces = list(group)
+            size = sum(map(len, pieces))
+            if size < UNCACHED_BYTES_MIN:
+                write_pieces(fd, pieces, at)
+            elif not (direct and self._write_direct(number, pieces, at)):
+                write_pieces(fd, pieces, at)
+                yield at, size
+            at += size
+
+    def _write_direct(self, number: int, pieces: Sequence[memoryview], at: int) -> bool:
+        """Whether the pieces, which lie on pages, have gone past the page cache; else none need have been written."""
+        if not self._direct:
+            return False
+        try:
+            flags = os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self._files.path(number), flags)
+            try:
+                return os.pwritev(fd, pieces, at) == sum(map(len, pieces))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            self._direct = False  # this filesystem has nothing of the kind, or wants more than whole pages
+            return False
 
     def sync(self) -> None:
         self._check_writable()
