@@ -10,7 +10,7 @@ import pytest
 from tzfs.format.keys import ExtentId
 from tzfs.limits import PAGE_BYTES
 from tzfs.native._native import ffi
-from tzfs.store import segments
+from tzfs.store import segment_files, segments
 from tzfs.store.interface import Buffer
 from tzfs.store.segment_files import pieces_of
 
@@ -33,3 +33,4 @@ def all_direct(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(segments, "pieces_of", whole)
     patch.setattr(segments, "UNCACHED_BYTES_MIN", PAGE_BYTES)
+    patch.setattr(segment_files, "PAGED_BYTES_MIN", PAGE_BYTES)

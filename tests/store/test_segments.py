@@ -226,13 +226,13 @@ def noise(*sizes: int) -> list[bytes]:
 
 def test_much_on_whole_pages_goes_past_the_page_cache(tmp_path: Path, written: Written) -> None:
     payload = opened(tmp_path, segment_bytes_max=32 * MIB)
-    large, odd, more, small, apart = noise(MIB, 5000, MIB + 4096, 8192, MIB)
+    large, odd, more, small, apart = noise(MIB, 5000, MIB + 4096, 32768, MIB)
     put_apart = paged(b"-" + apart)[1:]
     extents = put(payload, paged(large), odd, paged(more), paged(small), put_apart, paged(large)[4096:])
     assert written.calls == [
         (DIRECT, MIB),
         (CACHED, 8192),
-        (DIRECT, MIB + 4096 + 8192),
+        (DIRECT, MIB + 4096 + 32768),
         (CACHED, MIB),  # begins within a page
         (CACHED, MIB - 4096),  # is little
     ]

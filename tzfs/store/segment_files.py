@@ -42,6 +42,7 @@ HEADER: Final = struct.Struct(">8sII16sQ")
 HEADER_BYTES: Final = HEADER.size + 8
 OPEN_MAX: Final = 64  # of the 1,024 descriptors a process commonly may have
 PIECES_MAX: Final = 1000  # buffers in one pwritev; the kernel's IOV_MAX is 1,024
+PAGED_BYTES_MIN: Final = 32 * 1024  # to ask where a smaller piece lies would be dearer than it is worth
 
 _ZEROS: Final = bytes(PAGE_BYTES)
 
@@ -228,8 +229,11 @@ def pieces_of(run: Sequence[tuple[ExtentId, Buffer]]) -> list[memoryview]:
 
 
 def on_pages(piece: memoryview) -> bool:
-    """Whether it is whole pages of memory."""
-    return len(piece) % PAGE_BYTES == 0 and int(ffi.cast("uintptr_t", ffi.from_buffer(piece))) % PAGE_BYTES == 0
+    """Whether it is whole pages of memory, and so many that somebody will have seen to it."""
+    size = len(piece)
+    if size < PAGED_BYTES_MIN or size % PAGE_BYTES:
+        return False
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(piece))) % PAGE_BYTES == 0
 
 
 def write_pieces(fd: int, pieces: list[memoryview], at: int) -> None:

@@ -45,7 +45,7 @@ from tzfs.format.keys import ExtentId, extent_id, extent_offset, extent_segment
 from tzfs.limits import PAGE_BYTES, SEGMENT_BYTES_MAX
 from tzfs.store import folders, space
 from tzfs.store.interface import Buffer, SegmentGone
-from tzfs.store.segment_files import OPEN_MAX, SegmentFiles, on_pages, pieces_of, runs, write_pieces
+from tzfs.store.segment_files import OPEN_MAX, PAGED_BYTES_MIN, SegmentFiles, on_pages, pieces_of, runs, write_pieces
 
 NUMBER_MAX: Final = (1 << 32) - 1
 RESERVE_AHEAD_BYTES: Final = 16 << 20  # a few txgs of ordinary size
@@ -214,7 +214,12 @@ class Segments:
 
     def _write_run(self, fd: int, number: int, run: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[tuple[int, int]]:
         """Writes the extents, and gives what is to be dropped from the page cache: (begin, bytes)."""
-        at = extent_offset(run[0][0])
+        at, end = extent_offset(run[0][0]), extent_offset(run[-1][0]) + len(run[-1][1])
+        if end - at < max(UNCACHED_BYTES_MIN, len(run) * PAGED_BYTES_MIN):  # little, or little pieces
+            write_pieces(fd, pieces_of(run), at)
+            if end - at >= UNCACHED_BYTES_MIN:
+                yield at, end - at
+            return
         for direct, group in groupby(pieces_of(run), on_pages):
             pieces = list(group)
             size = sum(map(len, pieces))
