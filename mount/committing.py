@@ -224,7 +224,7 @@ class Committer:
                     await self.commit()
                 elif engine.dirty_bytes >= limits.FLUSH_AHEAD_BYTES:
                     async with self._lock:
-                        await self._flush(limits.FLUSH_AHEAD_BYTES)
+                        await self._flush(limits.FLUSH_AHEAD_BYTES - 1)
                 elif engine.absorb_due:
                     async with self._lock:
                         try:

@@ -271,6 +271,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             mount.tasks = TaskRunner(tasks, committer, mount.write_out)
             mount.tasks.failed = mount.task_failed
             writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
+        source = mountpoints.source(name, guid, mount.record(store).folder)
         store.close()  # the catalog is opened again when it is needed
         control = ControlServer(socket_path(guid, tag), methods(mount), mount.catch_up)
         control.bind()
@@ -286,7 +287,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 if mount.committer is not None:
                     mount.committer.quiet = mount.pump.quiet
         failpoints.hit("mount.before")
-        _mount(name, mount.guid, where, options, operations)
+        _mount(name, source, where, options, operations)
         stack.callback(_close_session)
         mount.queue = KernelQueue()
         if mount.committer is not None:
@@ -319,9 +320,9 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(0.0001)
 
 
-def _mount(name: str, guid: str, where: Path, options: MountOptions, operations: Operations) -> None:
+def _mount(name: str, source: str, where: Path, options: MountOptions, operations: Operations) -> None:
     try:
-        pyfuse3.init(operations, os.fspath(where), fuse_options(mountpoints.source(name, guid), options))
+        pyfuse3.init(operations, os.fspath(where), fuse_options(source, options))
     except RuntimeError as error:
         hint = "is fuse3 installed, and /dev/fuse there for this user?"
         if options.allow_other and os.getuid() != 0:

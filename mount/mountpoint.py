@@ -30,12 +30,12 @@ from tzfs.errors import (
     from_os_error,
 )
 from tzfs.mount.background import has_ended
+from tzfs.native import fnv1a64
 
 FSTYPE: Final = "fuse.tzfs"
 ANSWER_S: Final = 5.0  # how long a mount may take to say that it is alive
 END_S: Final = 60.0  # a daemon's last commit: 64 MiB of payload and 8,000 rows on a slow disk, with room
 STALE_MAX: Final = 64  # dead mounts on top of each other that `prepare` takes away
-_GUID_DIGITS: Final = 12
 _SOURCE: Final = re.compile(r"tzfs:(.*)\[([0-9a-f]+)\]", re.DOTALL)
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 _MNT_DETACH: Final = 2
@@ -50,20 +50,30 @@ class Mounted:
     fstype: str
     source: str
 
-    def snapshot_of(self, guid: str) -> str | None:
-        """Of a mount of the filesystem with `guid`: what follows its name, `@` and a snapshot's name or nothing.
+    def snapshot_of(self, guid: str, folder: Path) -> str | None:
+        """Of a mount of the filesystem with `guid` in `folder`: what follows its name, `@` and a snapshot's name or
+        nothing.
 
-        None for any other: a name alone may be one of another store.
+        None for any other: the same name, and in a copy the same guid, may be another store's.
         """
         found = _SOURCE.fullmatch(self.source) if self.fstype == FSTYPE else None
-        if found is None or found[2] != guid[:_GUID_DIGITS]:
+        if found is None or found[2] != _identity(guid, folder):
             return None
         return "".join(found[1].partition("@")[1:])
 
 
-def source(name: str, guid: str) -> str:
-    """What the table of mounts calls a mount of `name`, a snapshot or all, of the filesystem with `guid`."""
-    return f"tzfs:{name}[{guid[:_GUID_DIGITS]}]"
+def source(name: str, guid: str, folder: Path) -> str:
+    """What the table of mounts calls a mount of `name` (FS or FS@SNAP): `guid` and `folder` are the filesystem's."""
+    return f"tzfs:{name}[{_identity(guid, folder)}]"
+
+
+def _identity(guid: str, folder: Path) -> str:
+    """Twelve digits; of a folder that is not there, none that a mount has."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return ""
+    return f"{fnv1a64(f'{guid} {found.st_dev} {found.st_ino}'.encode()):016x}"[:12]
 
 
 def _unescape(raw: bytes) -> str:

@@ -13,7 +13,7 @@ from typing import Final, Protocol, cast
 from tzfs.native import _native
 
 Buffer = bytes | bytearray | memoryview
-UNCHANGING: Final = (bytes, _native.ffi.buffer)  # who has a view of one may keep it; memory of C's is not written again
+UNCHANGING: Final = (bytes, _native.ffi.buffer)  # who has a view of one may keep it: ours of C's memory are not written
 
 FNV_OFFSET: Final = 0xCBF29CE484222325
 PAGE_BYTES: Final = 4096

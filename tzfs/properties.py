@@ -211,7 +211,7 @@ _ALL: Final = (
         Effect.AT_ONCE,
         "written bytes that may wait in memory before a commit begins",
         low=1 * MIB,  # the largest chunk
-        high=1 * GIB,  # a second of a fast disk
+        high=128 * MIB,  # twice as much while it is written, and again behind it, is half a segment's reserve
     ),
     _setting(
         "recordsize",

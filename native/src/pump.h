@@ -58,7 +58,7 @@ int tzfs_pump_guard(const char *path);
 /* A payload of that many bytes and more is kept, where it is asked for. */
 enum { TZFS_PUMP_KEPT_BYTES_MIN = 32 * 1024 };
 
-/* What was kept of the WRITE that was handed over last, whole pages of its own, and its length; NULL where nothing was
+/* What was kept of the WRITE that was handed over last, from a page's beginning on, and its length; NULL where nothing was
  * (length 0), or there is no memory.  It is the caller's, who gives it to `tzfs_pump_free`, on any thread. */
 void *tzfs_pump_take(size_t *bytes);
 void tzfs_pump_free(void *taken);

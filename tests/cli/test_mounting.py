@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,11 +127,14 @@ def test_what_has_died_is_its_own_stores_and_has_its_name_of_now(workspace: Work
     past = workspace.base / "past"
     for pid in (workspace.mount(), workspace.mount(name="ws@s", where=past)):
         workspace.kill(pid)
-    workspace.store_path, own = tmp_path / "another", workspace.store_path
+    own, copy, another = workspace.store_path, tmp_path / "copy", tmp_path / "another"
+    shutil.copytree(own, copy)
     try:
+        workspace.store_path = another
         workspace.tzfs("create", "ws")
-        assert workspace.tzfs("status", "-H") == ""
-        assert refused(workspace, "umount", "ws", code=75) == "tzfs: cannot unmount ws: it is not mounted\n"
+        for workspace.store_path in (copy, another):
+            assert workspace.tzfs("status", "-H") == ""
+            assert refused(workspace, "umount", "ws", code=75) == "tzfs: cannot unmount ws: it is not mounted\n"
     finally:
         workspace.store_path = own
     workspace.tzfs("rename", "ws", "new")

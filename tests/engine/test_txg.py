@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.conftest import Workspace
 from tzfs import errors, failpoints, limits
-from tzfs.engine.engine import Engine
+from tzfs.engine.engine import Engine, Settings
 from tzfs.format.keys import Table
 
 KIB = 1024
@@ -77,6 +77,27 @@ def test_a_write_during_a_flush_wins_over_what_is_being_flushed(ws: Workspace) -
     assert ws.engine.read(ino, 49_999, 12) == b"1" + b"2" * 10 + b"1"
     ws.restart()
     assert ws.engine.read(ino, 49_999, 12) == b"1" + b"2" * 10 + b"1"
+
+
+def test_whatever_is_accepted_beside_a_flush_is_reserved(ws: Workspace) -> None:
+    """As much may wait to be flushed as is being flushed: together more than a group may have."""
+    limit = 8 * limits.MIB
+    ws.engine.configure(Settings(dirty_bytes_max=limit))
+    ino = ws.file(b"a")
+    room = ws.payload.reserved
+    for at in range(0, 2 * limit - limits.MIB, limits.MIB):
+        ws.engine.write(ino, at, b"1" * limits.MIB)
+    job = ws.engine.begin_flush()
+    assert job is not None
+    for at in range(0, 2 * limit - limits.MIB, limits.MIB):
+        ws.engine.write(ino, 2 * limit - limits.MIB + at, b"2" * limits.MIB)
+        assert job.unplaced + ws.engine.dirty_bytes <= ws.payload.reserved
+    assert job.unplaced + ws.engine.dirty_bytes > room
+    job.run()
+    ws.engine.end_flush()
+    assert ws.engine.dirty_bytes <= ws.payload.reserved
+    ws.restart()
+    assert ws.engine.read(ino, 2 * limit - limits.MIB - 1, 2) == b"12"
 
 
 def test_a_commit_does_not_wait_for_a_flush_whose_thread_has_not_started(ws: Workspace) -> None:

@@ -81,6 +81,30 @@ def test_a_commit_leaves_little_to_be_written_on_the_loop_however_fast_the_write
     engine.close()
 
 
+def test_just_enough_for_a_flush_is_flushed() -> None:
+    meta, payload = MemoryMeta(), MemoryPayload()
+    Engine.format(meta, guid=bytes(16), now_ns=1)
+    engine = Engine(meta, payload, settings=Settings(txg_interval_s=1000.0))
+    ino = engine.mknod(1, b"file", 0o100644, uid=0, gid=0).ino
+    committer = Committer(engine, failed=lambda reason: None)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            for at in range(0, limits.FLUSH_AHEAD_BYTES, limits.MIB):
+                engine.write(ino, at, PIECE * 8)
+            assert engine.dirty_bytes == limits.FLUSH_AHEAD_BYTES
+            committer.changed()
+            with trio.fail_after(20):
+                while engine.dirty_bytes:
+                    await trio.sleep(0.001)
+            assert engine.dirty  # the commit is for later
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    engine.close()
+
+
 def test_a_change_that_commits_nothing_makes_nobody_believe_that_it_did() -> None:
     """Such as a hold on no snapshot at all, while somebody waits for what is too much for the redo log."""
     stores = MemoryStores()

@@ -393,6 +393,81 @@ def test_a_segment_that_has_ended_gives_its_reserve_back_at_the_next_sync(tmp_pa
     payload.close()
 
 
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_refused_reserve_takes_nothing_and_leaves_what_there_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """In the present segment, and where it would have begun the next one."""
+    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
+    payload.reserve(4 << 20)
+    put(payload, b"x" * 10_000)
+    before, blocks = payload.reserved, (tmp_path / "segments" / "1.seg").stat().st_blocks
+    reserve = space.reserve
+
+    def partly(fd: int, begin: int, nbytes: int) -> bool:  # as ext4 does
+        if nbytes > 8 << 20:
+            reserve(fd, begin, 6 << 20)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return reserve(fd, begin, nbytes)
+
+    monkeypatch.setattr(space, "reserve", partly)
+    with pytest.raises(NoSpace):
+        payload.reserve((32 << 20) - 8192 - left if left else 20 << 20)
+    assert payload.reserved == before
+    assert sum(payload.segments().values()) <= blocks * 512 + 8192
+    (extent,) = put(payload, b"y" * before)
+    assert extent >> 32 == 1
+    assert payload.reserved == 0
+    payload.reserve(4 << 20)
+    payload.close()
+
+
+def test_where_nothing_can_be_reserved_what_is_free_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10 * MIB
+    monkeypatch.setattr(space, "reserve", lambda fd, begin, nbytes: False)
+    monkeypatch.setattr(space, "free_bytes", lambda fd: free)
+    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
+    with pytest.raises(NoSpace):
+        payload.reserve(11 * MIB)
+    payload.reserve(8 * MIB)
+    assert not payload.reserve_supported
+    assert payload.reserved == 8 * MIB
+    extent = payload.allocate(7 * MIB)
+    assert payload.reserved == MIB
+    with pytest.raises(NoSpace):
+        payload.reserve(4 * MIB)  # 7 of the 10 that are free have been given away
+    payload.write([(extent, bytes(7 * MIB))])
+    free = 3 * MIB
+    with pytest.raises(NoSpace):
+        payload.reserve(4 * MIB)
+    payload.reserve(3 * MIB)
+    payload.close()
+
+
+def test_without_a_descriptor_more_it_goes_through_the_page_cache(
+    tmp_path: Path, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
+    data = noise(MIB, 2 * MIB, 3 * MIB)
+    extents = put(payload, paged(data[0]))
+    opening = os.open
+
+    def refuse(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opening(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    extents += put(payload, paged(data[1]))
+    monkeypatch.setattr(os, "open", opening)
+    extents += put(payload, paged(data[2]))
+    assert written.calls == [(DIRECT, MIB), (CACHED, 2 * MIB), (DIRECT, 3 * MIB)]
+    assert [payload.read(e, 0, len(d)) for e, d in zip(extents, data, strict=True)] == data
+    payload.close()
+
+
 def test_a_punch_frees_blocks_and_is_skipped_where_it_cannot_be_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,7 +485,7 @@ def test_a_punch_frees_blocks_and_is_skipped_where_it_cannot_be_done(
     assert not payload.reserve_supported
     monkeypatch.setattr(space, "free_bytes", lambda fd: 0)
     with pytest.raises(NoSpace):
-        payload.reserve(1000)
+        payload.reserve(payload.reserved + 1)
     monkeypatch.setattr(space, "_lib", _Refusing(errno.EIO))
     with pytest.raises(StoreError):
         payload.punch(extent, 400_000)

@@ -190,7 +190,11 @@ def _dead(store: Store, live: list[MountStatus]) -> list[MountStatus]:
     found = []
     for mounted in mountpoint.tzfs_mounts():
         place = os.fspath(mounted.path)
-        names = [f"{info.name}{at}" for info in filesystems if (at := mounted.snapshot_of(info.guid)) is not None]
+        names = [
+            f"{info.name}{at}"
+            for info in filesystems
+            if (at := mounted.snapshot_of(info.guid, info.folder)) is not None
+        ]
         if names and place not in served and mountpoint.is_dead(mounted.path):
             found.append(MountStatus(names[0], place, 0, "dead", f"its process has died: tzfs umount {place}"))
     return found

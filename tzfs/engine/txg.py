@@ -42,7 +42,7 @@ failpoints.declare("commit.publish", "payload is durable; rows are about to be w
 failpoints.declare("commit.rows", "rows are written; the tables are about to be committed")
 failpoints.declare("commit.done", "the tables are committed; nobody has been told")
 
-SLACK_BYTES = 4 * limits.MIB  # payload reserved beyond the dirty limit: whole pages, and what arrives during a flush
+SLACK_BYTES = 4 * limits.MIB  # payload reserved beyond the dirty limit: what compaction and merged chunks come to
 
 
 class TxgCommitter:
@@ -181,7 +181,7 @@ class TxgCommitter:
         head = self._head
         try:
             head.meta.reserve(limits.META_RESERVE_BYTES)
-            head.payload.reserve(2 * head.settings.dirty_bytes_max + SLACK_BYTES + nbytes)
+            head.payload.reserve(max(2 * head.settings.dirty_bytes_max, self.unplaced()) + SLACK_BYTES + nbytes)
         except NoSpace:
             # A smaller group may still fit: room for this operation and for what has been accepted already.
             head.payload.reserve(self.unplaced() + nbytes + SLACK_BYTES // 4)

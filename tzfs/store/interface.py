@@ -267,7 +267,7 @@ class PayloadStore(PayloadReader, Protocol):
 
     @property
     def reserved(self) -> int:
-        """What is left of that: what `allocate` has not given away.  Without end where nothing can be reserved."""
+        """What is left of that: what `allocate` has not given away."""
         ...
 
 

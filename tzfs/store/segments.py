@@ -30,7 +30,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -51,6 +50,7 @@ NUMBER_MAX: Final = (1 << 32) - 1
 RESERVE_AHEAD_BYTES: Final = 16 << 20  # a few txgs of ordinary size
 UNCACHED_BYTES_MIN: Final = 1 << 20  # written at once: a second copy of it would displace what is needed
 
+CANNOT: Final = (errno.EINVAL, errno.EOPNOTSUPP)  # what O_DIRECT is answered where there is nothing of the kind
 _NAME: Final = re.compile(r"([1-9][0-9]{0,9})\.seg")
 
 _WRITE: Final = declare("segment.write", "before a run of extents is written")
@@ -87,7 +87,7 @@ class Segments:
         self._placing = threading.Lock()  # of `_number`, `_block` and `_next_segment`
         self._writing = threading.Lock()  # write and reserve, one at a time; also of the four below
         self._made: set[int] = set()  # segments this object made
-        self._unsynced: dict[int, list[tuple[int, int]]] = {}  # segment -> (offset, bytes) of its large runs since
+        self._unsynced: dict[int, list[tuple[int, int]]] = {}  # segment -> (offset, bytes) of what leaves the cache
         self._folder_unsynced = False
         self._reserved: dict[int, int] = {}  # segment -> blocks are allocated up to this byte
         self._first_number = 1  # what this object begins is numbered from here
@@ -192,8 +192,10 @@ class Segments:
         if not 0 < blocks < self._blocks_max:
             raise InternalError(f"an extent of {stored_bytes} bytes")
         with self._placing:
-            self._make_room(blocks)
-            extent = extent_id(self._number, self._block)
+            number, block = self._place_for(blocks)
+            if number != self._number:
+                self._begin(number)
+            extent = extent_id(number, block)
             self._block += blocks
             return extent
 
@@ -208,11 +210,11 @@ class Segments:
                     with self._filling(number) as fd:
                         large = self._unsynced.setdefault(number, [])
                         hit(_WRITE)
-                        large += self._write_run(fd, number, run)
+                        large += self._write_run(fd, run)
                 except OSError as error:
                     raise from_os_error(error, f"segment {number}: write") from error
 
-    def _write_run(self, fd: int, number: int, run: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[tuple[int, int]]:
+    def _write_run(self, fd: int, run: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[tuple[int, int]]:
         """Writes the extents, and gives what is to be dropped from the page cache: (begin, bytes)."""
         at, end = extent_offset(run[0][0]), extent_offset(run[-1][0]) + len(run[-1][1])
         if end - at < max(UNCACHED_BYTES_MIN, len(run) * PAGED_BYTES_MIN):  # little, or little pieces
@@ -225,27 +227,29 @@ class Segments:
             size = sum(map(len, pieces))
             if size < UNCACHED_BYTES_MIN:
                 write_pieces(fd, pieces, at)
-            elif not (direct and self._write_direct(number, pieces, at)):
+            elif not (direct and self._write_direct(fd, pieces, at)):
                 write_pieces(fd, pieces, at)
                 yield at, size
             at += size
 
-    def _write_direct(self, number: int, pieces: Sequence[memoryview], at: int) -> bool:
+    def _write_direct(self, fd: int, pieces: Sequence[memoryview], at: int) -> bool:
         """Whether the pieces, which lie on pages, have gone past the page cache; else none need have been written."""
         if not self._direct:
             return False
         try:
-            flags = os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW
-            fd = os.open(self._files.path(number), flags)
-            try:
-                return os.pwritev(fd, pieces, at) == sum(map(len, pieces))
-            finally:
-                os.close(fd)
+            direct = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            self._direct = False  # this filesystem has nothing of the kind, or wants more than whole pages
+            self._direct = error.errno not in CANNOT
             return False
+        try:
+            return os.pwritev(direct, pieces, at) == sum(map(len, pieces))
+        except OSError as error:
+            if error.errno not in CANNOT:
+                raise
+            self._direct = False  # this filesystem wants more than whole pages
+            return False
+        finally:
+            os.close(direct)
 
     def sync(self) -> None:
         self._check_writable()
@@ -271,7 +275,7 @@ class Segments:
             hit(_SYNC_FOLDER)
             folders.sync(self.directory)
         with self._writing:
-            for number in [n for n in self._reserved if n != self._number]:
+            for number in [n for n in self._reserved if n < self._number]:
                 with self._files.using(number) as fd:
                     space.trim(fd)
                 del self._reserved[number]
@@ -311,8 +315,8 @@ class Segments:
         if not 0 < blocks < self._blocks_max:
             raise InternalError(f"a reserve of {nbytes} bytes")
         with self._placing:
-            self._make_room(blocks)
-            begin, number = self._block * PAGE_BYTES, self._number
+            number, block = self._place_for(blocks)
+        begin = block * PAGE_BYTES
         if begin + nbytes <= self._reserved.get(number, 0):
             return
         with self._writing:
@@ -323,11 +327,12 @@ class Segments:
                     self._reserve_in(fd, number, begin, nbytes)
             except OSError as error:
                 raise from_os_error(error, f"segment {number}: reserve {nbytes} bytes") from error
+        with self._placing:  # only now: had it been refused, what is left of the present one would stay reserved
+            if number == self._next_segment:
+                self._begin(number)
 
     @property
     def reserved(self) -> int:
-        if not self.reserve_supported:
-            return sys.maxsize
         block = self._block  # before the number: a segment that begins meanwhile then makes it less, never more
         return max(0, self._reserved.get(self._number, 0) - block * PAGE_BYTES)
 
@@ -362,13 +367,17 @@ class Segments:
         self._first_number = self._next_segment = max(next_segment, *(number + 1 for number in there), 1)
         return there
 
-    def _make_room(self, blocks: int) -> None:
-        """Begins the next segment unless the present one can take `blocks` more."""
-        if self._number == 0 or self._block + blocks > self._blocks_max:
-            if self._next_segment > NUMBER_MAX:
-                raise InternalError(f"{self.directory}: no segment number is left")
-            self._number, self._block = self._next_segment, 1
-            self._next_segment += 1
+    def _place_for(self, blocks: int) -> tuple[int, int]:
+        """The next block in the present segment if that can take so many more, else the first of the next one."""
+        if self._number and self._block + blocks <= self._blocks_max:
+            return self._number, self._block
+        if self._next_segment > NUMBER_MAX:
+            raise InternalError(f"{self.directory}: no segment number is left")
+        return self._next_segment, 1
+
+    def _begin(self, number: int) -> None:
+        self._number, self._block = number, 1
+        self._next_segment = number + 1
 
     def _reserve_in(self, fd: int, number: int, begin: int, nbytes: int) -> None:
         room = self._blocks_max * PAGE_BYTES - begin
@@ -381,10 +390,21 @@ class Segments:
                 break
             except OSError as error:
                 if ahead == nbytes or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    self._undo_reserve(fd, number)
                     raise
         self.reserve_supported = False
-        if space.free_bytes(fd) < nbytes:
+        unwritten = max(0, begin - os.fstat(fd).st_size)  # has its place, and takes of what is free now
+        if space.free_bytes(fd) < unwritten + nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._reserved[number] = begin + nbytes  # nobody else is kept from it, but we do not count on it twice
+
+    def _undo_reserve(self, fd: int, number: int) -> None:
+        """Gives back what a refused reserve has allocated all the same, as ext4 does, which others may need."""
+        with suppress(OSError):
+            space.trim(fd)
+            end = os.fstat(fd).st_size
+            if end < self._reserved.get(number, 0):
+                space.reserve(fd, end, self._reserved[number] - end)
 
     def _make_folder(self) -> None:
         try:
