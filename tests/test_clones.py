@@ -277,3 +277,37 @@ def test_once_flattened_the_snapshot_it_came_from_goes(store: Store) -> None:
     store.flatten("c")
     tzfs.destroy(store, "ws@s")
     assert_as_cloned(store, "c")
+
+
+def test_a_change_that_cannot_read_all_it_keeps_of_an_origin_leaves_everything(store: Store) -> None:
+    chunk = 1 << limits.CHUNK_SHIFT_DEFAULT
+    contents = noise(3 * chunk, "kept")
+    with store.open("ws") as fs:
+        fs.write_bytes("/f", contents)
+    store.snapshot("ws@t")
+    store.clone("ws@t", "clone")
+    damage_payload(store.path, contents[2 * chunk + 50_000 :][:64])
+    with store.open("clone") as fs:
+        with fs.open("/f", "r+b") as file:
+            file.seek(chunk - 10)
+            with pytest.raises(errors.CorruptionError, match=r"damaged payload: segment \d of the origin, byte \d+"):
+                file.write(bytes(chunk + 20))
+        with pytest.raises(errors.CorruptionError):
+            fs.truncate("/f", 2 * chunk + 60_000)
+        assert fs.stat("/f").size == 3 * chunk
+        with fs.open("/f", "rb") as file:
+            assert file.read(2 * chunk) == contents[: 2 * chunk]
+            file.seek(2 * chunk + 60_000)
+            assert file.read() == contents[2 * chunk + 60_000 :]
+
+
+def damage_payload(path: Path, marker: bytes) -> None:
+    """Changes a byte of the only segment that has these."""
+    for segment in path.rglob("*.seg"):
+        raw = bytearray(segment.read_bytes())
+        at = raw.find(marker)
+        if at >= 0:
+            raw[at] ^= 1
+            segment.write_bytes(raw)
+            return
+    raise AssertionError("no segment has it")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tzfs.engine.compression import OFF, Compression
 from tzfs.engine.engine import Engine, Settings
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 
@@ -15,10 +16,11 @@ GUID = bytes(range(16))
 class Workspace:
     """An engine that can be closed, or broken off, and opened again."""
 
-    def __init__(self) -> None:
+    def __init__(self, compression: Compression = OFF) -> None:
         self.meta, self.payload = MemoryMeta(), MemoryPayload()
+        self.settings = Settings(compression=compression)
         Engine.format(self.meta, guid=GUID, now_ns=1)
-        self.engine = Engine(self.meta, self.payload, settings=Settings())
+        self.engine = Engine(self.meta, self.payload, settings=self.settings)
 
     def file(self, name: bytes, data: bytes = b"", parent: int = 1) -> int:
         ino = self.engine.mknod(parent, name, 0o100644, uid=1, gid=1).ino
@@ -36,7 +38,7 @@ class Workspace:
 
     def _reopen(self) -> None:
         self.meta, self.payload = self.meta.after_crash(), self.payload.after_crash()
-        self.engine = Engine(self.meta, self.payload, settings=Settings())
+        self.engine = Engine(self.meta, self.payload, settings=self.settings)
 
     def settle(self) -> None:
         """All background work done and committed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -308,6 +309,37 @@ def test_a_stream_onto_a_full_disk_ends_with_enospc_and_all_that_was_taken_can_b
             (top / name).unlink()
             on_disk.tzfs("gc", "ws")
     assert on_disk.problems() == []
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(("compression", "size"), [("off", 4096), ("lz4", 100)])
+def test_small_writes_all_over_a_file_on_a_full_disk_end_with_enospc_and_the_mount_goes_on(
+    on_disk: Workspace, disk: Path, compression: str, size: int
+) -> None:
+    on_disk.tzfs("set", f"compression={compression}", "ws")
+    order = random.Random(size)
+    with on_disk.mounted() as top:
+        expected = bytearray(noise(8 * MIB, "all over"))
+        write(top / "file", bytes(expected), sync=True)
+        fill(top)
+        use_up(disk)
+        refused = 0
+        with open(top / "file", "r+b", buffering=0) as file:
+            for n in range(3000):
+                at, piece = order.randrange(len(expected) - size), noise(size, str(n))
+                number = number_of(partial(os.pwrite, file.fileno(), piece, at))
+                assert number in (0, errno.ENOSPC)
+                if number == 0:
+                    expected[at : at + size] = piece
+                refused += number != 0
+                if n % 300 == 299:
+                    assert number_of(partial(os.fsync, file.fileno())) == 0
+        assert refused
+        assert on_disk.stats("failed") is None
+        assert (top / "file").read_bytes() == expected
+    assert on_disk.problems() == []
+    with on_disk.mounted() as top:
+        assert (top / "file").read_bytes() == expected
 
 
 @pytest.mark.needs("root")

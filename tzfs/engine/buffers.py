@@ -10,6 +10,7 @@ is written to again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from tzfs.limits import PAGE_BYTES
 from tzfs.native import UNCHANGING
@@ -84,11 +85,24 @@ class Buffer:
                 both.write(lo, view[lo:hi])
         return both
 
+    def fill(self) -> None:
+        """Makes one span of all of them, with zeros in between."""
+        if len(self.spans) < 2:
+            return
+        assert isinstance(self.data, bytearray)  # a view has one span
+        for (_, end), (begin, _) in pairwise(self.spans):
+            self.data[end:begin] = bytes(begin - end)
+        self.spans = [(self.spans[0][0], self.spans[-1][1])]
+
     def truncate(self, size: int) -> None:
         """Forgets everything from `size` on."""
         if isinstance(self.data, memoryview):
             self.data = bytearray(self.data)
         del self.data[size:]
+        self.clip(size)
+
+    def clip(self, size: int) -> None:
+        """Forgets the spans from `size` on, of bytes that somebody else is still reading."""
         self.spans = [(lo, min(hi, size)) for lo, hi in self.spans if lo < size]
 
     def within(self, lo: int, hi: int) -> Iterator[tuple[int, bytes]]:

@@ -15,8 +15,8 @@ from collections import OrderedDict
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
+from tzfs.engine.foreign import place
 from tzfs.errors import CorruptionError, InvalidArgument
-from tzfs.format import keys
 from tzfs.format.slices import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODECS, EMBEDDED_BYTES_MAX, Slice
 from tzfs.limits import DECODED_BYTES_MAX, EXTENT_BYTES_MAX, PAGE_BYTES
 from tzfs.native import Buffer
@@ -135,4 +135,4 @@ def _decompressed(s: Slice, stored: Buffer, sum_: bytes | None) -> bytearray:
 def _place(s: Slice) -> str:
     if s.embedded:
         return "what is in the record of a chunk"
-    return f"segment {s.extent >> 32}, byte {keys.extent_offset(s.extent)}"
+    return place(s.extent)

@@ -23,6 +23,7 @@ from tzfs.format import keys
 from tzfs.format.keys import Epoch, Table
 from tzfs.format.operations import Op
 from tzfs.format.records import FLAG_INLINE, Inode
+from tzfs.format.slices import Slice
 
 
 class ContentsTable:
@@ -90,18 +91,28 @@ class ContentsTable:
             contents = self._head.contents[inode.data] = Contents(inode.ino, inode.data)
         return contents
 
-    def _load(self, inode: Inode, contents: Contents, index: int, lo: int, hi: int) -> None:
-        """The chunk comes into memory, where [lo, hi) of it is about to be overwritten, or to go."""
-        if index in contents.chunks:
-            return
+    def _loaded(self, inode: Inode, index: int, lo: int, hi: int) -> Chunk:
+        """A chunk that is not in memory yet, where [lo, hi) of it is about to be overwritten, or to go."""
         base = self._stored(inode, index)
         if not base or not foreign(base[0].extent):
-            contents.chunks[index] = Chunk(base)
-            return
+            return Chunk(base)
         try:
-            contents.chunks[index] = self._copied_up(base, lo, hi)
+            return self._copied_up(base, lo, hi)
         except (CorruptionError, StoreError):  # moved meanwhile, perhaps, by whoever writes the origin: look again
-            contents.chunks[index] = self._copied_up(self._stored(inode, index), lo, hi)
+            return self._copied_up(self._stored(inode, index), lo, hi)
+
+    def _install(self, contents: Contents, ready: dict[int, Chunk]) -> None:
+        """Chunks as they are before a change, when nothing that it needs can fail any more: of some, what the change is
+        about to overwrite, or to cut off, is not there."""
+        head = self._head
+        for index, chunk in ready.items():
+            replaced = contents.chunks.get(index)
+            if replaced is not None:
+                head.dirty_bytes -= replaced.accepted
+            contents.chunks[index] = chunk
+            if chunk.dirty is not None:
+                head.dirty_bytes += chunk.count()
+                head.dirty_rows += 2
 
     def _stored(self, inode: Inode, index: int) -> slices.Slices:
         head = self._head
@@ -111,19 +122,37 @@ class ContentsTable:
 
     def _copied_up(self, base: slices.Slices, lo: int, hi: int) -> Chunk:
         """An inherited chunk as a clone's own: what is kept of it becomes dirty, as if it had just been written."""
-        kept = slices.cut(base, lo, hi)
         chunk = Chunk(())
         chunk.changed = True  # also where nothing is kept: then a tombstone hides the origin's
+        kept = slices.cut(base, lo, hi)
         if kept:
-            plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
-            plan.add_slices(0, kept, 0, plan.size)
-            found = memoryview(plan.execute())
-            chunk.dirty = Buffer()
-            for s in kept:
-                chunk.dirty.write(s.offset, found[s.offset : s.offset + s.length])
-            self._head.dirty_bytes += chunk.dirty.disk_bytes
-            self._head.dirty_rows += 2
+            chunk.dirty = self._read(kept)
         return chunk
+
+    def _gathered(self, chunk: Chunk, lo: int, hi: int) -> Chunk:
+        """A chunk of many pieces as one, all of it dirty but what [lo, hi) is about to overwrite."""
+        gathered = Chunk(chunk.base)
+        gathered.slices, gathered.changed, gathered.fresh = (), True, chunk.fresh
+        layers = [buffer for buffer in (chunk.flushing, chunk.dirty) if buffer is not None]
+        kept = slices.cut(chunk.slices, lo, hi)
+        for buffer in layers:
+            for begin, end in buffer.spans:
+                kept = slices.cut(tuple(kept), begin, end)
+        below = self._read(kept) if kept else Buffer()
+        for buffer in layers:
+            below = buffer.over(below)
+        below.fill()
+        gathered.dirty = below
+        return gathered
+
+    def _read(self, kept: list[Slice]) -> Buffer:
+        plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
+        plan.add_slices(0, kept, 0, plan.size)
+        found = memoryview(plan.execute())
+        buffer = Buffer()
+        for s in kept:
+            buffer.write(s.offset, found[s.offset : s.offset + s.length])
+        return buffer
 
     def write(self, ino: int, offset: int, payload: bytes | bytearray | memoryview) -> int:
         """Writes all of `payload` at `offset`; the number of bytes.
@@ -173,16 +202,28 @@ class ContentsTable:
             if contents.inline is None:
                 contents.inline = bytearray(self._inline(inode, None))
         else:
-            head, shift, end, whole = self._head, inode.chunk_shift, offset + size, []
+            head, shift, end, crowded = self._head, inode.chunk_shift, offset + size, []
+            ready: dict[int, Chunk] = {}
             for index in range(offset >> shift, (end - 1 >> shift) + 1):
-                start = index << shift
-                if start >= offset and min(start + (1 << shift), inode.size) <= end and head.ancestry is None:
-                    whole.append(index)
-                else:
-                    self._load(inode, contents, index, offset - start, end - start)
-            for index in whole:  # not before every look has succeeded: nothing else says what they are
-                if index not in contents.chunks:
-                    contents.chunks[index] = Chunk(None if inode.data < head.first_data else ())
+                start, chunk = index << shift, contents.chunks.get(index)
+                lo, hi = max(offset - start, 0), min(end - start, 1 << shift)
+                if lo == 0 and min(start + (1 << shift), inode.size) <= end and head.ancestry is None:
+                    if chunk is None:
+                        ready[index] = Chunk(None if inode.data < head.first_data else ())
+                    continue
+                if chunk is None:
+                    chunk = ready[index] = self._loaded(inode, index, lo, hi)
+                if chunk.crowded_by(lo, hi):
+                    crowded.append((index, chunk, lo, hi))
+            if crowded:
+                # In a clone both ends are copied, crowded or not.
+                copied = len(crowded) if head.ancestry is None else 2
+                head.admit(size + limits.PAGE_BYTES + (copied << shift))
+                if head.contents.get(inode.data) is not contents:  # that has published all chunks
+                    return self._prepare(inode, offset, size)
+                for index, chunk, lo, hi in crowded:
+                    ready[index] = self._gathered(chunk, lo, hi)
+            self._install(contents, ready)
         return contents
 
     def _apply(self, inode: Inode, contents: Contents, offset: int, payload: bytes | bytearray | memoryview) -> None:
@@ -219,15 +260,11 @@ class ContentsTable:
         return chunk
 
     def _write_chunk(self, chunk: Chunk, begin: int, payload: memoryview) -> None:
-        buffer = chunk.dirty
-        if buffer is None:
-            buffer = chunk.dirty = Buffer()
+        if chunk.dirty is None:
+            chunk.dirty = Buffer()
             self._head.dirty_rows += 2
-            before = 0
-        else:
-            before = buffer.disk_bytes
-        buffer.write(begin, payload)
-        self._head.dirty_bytes += buffer.disk_bytes - before
+        chunk.dirty.write(begin, payload)
+        self._head.dirty_bytes += chunk.count()
 
     def _to_chunks(self, inode: Inode, contents: Contents) -> None:
         """An inline file has outgrown its row: its bytes become the beginning of chunk 0 and on."""
@@ -276,12 +313,16 @@ class ContentsTable:
                 contents.inline = bytearray(self._inline(inode, None) if size else b"")
         elif 0 < size < inode.size:
             contents, shift = self._open(inode), inode.chunk_shift
-            if size & ((1 << shift) - 1):
-                self._load(inode, contents, size >> shift, size & ((1 << shift) - 1), 1 << shift)
+            ready: dict[int, Chunk] = {}
+            begin = size & ((1 << shift) - 1)
+            if begin and size >> shift not in contents.chunks:
+                ready[size >> shift] = self._loaded(inode, size >> shift, begin, 1 << shift)
             lo = (size + (1 << shift) - 1) >> shift
             for index in self._rows.stored(inode.data, lo) or ():
-                self._load(inode, contents, index, 0, 1 << shift)
+                if index not in contents.chunks:
+                    ready[index] = self._loaded(inode, index, 0, 1 << shift)
                 head.dirty_rows += 2
+            self._install(contents, ready)
 
     def _shrink(self, inode: Inode, size: int) -> None:
         head, shift = self._head, inode.chunk_shift
@@ -304,13 +345,11 @@ class ContentsTable:
             kept = tuple(slices.cut(chunk.slices, begin, 1 << shift))
             if kept != chunk.slices:
                 chunk.slices, chunk.changed = kept, True
-            before = chunk.dirty.disk_bytes if chunk.dirty is not None else 0
-            if chunk.flushing is not None:  # its job goes on; what it writes will not be wanted
-                chunk.dirty = (chunk.dirty or Buffer()).over(chunk.flushing)
-                chunk.flushing = None
+            if chunk.flushing is not None:
+                chunk.flushing.clip(begin)
             if chunk.dirty is not None:
                 chunk.dirty.truncate(begin)
-                head.dirty_bytes += chunk.dirty.disk_bytes - before
+                head.dirty_bytes += chunk.count()
 
     def drop(self, inode: Inode, at: Epoch) -> None:
         """All contents of the inode's data id are gone from `at` on."""
@@ -331,9 +370,8 @@ class ContentsTable:
             head.dirty_rows += 2
 
     def _discard_buffers(self, chunk: Chunk) -> None:
-        if chunk.dirty is not None:
-            self._head.dirty_bytes -= chunk.dirty.disk_bytes
         chunk.dirty = chunk.flushing = None
+        self._head.dirty_bytes += chunk.count()
 
     def _discard_extents(self, chunk: Chunk) -> None:
         self._head.unused_extents.extend(chunk.fresh.items())

@@ -1,10 +1,11 @@
 """Getting dirty payload to the disk before anything refers to it.
 
 `begin` freezes what is dirty; the job compresses it, gives it extents, writes and syncs it on any thread, while the
-head goes on; `end` turns what is still wanted of it into slices.  A chunk that has become fragmented is rewritten on
-the way.
+head goes on; `end` turns what is still wanted of it into slices.  A chunk whose extents hold much that is not read any
+more is rewritten on the way, where there is room.
 
-Invariant: an extent that a job has taken ends in a slice or in `head.unused_extents`.
+Invariants: an extent that a job has taken ends in a slice or in `head.unused_extents`; no more is written than was
+accepted, or is reserved beside that.
 """
 
 from __future__ import annotations
@@ -154,17 +155,21 @@ class Flusher:
         if self.running is not None:
             raise InternalError("a flush is running already")
         head, entries, total, on_disk = self._head, [], 0, 0
+        room = head.payload.reserved - head.dirty_bytes
         for contents in head.contents.values():
             for index, chunk in contents.chunks.items():
                 buffer = chunk.dirty
                 if buffer is None:
                     continue
                 chunk.dirty = None
+                chunk.accepted = 0
                 if not buffer.spans:
                     continue
-                alone = not chunk.slices and len(buffer.spans) == 1
-                if not alone:
-                    alone = self._absorb(contents, chunk, buffer)
+                kept: list[Slice] = []
+                if chunk.slices:
+                    kept, taken = self._absorb(contents, chunk, buffer, room)
+                    room -= taken
+                alone = not kept and len(buffer.spans) == 1
                 for lo, hi in buffer.spans:
                     entries.append(_Entry(contents, index, chunk, buffer, lo, hi, alone))
                     total += hi - lo
@@ -177,31 +182,33 @@ class Flusher:
         self.running = FlushJob(head.payload, head.settings.compression, self._compressor, entries, total, on_disk)
         return self.running
 
-    def _absorb(self, contents: Contents, chunk: Chunk, buffer: Buffer) -> bool:
-        """Where the chunk has become fragmented, takes what it keeps into the buffer, to be written as one extent.
+    def _absorb(self, contents: Contents, chunk: Chunk, buffer: Buffer, room: int) -> tuple[list[Slice], int]:
+        """What the chunk keeps beside the buffer, if anything.
 
-        Whether the buffer is then one span, and nothing is kept beside it.
+        Where keeping it is dear and there is `room`, the buffer takes it in, to be written as one extent; then also how
+        many more bytes that takes.
         """
         kept: list[Slice] = list(chunk.slices)
         for lo, hi in buffer.spans:
             kept = slices.cut(tuple(kept), lo, hi)
-        if not kept:
-            return len(buffer.spans) == 1
-        if not slices.fragmented(tuple(kept), len(buffer.spans)):
-            return False
+        if not kept or not (kept[0].embedded or slices.wasteful(tuple(kept))):
+            return kept, 0
+        if sum((s.length + PAGE_BYTES - 1) & -PAGE_BYTES for s in kept) > room:
+            self._move_out(contents, chunk)
+            return kept, 0
         plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
         plan.add_slices(0, kept, 0, plan.size)
         try:
             old = plan.execute()
         except (CorruptionError, StoreError):
             self._move_out(contents, chunk)
-            return False  # what cannot be read stays where it is, for whoever reads it to hear of
+            return kept, 0  # what cannot be read stays where it is, for whoever reads it to hear of
         below = Buffer()
         for s in kept:
             below.write(s.offset, old[s.offset : s.offset + s.length])
-        merged = buffer.over(below)
+        before, merged = buffer.disk_bytes, buffer.over(below)
         buffer.data, buffer.spans = merged.data, merged.spans
-        return len(buffer.spans) == 1
+        return [], buffer.disk_bytes - before
 
     def _move_out(self, contents: Contents, chunk: Chunk) -> None:
         """What lies in the chunk's record gets an extent, as it is: a record that has it has no room for slices."""
@@ -227,8 +234,10 @@ class Flusher:
             raise StoreError(f"payload could not be made durable: {job.error}") from job.error
         for e in job.entries:
             chunk, length = e.chunk, e.hi - e.lo
+            hi = min(e.hi, e.buffer.spans[-1][1]) if e.buffer.spans else 0  # less where the file was cut meanwhile
             wanted = (
-                chunk.flushing is e.buffer
+                hi > e.lo
+                and chunk.flushing is e.buffer
                 and head.contents.get(e.contents.data) is e.contents
                 and e.contents.chunks.get(e.index) is chunk
             )
@@ -241,7 +250,7 @@ class Flusher:
                 extent, at = e.extent, head.epoch_of(e.contents.ino)
                 chunk.fresh[extent] = e.stored_bytes
             new = Slice(e.lo, length, extent, at, 0, length, e.stored_bytes, e.codec, e.sums, e.embedded)
-            chunk.slices = slices.insert(chunk.slices, new)
+            chunk.slices = slices.insert(chunk.slices, new if hi == e.hi else slices.narrow(new, e.lo, hi))
             head.compressed |= e.codec != CODEC_RAW
             chunk.changed = True
         for e in job.entries:

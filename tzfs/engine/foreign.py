@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tzfs.format import keys
 from tzfs.format.keys import ExtentId
 from tzfs.format.records import Elsewhere
 from tzfs.format.slices import Slice
@@ -47,3 +48,10 @@ def foreign(extent: int) -> int:
 def native(extent: int) -> ExtentId:
     """The extent's id in the filesystem that it is of."""
     return ExtentId(extent & _EXTENT_MASK)
+
+
+def place(extent: int, byte: int = 0) -> str:
+    """Where byte `byte` of the extent lies, for people."""
+    level, own = foreign(extent), native(extent)
+    whose = f" of the origin{f' {level} levels up' if level > 1 else ''}" if level else ""
+    return f"segment {keys.extent_segment(own)}{whose}, byte {keys.extent_offset(own) + byte}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tzfs.format.keys import Epoch, ExtentId
 from tzfs.format.slices import CODEC_RAW, Sizes, Slice
-from tzfs.limits import PAGE_BYTES, SLICES_MAX
+from tzfs.limits import PAGE_BYTES
 
 Slices = tuple[Slice, ...]
 
@@ -55,18 +55,16 @@ def extents(slices: Slices) -> dict[tuple[ExtentId, Epoch], Sizes]:
     return {(s.extent, s.birth): (s.stored_bytes, s.raw_bytes) for s in slices if not s.embedded}
 
 
-def fragmented(slices: Slices, spans: int) -> bool:
-    """Whether the chunk should be rewritten as one extent rather than keep `slices` beside `spans` new ones.
+def overlaid(pieces: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pieces [lo, hi) that are left when `spans`, which do not touch, are written over `pieces`."""
+    for lo, hi in spans:
+        pieces = [piece for a, b in pieces for piece in ((a, min(b, lo)), (max(a, hi), b)) if piece[0] < piece[1]]
+        pieces.append((lo, hi))
+    return pieces
 
-    It should when there would be too many, when the extents kept alive hold more than twice what is read of them, or
-    when what it keeps lies in its record, which then has no room for slices.
-    """
-    if not slices:
-        return spans > SLICES_MAX
-    if slices[0].embedded:
-        return True
-    if len(slices) + spans > SLICES_MAX:
-        return True
+
+def wasteful(slices: Slices) -> bool:
+    """Whether the extents that these slices keep alive hold more than twice what is read of them."""
     live = sum(s.length for s in slices)
     held = sum((stored + PAGE_BYTES - 1) & -PAGE_BYTES for stored, _ in extents(slices).values())
     return held > 2 * live
