@@ -63,9 +63,11 @@ class Committer:
         self.last_background_ns: int | None = None
 
     @property
-    def brake(self) -> int:
-        """Dirty payload at which a writer has to `make_room`: less while a commit flushes, or it would never end."""
-        return self._engine.settings.dirty_bytes_max if self._leave is None else self._leave
+    def ahead(self) -> bool:
+        """Whether writers are ahead of the disk, and the next has to `make_room`: sooner while a commit flushes, or it
+        would never end."""
+        engine = self._engine
+        return engine.dirty_bytes >= (engine.settings.dirty_bytes_max if self._leave is None else self._leave)
 
     def changed(self) -> None:
         """Something has become dirty.  Wakes `run` if it sleeps without a time, or if what is dirty cannot wait."""

@@ -283,7 +283,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 if options.use_answers:
                     operations.answers.start(unchecked=not checked_by_kernel(options))
                     mount.pump.answer_with(operations.answers)
-                    mount.pump.keep_payload(operations)
+                    mount.pump.write_with(operations)
                 if mount.committer is not None:
                     mount.committer.quiet = mount.pump.quiet
         failpoints.hit("mount.before")

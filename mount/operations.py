@@ -28,7 +28,7 @@ from tzfs.format.records import Inode
 from tzfs.mount.committing import Committer
 from tzfs.mount.looking import WRITING, Looking
 from tzfs.mount.nodes import CONTROL_TREE, INO_MASK, attributes_of
-from tzfs.mount.requests import answered, answered_later, refusal
+from tzfs.mount.requests import answered, answered_at_once, answered_later, refusal
 from tzfs.opening import HeadReader
 
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
@@ -280,21 +280,30 @@ class Operations(Looking):
         finally:
             tree.unpin(pin)
 
-    @answered_later
-    async def write(self, fh: int, off: int, buf: bytes | memoryview) -> int:
+    def _write(self, fh: int, off: int, buf: bytes | memoryview) -> int:
         node = fh & ~WRITING
         if node in self.dropping:
             return len(buf)
-        engine, committer = self._writable(node), self._committer
+        engine = self._writable(node)
         written = engine.write(node, off, buf)
-        if not written:
-            return 0
-        inode = engine.inode(node)
-        self.answers.wrote(node, inode.size, inode.mtime_ns)
-        if committer is not None:
-            committer.changed()
-            if engine.dirty_bytes >= committer.brake:
-                await committer.make_room()
+        if written:
+            inode = engine.inode(node)
+            self.answers.wrote(node, inode.size, inode.mtime_ns)
+            self._changed()
+        return written
+
+    @property
+    def writes_at_once(self) -> bool:
+        """Whether `write` would wait for nothing."""
+        return self.held is None and (self._committer is None or not self._committer.ahead)
+
+    write_at_once = answered_at_once("write")(_write)
+
+    @answered_later
+    async def write(self, fh: int, off: int, buf: bytes | memoryview) -> int:
+        written = self._write(fh, off, buf)
+        if self._committer is not None and self._committer.ahead:
+            await self._committer.make_room()
         return written
 
     @answered

@@ -28,8 +28,8 @@ Invariants:
   pyfuse3 takes EAGAIN for the end of the world, its call to libfuse is led through a function in C that says EINTR
   instead, upon which pyfuse3 waits again.  Where that call cannot be redirected the descriptor is left as it was.
 * Given `Answers` (native/src/answers.h), the pump reads requests itself and has C answer those it can; the others it
-  hands to pyfuse3 through the same redirected call.  Of a large WRITE it keeps the payload, for `write` of the
-  operations that `keep_payload` was given: pyfuse3, which would copy it, calls that in the same step.
+  hands to pyfuse3 through the same redirected call.  A WRITE that need not wait is answered by the operations that
+  `write_with` was given, without pyfuse3, whose way costs as much as the write and copies what it carries.
 * `Cancelled` and `ClosedResourceError` come out of a wait as they would from trio's own, TURN_MAX_NS later at most.
 
 Otherwise the pump knows nothing of requests, handlers or the engine.  `TZFS_PUMP=off` in the environment makes
@@ -65,6 +65,9 @@ _READY: Final = 1
 _IDLE: Final = 2
 _TURN: Final = 3
 _WOKEN: Final = 4
+_WRITE: Final = 5
+
+KEPT_BYTES_MIN: Final = 32 * 1024  # from here on a payload is kept in memory of its own, else it is copied
 
 # Rounds of trio's loop until what became due has run.  A timer's task runs in the round that finds it, but perhaps
 # after us; a thread's completion first wakes trio's queue of callbacks, which wakes the task in the round after.
@@ -76,7 +79,11 @@ class _State(Protocol):
     """`struct tzfs_pump` (native/src/pump.h)."""
 
     answers: object
-    keeps: int
+    writes: int
+    write_handle: int
+    write_offset: int
+    payload: object
+    payload_bytes: int
     spin_ns: int
     turn_max_ns: int
     turn_ns: int
@@ -99,7 +106,8 @@ class _Library(Protocol):
     def tzfs_pump_hands_over(self) -> int: ...
     def tzfs_pump_received(self) -> int: ...
     def tzfs_pump_withdrawn(self) -> int: ...
-    def tzfs_pump_take(self, size: list[int], /) -> object: ...
+    def tzfs_pump_take(self, pump: _State, /) -> object: ...
+    def tzfs_pump_wrote(self, pump: _State, fuse_fd: int, result: int, /) -> None: ...
 
 
 _lib: Final = cast(_Library, _native_lib)
@@ -122,9 +130,16 @@ class Statistics:
 
 
 class Writing(Protocol):
-    """Operations with pyfuse3's handler of a WRITE."""
+    """Operations that answer a WRITE in one step."""
 
-    def write(self, fh: int, off: int, buf: bytes | memoryview) -> Awaitable[int]: ...
+    @property
+    def writes_at_once(self) -> bool:
+        """Whether a write need not wait for anything now."""
+        ...
+
+    def write_at_once(self, fh: int, off: int, buf: bytes | memoryview) -> int:
+        """Writes; the number of bytes, or the negative errno.  It may keep `buf`, which never changes."""
+        ...
 
 
 class _Done:
@@ -200,7 +215,6 @@ class Pump:
 
     def __init__(self, *, spin_ns: int, guarded: bool) -> None:
         self._memory = _ffi.new("struct tzfs_pump *")
-        self._size = cast("list[int]", _ffi.new("size_t *"))
         self._state = cast(_State, self._memory)
         self._state.spin_ns = spin_ns
         self._state.turn_max_ns = TURN_MAX_NS
@@ -211,6 +225,7 @@ class Pump:
         self._guarded = guarded
         self._nonblocking = False
         self._answers: Answers | None = None
+        self._writing: Writing | None = None
         self._received_before = _lib.tzfs_pump_received()
         self._withdrawn_before = _lib.tzfs_pump_withdrawn()
         self._installed = True
@@ -270,28 +285,31 @@ class Pump:
         """Whether what can be answered in C is: not where pyfuse3's call to libfuse could not be redirected."""
         return bool(self._state.answers != _ffi.NULL)
 
-    def keep_payload(self, operations: Writing) -> None:
-        """From now on `operations.write` is given what a large request carries in the memory it was read to, as a view
-        that may be kept.
+    def write_with(self, operations: Writing) -> None:
+        """From now on a WRITE that need not wait is answered by `operations`, without pyfuse3."""
+        self._writing = operations
+        self._state.writes = 1
 
-        The view begins on a page: it can go to a disk without another copy.
+    def _write(self, fd: int) -> bool:
+        """Whether the WRITE that has been read is answered; else pyfuse3 receives it.
+
+        What a large one carries is not copied again: it begins on a page, and can go to a disk from where it is.
         """
-        write = operations.write
-
-        def write_kept(fh: int, off: int, buf: bytes | memoryview) -> Awaitable[int]:
-            return write(fh, off, buf or self._take())
-
-        vars(operations)["write"] = write_kept
-        self._state.keeps = 1
-
-    def _take(self) -> bytes | memoryview:
-        taken = _lib.tzfs_pump_take(self._size)
-        size = self._size[0]
-        if size == 0:
-            return b""
-        if taken == _ffi.NULL:
-            raise pyfuse3.FUSEError(errno.ENOMEM)
-        return memoryview(_ffi.buffer(_ffi.gc(taken, _native_lib.tzfs_pump_free), size)).toreadonly()
+        operations, state = self._writing, self._state
+        if operations is None or not operations.writes_at_once:
+            return False
+        size = state.payload_bytes
+        payload: bytes | memoryview
+        if size < KEPT_BYTES_MIN:
+            payload = _ffi.unpack(state.payload, size)
+        else:
+            taken = _lib.tzfs_pump_take(state)
+            if taken == _ffi.NULL:
+                _lib.tzfs_pump_wrote(state, fd, -errno.ENOMEM)
+                return True
+            payload = memoryview(_ffi.buffer(_ffi.gc(taken, _native_lib.tzfs_pump_free), size)).toreadonly()
+        _lib.tzfs_pump_wrote(state, fd, operations.write_at_once(state.write_handle, state.write_offset, payload))
+        return True
 
     def quiet(self) -> bool:
         """Whether no request has come since this was asked last."""
@@ -319,6 +337,10 @@ class Pump:
                 waiting = answers.state.forgotten
                 if waiting >= FORGOTTEN_BATCH or (waiting and verdict != _READY):
                     answers.bury()
+            if verdict == _WRITE:
+                if self._write(fd):
+                    continue
+                return
             if verdict == _READY:
                 return
             if verdict == _IDLE:

@@ -1,7 +1,8 @@
 """How a request is answered whatever happens, and what is counted of it.
 
 pyfuse3 ends the whole mount where a handler raises anything but `FUSEError`, so every handler goes through `answered`
-(it never waits) or `answered_later` (it may): both count, time, and turn each error into an errno.
+(it never waits) or `answered_later` (it may), and what the pump calls without pyfuse3 through `answered_at_once`: all
+count, time, and turn each error into an errno.
 
 While `held` is set, what would change the filesystem waits, uncounted, and all else is answered.
 """
@@ -132,6 +133,32 @@ def answered_later(
 
     request.__name__ = kind
     return request
+
+
+def answered_at_once(kind: str) -> Callable[[Callable[Concatenate[Self, P], int]], Callable[Concatenate[Self, P], int]]:
+    """`answered` for a handler of requests of that `kind` which pyfuse3 does not see: an error is its negative errno.
+
+    Nobody calls it while changes are held.
+    """
+
+    def decorate(handler: Callable[Concatenate[Self, P], int]) -> Callable[Concatenate[Self, P], int]:
+        def request(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> int:
+            statistics = self.requests[kind]
+            began = time.perf_counter_ns()
+            try:
+                return handler(self, *args, **kwargs)
+            except Exception as error:
+                return -refusal(self, kind, args, error).errno
+            finally:
+                took = time.perf_counter_ns() - began
+                statistics.count += 1
+                statistics.total_ns += took
+                if took > statistics.slowest_ns:
+                    statistics.slowest_ns = took
+
+        return request
+
+    return decorate
 
 
 KINDS = (

@@ -49,7 +49,7 @@ static int nothing_came(struct tzfs_pump *pump)
     return TZFS_PUMP_IDLE;
 }
 
-enum reading { HANDED_OVER, ANSWERED, GONE };
+enum reading { HANDED_OVER, ANSWERED, GONE, IS_WRITE };
 static enum reading read_request(struct tzfs_pump *pump, int fuse_fd);
 
 int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
@@ -82,8 +82,11 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
                 return TZFS_PUMP_WOKEN;
             }
             int verdict = request_came(pump, spinning ? &pump->spun : &pump->ready);
-            if (!pump->answers || read_request(pump, fuse_fd) == HANDED_OVER)
+            const enum reading reading = pump->answers ? read_request(pump, fuse_fd) : HANDED_OVER;
+            if (reading == HANDED_OVER)
                 return verdict;
+            if (reading == IS_WRITE)
+                return TZFS_PUMP_WRITE;
             entered = now = tzfs_pump_now_ns();
             spinning = 0; /* the next one counts as there at once, or begins a spin */
             continue;
@@ -123,7 +126,7 @@ static struct relro {
 static uint64_t received, withdrawn;
 
 /* Requests are read by us so that what a WRITE carries begins on a page, and are copied to pyfuse3's memory: they are
- * small, or a WRITE whose payload is kept. */
+ * small, or a WRITE that has to wait. */
 enum {
     PAGE_BYTES = 4096,
     BUFFER_BYTES = (1 << 20) + PAGE_BYTES, /* libfuse's: 256 pages, and its headers */
@@ -133,8 +136,7 @@ enum {
 };
 static char *landing;  /* where such a payload begins; in front of it the request, and what malloc gave */
 static int hands_over; /* libfuse is one whose buffers we know */
-static size_t waiting; /* bytes of the request that pyfuse3 has not taken yet */
-static size_t kept;    /* bytes of its payload that `tzfs_pump_take` has not been asked for yet */
+static size_t waiting; /* bytes of the request that pyfuse3 has not taken yet, or that the caller may answer */
 
 struct fuse_buffer { /* libfuse's `struct fuse_buf`, up to 3.16 */
     size_t size;
@@ -167,15 +169,20 @@ static void free_page(char *made)
     free(memory);
 }
 
-/* The bytes that a whole WRITE carries, where they are to be kept; 0 of any other request. */
-static size_t payload_of(const struct tzfs_pump *pump, const char *request, size_t bytes)
+/* Whether the request is a WRITE, and whole: then the pump says what it asks for. */
+static int is_write(struct tzfs_pump *pump, const char *request, size_t bytes)
 {
     const struct fuse_in_header *in = (const void *)request;
     const struct fuse_write_in *write_in = (const void *)(in + 1);
-    if (!pump->keeps || bytes < WRITE_HEAD_BYTES + TZFS_PUMP_KEPT_BYTES_MIN || in->opcode != FUSE_WRITE ||
-        in->len != bytes || write_in->size != bytes - WRITE_HEAD_BYTES)
+    if (bytes <= WRITE_HEAD_BYTES || in->opcode != FUSE_WRITE || in->len != bytes ||
+        write_in->size != bytes - WRITE_HEAD_BYTES)
         return 0;
-    return write_in->size;
+    pump->write_unique = in->unique;
+    pump->write_handle = write_in->fh;
+    pump->write_offset = write_in->offset;
+    pump->payload = request + WRITE_HEAD_BYTES;
+    pump->payload_bytes = write_in->size;
+    return 1;
 }
 
 /* Reads the next request.  GONE: it was withdrawn.  HANDED_OVER: pyfuse3 receives it, or meets the error, itself. */
@@ -194,27 +201,37 @@ static enum reading read_request(struct tzfs_pump *pump, int fuse_fd)
     if (tzfs_answers_try(pump->answers, fuse_fd, request, (size_t)bytes))
         return ANSWERED;
     waiting = (size_t)bytes;
-    kept = payload_of(pump, request, waiting);
-    if (kept) {
-        struct fuse_in_header *in = (void *)request;
-        ((struct fuse_write_in *)(in + 1))->size = 0;
-        in->len = WRITE_HEAD_BYTES;
-        waiting = WRITE_HEAD_BYTES;
-    }
-    return HANDED_OVER;
+    return pump->writes && is_write(pump, request, waiting) ? IS_WRITE : HANDED_OVER;
 }
 
-void *tzfs_pump_take(size_t *bytes)
+void tzfs_pump_wrote(struct tzfs_pump *pump, int fuse_fd, int64_t result)
 {
-    char *taken = NULL;
-    *bytes = kept;
-    if (kept >= WHOLE_BYTES_MIN) {
+    struct {
+        struct fuse_out_header head;
+        struct fuse_write_out body;
+    } answer = {.head = {.len = sizeof answer, .unique = pump->write_unique}};
+    if (result < 0) {
+        answer.head.len = sizeof answer.head;
+        answer.head.error = (int32_t)result;
+    } else {
+        answer.body.size = (uint32_t)result;
+    }
+    waiting = 0;
+    if (write(fuse_fd, &answer, answer.head.len) < 0)
+        withdrawn++; /* nobody waits for the answer any more */
+}
+
+void *tzfs_pump_take(struct tzfs_pump *pump)
+{
+    char *taken;
+    waiting = 0;
+    if (pump->payload_bytes >= WHOLE_BYTES_MIN) {
         taken = landing;
         landing = NULL;
-    } else if (kept && (taken = new_page(kept))) {
-        memcpy(taken, landing, kept);
+    } else if ((taken = new_page(pump->payload_bytes))) {
+        memcpy(taken, pump->payload, pump->payload_bytes);
     }
-    kept = 0;
+    pump->payload = NULL;
     return taken;
 }
 
@@ -370,7 +387,7 @@ int tzfs_pump_unguard(void)
         return failed;
     slot = NULL;
     hands_over = 0;
-    waiting = kept = 0;
+    waiting = 0;
     free_page(landing);
     landing = NULL;
     return 0;

@@ -16,6 +16,7 @@ enum {
     TZFS_PUMP_IDLE = 2,  /* nothing came: wait in trio */
     TZFS_PUMP_TURN = 3,  /* trio has not run for turn_max_ns, or one of its timers is due */
     TZFS_PUMP_WOKEN = 4, /* the wake descriptor is readable: a thread job, a signal or a message waits for trio */
+    TZFS_PUMP_WRITE = 5, /* a WRITE has been read, which the caller may answer itself: `tzfs_pump_take`, `tzfs_pump_wrote` */
 };
 
 struct tzfs_pump {
@@ -31,7 +32,13 @@ struct tzfs_pump {
     uint32_t failures; /* spins in vain since the last request that came in time */
     uint32_t skip;     /* waits that will not spin yet */
     uint32_t woken;    /* the last verdict was WOKEN: a request goes first now */
-    uint32_t keeps;    /* set by the caller: large WRITEs are handed over without what they carry (tzfs_pump_take) */
+    uint32_t writes;   /* set by the caller: WRITEs have a verdict of their own */
+    /* with the verdict WRITE: what it asks for, and what it carries, until it is answered or received */
+    uint64_t write_unique;
+    uint64_t write_handle;
+    uint64_t write_offset;
+    const char *payload;
+    uint64_t payload_bytes;
     /* counted for statistics */
     uint64_t ready;   /* requests that were there at once */
     uint64_t spun;    /* requests that came while spinning */
@@ -55,12 +62,13 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd);
  * 3 the slot cannot be written, 4 done before. */
 int tzfs_pump_guard(const char *path);
 
-/* A payload of that many bytes and more is kept, where it is asked for. */
-enum { TZFS_PUMP_KEPT_BYTES_MIN = 32 * 1024 };
+/* After the verdict WRITE: the request has been answered by the caller's `result`, the bytes written or -errno.  Without
+ * that call it is handed over as any other, whole. */
+void tzfs_pump_wrote(struct tzfs_pump *pump, int fuse_fd, int64_t result);
 
-/* What was kept of the WRITE that was handed over last, from a page's beginning on, and its length; NULL where nothing was
- * (length 0), or there is no memory.  It is the caller's, who gives it to `tzfs_pump_free`, on any thread. */
-void *tzfs_pump_take(size_t *bytes);
+/* Before `tzfs_pump_wrote`, which then must follow: the payload from a page's beginning on, as the caller's own, who gives
+ * it to `tzfs_pump_free`, on any thread.  NULL where there is no memory. */
+void *tzfs_pump_take(struct tzfs_pump *pump);
 void tzfs_pump_free(void *taken);
 
 /* Undo it: 0 done, 1 there was none, 3 the slot cannot be written (the guard then stays, and stays harmless). */

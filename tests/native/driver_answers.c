@@ -347,11 +347,12 @@ static void session(int (*receive)(void *, void *), uint64_t seed)
     close(ends[1]);
 }
 
-/* What a WRITE carries, kept: whole, from a page's beginning on, and the caller's until it gives it back. */
-static void keeping(int (*receive)(void *, void *), uint64_t seed)
+/* A WRITE with a verdict of its own: answered, taken and answered, or handed over whole.  What was taken is the taker's
+ * until it gives it back. */
+static void writing(int (*receive)(void *, void *), uint64_t seed)
 {
-    enum { HEAD = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), TAKEN = 8, LEAST = TZFS_PUMP_KEPT_BYTES_MIN };
-    static const size_t sizes[] = {1, LEAST - 1, LEAST, LEAST + 1, 4096 * 31, 500000, 526335, 526336, 1 << 20};
+    enum { HEAD = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), TAKEN = 8 };
+    static const size_t sizes[] = {1, 4096, 32767, 32768, 4096 * 31, 500000, 526335, 526336, 1 << 20};
     struct tzfs_answers *a = answering();
     struct tzfs_pump *pump = calloc(1, sizeof *pump);
     struct worker worker = {.buffer = {.mem = block(5000)}};
@@ -375,35 +376,45 @@ static void keeping(int (*receive)(void *, void *), uint64_t seed)
         memset(payload, (int)step, bytes);
         EXPECT(ftruncate(fd, 0) == 0 && pwrite(fd, request, HEAD + bytes, 0) == (ssize_t)(HEAD + bytes));
         EXPECT(lseek(fd, 0, SEEK_SET) == 0);
-        pump->keeps = step % 8 != 7;
-        const size_t expected = pump->keeps && !wrong && bytes >= LEAST ? bytes : 0;
-        EXPECT(tzfs_pump_wait(pump, fd, -1) == TZFS_PUMP_READY);
-        EXPECT(receive(&fd, &worker.buffer) == (int)(expected ? HEAD : HEAD + bytes));
-        struct fuse_in_header got;
-        struct fuse_write_in got_write;
-        memcpy(&got, worker.buffer.mem, sizeof got);
-        memcpy(&got_write, (char *)worker.buffer.mem + sizeof got, sizeof got_write);
-        EXPECT(got.len == worker.buffer.size && got.unique == step && got.opcode == FUSE_WRITE && got.nodeid == 9);
-        EXPECT(got_write.fh == 7 && got_write.offset == step && got_write.size == (expected ? 0 : bytes + wrong));
-        if (!expected)
-            EXPECT(!memcmp((char *)worker.buffer.mem + HEAD, payload, bytes));
-        size_t length = 99;
-        if (step % 5) { /* else nobody asks, as of a request that is refused before */
-            uint8_t *at = tzfs_pump_take(&length);
-            EXPECT(length == expected && !at == !expected && !((uintptr_t)at % 4096));
-            EXPECT(!at || !memcmp(at, payload, bytes));
-            EXPECT(!tzfs_pump_take(&length) && !length); /* once */
+        pump->writes = step % 8 != 7;
+        const int ours = pump->writes && !wrong;
+        EXPECT(tzfs_pump_wait(pump, fd, -1) == (ours ? TZFS_PUMP_WRITE : TZFS_PUMP_READY));
+        if (ours) {
+            EXPECT(pump->write_unique == step && pump->write_handle == 7 && pump->write_offset == step);
+            EXPECT(pump->payload_bytes == bytes && !memcmp(pump->payload, payload, bytes));
+            EXPECT(!((uintptr_t)pump->payload % 4096));
+        }
+        if (ours && step % 5) {
             const unsigned slot = drawn(&state) % TAKEN;
-            for (size_t i = 0; i < taken[slot].bytes; i++)
-                if (taken[slot].at[i] != taken[slot].mark)
-                    abort();
-            tzfs_pump_free(taken[slot].at);
-            taken[slot].at = at;
-            taken[slot].bytes = expected;
-            taken[slot].mark = (uint8_t)step;
+            if (step % 2) {
+                uint8_t *at = tzfs_pump_take(pump);
+                EXPECT(at && !((uintptr_t)at % 4096) && !memcmp(at, payload, bytes));
+                for (size_t i = 0; i < taken[slot].bytes; i++)
+                    if (taken[slot].at[i] != taken[slot].mark)
+                        abort();
+                tzfs_pump_free(taken[slot].at);
+                taken[slot].at = at;
+                taken[slot].bytes = bytes;
+                taken[slot].mark = (uint8_t)step;
+            }
+            struct fuse_out_header out;
+            struct fuse_write_out body = {0};
+            const int64_t result = step % 3 ? (int64_t)bytes : -ENOSPC;
+            const off_t end = lseek(fd, 0, SEEK_CUR);
+            tzfs_pump_wrote(pump, fd, result);
+            EXPECT(pread(fd, &out, sizeof out, end) == sizeof out && out.unique == step);
+            EXPECT(out.error == (result < 0 ? -ENOSPC : 0));
+            EXPECT(lseek(fd, 0, SEEK_CUR) == end + out.len && out.len == sizeof out + (result < 0 ? 0 : sizeof body));
+            EXPECT(result < 0 || (pread(fd, &body, sizeof body, end + (off_t)sizeof out) == sizeof body && body.size == bytes));
+        } else { /* handed over, and nothing has been answered */
+            EXPECT(receive(&fd, &worker.buffer) == (int)(HEAD + bytes) && worker.buffer.size == HEAD + bytes);
+            EXPECT(!memcmp(worker.buffer.mem, request, HEAD + bytes));
         }
         free(request);
     }
+    const uint64_t withdrawn = tzfs_pump_withdrawn();
+    tzfs_pump_wrote(pump, -1, 1);
+    EXPECT(tzfs_pump_withdrawn() == withdrawn + 1);
     for (int i = 0; i < TAKEN; i++)
         tzfs_pump_free(taken[i].at);
     free(worker.buffer.mem);
@@ -433,7 +444,7 @@ static void handing_over(void)
         }
         session(receive, seed);
         EXPECT(tzfs_pump_unguard() == 0 && tzfs_pump_guard(path) == 0);
-        keeping(receive, seed);
+        writing(receive, seed);
         EXPECT(tzfs_pump_unguard() == 0);
         EXPECT(tzfs_pump_unguard() == 1);
     }
