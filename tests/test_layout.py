@@ -213,6 +213,7 @@ OUTSIDE: Final[dict[str, tuple[str, ...]]] = {
     "rich": ("tzfs.cli",),
     "cffi": ("tzfs.native.build",),
     "xxhash": ("tzfs.native.reference",),
+    "_typeshed": ("tzfs.tree", "tzfs.filesystem"),  # the type checker's own
 }
 
 

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from tzfs import limits
@@ -38,6 +39,9 @@ from tzfs.restoring import Restored, restore
 from tzfs.rolling_back import RolledBack, roll_back
 from tzfs.streams import Own, Sent, plan, write_stream
 from tzfs.tree import Path, ReadFile, SnapshotView, Stat, Tree, components, to_stat
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class FileSystem(Tree):
@@ -422,8 +426,8 @@ class WriteFile(ReadFile):
     def writable(self) -> bool:
         return self._writable
 
-    def write(self, data: object) -> int:
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # io's own signature says no more
+    def write(self, data: ReadableBuffer) -> int:
+        view = memoryview(data).cast("B")
         if self._append:
             self._at = self._fs._engine.inode(self._ino).size
         written = self._fs._engine.write(self._ino, self._at, view[: limits.MIB])

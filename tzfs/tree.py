@@ -13,6 +13,7 @@ import stat as stat_bits
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tzfs import limits
 from tzfs.engine.engine import Engine
@@ -20,6 +21,9 @@ from tzfs.engine.view import View
 from tzfs.errors import InvalidArgument, NameTooLong, NoAttribute, NotADirectory, NotFound, Stale, SymlinkLoop
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 LISTING_BATCH = 1024
@@ -263,8 +267,8 @@ class ReadFile(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]  # io's own signature says no more
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
         data = self._tree._source.plan_read(self._ino, self._at, min(len(view), limits.MIB)).execute()
         view[: len(data)] = data
         self._at += len(data)

@@ -7,12 +7,13 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.mount.workspace import PROJECT, Workspace, eventually
+from tzfs.cli import running
 from tzfs.mount import mountpoint
 
 
@@ -51,6 +52,7 @@ def test_options_after_the_name_are_the_commands(either: Workspace) -> None:
         (["sh", "-c", "exit 7"], 7, ""),
         (["sh", "-c", "kill -KILL $$"], 128 + 9, ""),
         (["no-such-command"], 127, "tzfs: no-such-command: command not found\n"),
+        ([""], 127, "tzfs: : command not found\n"),
         (["/etc/passwd"], 126, "tzfs: /etc/passwd: permission denied\n"),
         (["/"], 126, "tzfs: /: permission denied\n"),
     ],
@@ -59,6 +61,60 @@ def test_options_after_the_name_are_the_commands(either: Workspace) -> None:
 def test_exit_codes_are_those_of_a_shell(either: Workspace, command: list[str], code: int, err: str) -> None:
     done = either.run("run", "ws", "--", *command)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", err)
+
+
+def test_a_command_with_a_slash_is_looked_for_where_it_runs(either: Workspace) -> None:
+    for name, text in (("own-program", "#!/bin/sh\necho here\n"), ("shebangless", "echo here\n")):
+        either.tzfs("run", "ws", "--", "sh", "-c", f'printf "{text}" > {name}; chmod +x {name}')
+    assert either.tzfs("run", "ws", "--", "./own-program") == "here\n"
+    done = either.run("run", "ws", "--", "./shebangless")
+    assert (done.returncode, done.stdout, done.stderr) == (126, "", "tzfs: ./shebangless: exec format error\n")
+    done = either.run("run", "ws", "--", "own-program")
+    assert (done.returncode, done.stdout, done.stderr) == (127, "", "tzfs: own-program: command not found\n")
+
+
+def test_the_command_gets_our_streams_alone(workspace: Workspace) -> None:
+    reading, writing = os.pipe()
+    try:
+        assert (
+            from_within(workspace, "ls", "/proc/self/fd", pass_fds=[reading, writing]) == "0\n1\n2\n3\n"
+        )  # 3: ls's own
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_signals_are_blocked_and_ignored_for_the_command_as_they_were_for_us(workspace: Workspace) -> None:
+    looks = ["grep", "-E", "^Sig(Blk|Ign):", "/proc/self/status"]
+
+    def masks(out: str) -> list[int]:
+        return [int(line.split()[1], 16) & 0x7FFFFFFF for line in out.splitlines()]  # 32 and on are libc's own
+
+    direct = subprocess.run(looks, capture_output=True, text=True, check=True)
+    assert masks(from_within(workspace, *looks)) == masks(direct.stdout)
+
+
+def from_within(workspace: Workspace, *command: str, pass_fds: Sequence[int] = ()) -> str:
+    """What a command prints that is run by a tzfs that has these descriptors too."""
+    return subprocess.run(
+        [sys.executable, "-m", "tzfs.cli", "--store", str(workspace.store_path), "run", "ws", "--", *command],
+        cwd=PROJECT,
+        env=workspace.environment,
+        pass_fds=pass_fds,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_a_directory_that_is_gone_is_not_taken_for_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        running._execute(["true"], tmp_path / "absent")
+    assert capsys.readouterr() == ("", "")
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name)

@@ -10,7 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -41,15 +41,16 @@ def command(log: Path, what: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "tests.mount.background_program", str(log), what, *map(str, arguments)]
 
 
-def start(log: Path, what: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]  # options are the test's
+def start(log: Path, what: str, *arguments: object, pass_fds: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command(log, what, *arguments),
         cwd=ROOT,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=END_S,
         check=False,
-        **{"stdin": subprocess.DEVNULL, **options},
+        pass_fds=pass_fds,
     )
 
 

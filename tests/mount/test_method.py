@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NotRequired, Optional, TypedDict, Union, cast
+from typing import Annotated, Literal, NotRequired, TypedDict, cast
 
 import pytest
 import trio
 
+from tests.mount.spellings import Optional, Union
 from tzfs.errors import InvalidArgument
 from tzfs.jsonrpc import Json, Params
 from tzfs.mount.method import Nothing, Report, Within, method, reporting
@@ -20,8 +21,8 @@ class Everything(TypedDict):
     nothing: NotRequired[None]
     choice: NotRequired[Literal["a", 1]]
     maybe: NotRequired[str | None]
-    old: NotRequired[Optional[int]]  # noqa: UP045 - a handler may spell it so
-    either: NotRequired[Union[int, str]]  # noqa: UP007 - a handler may spell it so
+    old: NotRequired[Optional[int]]
+    either: NotRequired[Union[int, str]]
     many: NotRequired[list[str]]
     table: NotRequired[dict[str, str]]
     nested: NotRequired[dict[str, list[int] | None]]

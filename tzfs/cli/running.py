@@ -13,9 +13,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -280,24 +279,52 @@ def _execute(command: Sequence[str], where: Path) -> int:
     waited_for = {*PASSED_ON, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     try:
-        try:
-            child = subprocess.Popen(
-                command,
-                cwd=where,
-                env={**os.environ, "PWD": os.fspath(where)},
-                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 - one thread
-            )
-        except OSError as error:
-            if error.filename == os.fspath(where):
-                raise
-            missing = isinstance(error, FileNotFoundError)
-            reason = "command not found" if missing else os.strerror(error.errno or 0).lower()
-            say("tzfs", f"{command[0]}: {reason}")
-            return 127 if missing else 126
-        while child.poll() is None:
+        with _working_in(where):
+            try:
+                child = _start(command, {**os.environ, "PWD": os.fspath(where)}, blocked=before)
+            except OSError as error:
+                missing = isinstance(error, FileNotFoundError)
+                reason = "command not found" if missing else os.strerror(error.errno or 0).lower()
+                say("tzfs", f"{command[0]}: {reason}")
+                return 127 if missing else 126
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             told = signal.sigwaitinfo(waited_for)
             if told.si_signo != signal.SIGCHLD and told.si_code != _FROM_KERNEL:
-                child.send_signal(told.si_signo)
-        return child.returncode
+                os.kill(child, told.si_signo)
+        return os.waitstatus_to_exitcode(ended[1])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _working_in(where: Path) -> Iterator[None]:
+    """`where` is the working directory for the body; then the one before, or / where that cannot be entered again."""
+    before = None
+    with suppress(OSError):
+        before = os.open(".", os.O_PATH)
+    try:
+        os.chdir(where)
+        yield
+    finally:
+        os.chdir("/")  # in any case not in the mount, which could not be taken away
+        if before is not None:
+            with suppress(OSError):
+                os.fchdir(before)
+            os.close(before)
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str], *, blocked: Iterable[int]) -> int:
+    """Starts it in the working directory, with our three streams alone and these signals blocked; its pid.
+
+    What it raises is about the command: `FileNotFoundError` where there is none.
+    """
+    if not command[0]:
+        raise FileNotFoundError("no command has an empty name")
+    return os.posix_spawnp(
+        command[0],
+        list(command),
+        environment,
+        file_actions=[(os.POSIX_SPAWN_CLOSE, int(fd)) for fd in os.listdir("/proc/self/fd") if int(fd) > 2],
+        setsigmask=blocked,
+        setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),  # which Python ignores
+    )

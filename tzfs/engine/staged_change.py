@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 
 from tzfs import limits
@@ -24,7 +25,7 @@ def is_dir(inode: Inode) -> bool:
     return inode.mode & S_IFMT == S_IFDIR
 
 
-class StagedChange:
+class StagedChange(ABC):
     """A row of steps; nothing has happened until `step` has answered False.
 
     `done` rows have been staged, of about `total`, or of a number that is not known (0).  `changes` is what a cache
@@ -41,8 +42,9 @@ class StagedChange:
         self.changes = Changes()
         self.done = self.total = 0
 
+    @abstractmethod
     def _run(self) -> Generator[bool, None, None]:
-        raise NotImplementedError
+        """All the steps, and the flip."""
 
     def step(self) -> bool:
         """A bounded piece of the work; whether there is more.  What it raises has changed nothing: `cancel` then.
