@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-from tzfs.store.interface import MetaStore, PayloadStore
+from tzfs.format.keys import ExtentId
+from tzfs.store.interface import Buffer, MetaStore, PayloadStore
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 from tzfs.store.segments import Segments
@@ -81,6 +82,28 @@ class InMemory:
 
 
 KINDS: Final[tuple[type[OnDisk] | type[InMemory], ...]] = (OnDisk, InMemory)
+
+
+def opened(
+    directory: Path, *, readonly: bool = False, segment_bytes_max: int = SMALL_SEGMENT, open_max: int = 64
+) -> Segments:
+    """Segment files below `directory`, made where there are none."""
+    return Segments(
+        directory / "segments",
+        guid=GUID,
+        create=True,
+        readonly=readonly,
+        segment_bytes_max=segment_bytes_max,
+        open_max=open_max,
+    )
+
+
+def put(payload: Segments, *pieces: Buffer) -> list[ExtentId]:
+    """Writes the pieces, each to an extent of its own, and syncs."""
+    extents = [payload.allocate(len(p)) for p in pieces]
+    payload.write(list(zip(extents, pieces, strict=True)))
+    payload.sync()
+    return extents
 
 
 def open_fds() -> dict[int, str]:

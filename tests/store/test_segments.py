@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import random
 import stat
 import threading
 from collections.abc import Callable
@@ -13,37 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.paged import paged
-from tests.store.stores import GUID, SMALL_SEGMENT, fds_below, python
+from tests.store.stores import GUID, fds_below, opened, put, python
 from tzfs import failpoints
 from tzfs.errors import CorruptionError, ForeignStore, InternalError, NoSpace, ReadOnly, StoreError
-from tzfs.format.keys import ExtentId, extent_id
+from tzfs.format.keys import extent_id
 from tzfs.native import fnv1a64
 from tzfs.store import segment_files as module
-from tzfs.store import space
-from tzfs.store.interface import Buffer, SegmentGone
+from tzfs.store.interface import SegmentGone
 from tzfs.store.segments import Segments
-
-
-def opened(
-    directory: Path, *, readonly: bool = False, segment_bytes_max: int = SMALL_SEGMENT, open_max: int = 64
-) -> Segments:
-    return Segments(
-        directory / "segments",
-        guid=GUID,
-        create=True,
-        readonly=readonly,
-        segment_bytes_max=segment_bytes_max,
-        open_max=open_max,
-    )
-
-
-def put(payload: Segments, *pieces: Buffer) -> list[ExtentId]:
-    extents = [payload.allocate(len(p)) for p in pieces]
-    payload.write(list(zip(extents, pieces, strict=True)))
-    payload.sync()
-    return extents
-
 
 # -- the file --------------------------------------------------------------------------------------------------------
 
@@ -196,115 +171,6 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     payload.close()
 
 
-class Written:
-    """How `os.pwritev` was called: (past the page cache, bytes); `answer` may write less, or fail."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[bool, int]] = []
-        self.answer: Callable[[list[memoryview]], list[memoryview]] = lambda pieces: pieces
-        self._pwritev = os.pwritev
-        patch.setattr(os, "pwritev", self._call)
-
-    def _call(self, fd: int, pieces: list[memoryview], offset: int) -> int:
-        direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
-        self.calls.append((direct, sum(map(len, pieces))))
-        return self._pwritev(fd, self.answer(pieces) if direct else pieces, offset)
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Written:
-    return Written(monkeypatch)
-
-
-MIB = 1 << 20
-CACHED, DIRECT = False, True
-
-
-def noise(*sizes: int) -> list[bytes]:
-    return [random.Random(size).randbytes(size) for size in sizes]
-
-
-def test_much_on_whole_pages_goes_past_the_page_cache(tmp_path: Path, written: Written) -> None:
-    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
-    large, odd, more, small, apart = noise(MIB, 5000, MIB + 4096, 32768, MIB)
-    put_apart = paged(b"-" + apart)[1:]
-    extents = put(payload, paged(large), odd, paged(more), paged(small), put_apart, paged(large)[4096:])
-    assert written.calls == [
-        (DIRECT, MIB),
-        (CACHED, 8192),
-        (DIRECT, MIB + 4096 + 32768),
-        (CACHED, MIB),  # begins within a page
-        (CACHED, MIB - 4096),  # is little
-    ]
-    for extent, data in zip(extents, (large, odd, more, small, apart, large[4096:]), strict=True):
-        assert payload.read(extent, 0, len(data)) == data
-    assert payload.segments()[1] >= 4 * MIB
-    payload.close()
-    payload = opened(tmp_path)
-    assert payload.read(extents[2], MIB, 4096) == more[MIB:]
-    payload.close()
-
-
-def test_what_a_direct_write_leaves_goes_through_the_page_cache(tmp_path: Path, written: Written) -> None:
-    written.answer = lambda pieces: [pieces[0][:8192]]
-    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
-    data = noise(MIB, MIB + 4096)
-    extents = put(payload, *map(paged, data))
-    assert written.calls == [(DIRECT, 2 * MIB + 4096), (CACHED, 2 * MIB + 4096)]
-    assert [payload.read(e, 0, len(d)) for e, d in zip(extents, data, strict=True)] == data
-    payload.close()
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
-@pytest.mark.parametrize("where", ["open", "write"])
-def test_a_disk_that_cannot_write_directly_is_asked_once(
-    tmp_path: Path, written: Written, monkeypatch: pytest.MonkeyPatch, number: int, where: str
-) -> None:
-    def refuse(pieces: list[memoryview]) -> list[memoryview]:
-        raise OSError(number, os.strerror(number))
-
-    opening = os.open
-    asked = 0
-
-    def refuse_open(path: Path, flags: int, mode: int = 0o777) -> int:
-        nonlocal asked
-        if flags & os.O_DIRECT:
-            asked += 1
-            raise OSError(number, os.strerror(number))
-        return opening(path, flags, mode)
-
-    if where == "open":
-        monkeypatch.setattr(os, "open", refuse_open)
-    written.answer = refuse
-    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
-    data = noise(MIB, 2 * MIB)
-    extents = [put(payload, paged(d))[0] for d in data]
-    assert [size for direct, size in written.calls if not direct] == [MIB, 2 * MIB]
-    assert asked + sum(direct for direct, _ in written.calls) == 1
-    assert [payload.read(e, 0, len(d)) for e, d in zip(extents, data, strict=True)] == data
-    payload.close()
-
-
-@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, StoreError)])
-def test_a_direct_write_that_fails_is_reported_and_may_be_tried_again(
-    tmp_path: Path, written: Written, number: int, kind: type[StoreError]
-) -> None:
-    def fail(pieces: list[memoryview]) -> list[memoryview]:
-        raise OSError(number, os.strerror(number))
-
-    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
-    (data,) = noise(MIB)
-    extent = payload.allocate(MIB)
-    written.answer = fail
-    with pytest.raises(kind, match="segment 1: write"):
-        payload.write([(extent, paged(data))])
-    written.answer = lambda pieces: pieces
-    payload.write([(extent, paged(data))])
-    payload.sync()
-    assert payload.read(extent, 0, MIB) == data
-    payload.close()
-
-
 def test_every_written_segment_is_synced_before_the_folder_and_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,161 +211,6 @@ def test_a_failed_sync_is_never_tried_again(tmp_path: Path, point: str) -> None:
         payload.sync()
     assert counts == {}
     payload.close()
-
-
-# -- space -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_reserve_makes_the_file_and_is_given_back(tmp_path: Path) -> None:
-    payload = opened(tmp_path, segment_bytes_max=64 << 20)
-    path = tmp_path / "segments" / "1.seg"
-    payload.reserve(4 << 20)
-    assert path.stat().st_size == 4096
-    assert path.stat().st_blocks * 512 >= 4 << 20
-    put(payload, b"x" * 10_000)
-    payload.close()
-    assert path.stat().st_blocks * 512 < 1 << 20
-    payload = opened(tmp_path)
-    assert payload.read(extent_id(1, 1), 9_999, 1) == b"x"
-    payload.close()
-
-
-def test_what_a_crash_left_reserved_is_given_back_once_the_next_writer_begins_to_number(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from tzfs.store.segments import Segments\n"
-        "s = Segments(sys.argv[1], guid=bytes(range(16)), create=True); s.reserve(4 << 20); os._exit(0)"
-    )
-    done = python(code, str(tmp_path / "segments"))
-    assert (done.returncode, done.stderr) == (0, "")
-    path = tmp_path / "segments" / "1.seg"
-    assert path.stat().st_blocks * 512 >= 4 << 20
-    payload = opened(tmp_path)
-    payload.begin_numbering(1)
-    payload.close()
-    assert path.stat().st_blocks * 512 < 1 << 20
-    assert path.stat().st_size == 4096
-
-
-def test_a_segment_that_has_ended_gives_its_reserve_back_at_the_next_sync(tmp_path: Path) -> None:
-    payload = opened(tmp_path, segment_bytes_max=8 << 20)
-    payload.reserve(6 << 20)
-    (first,) = put(payload, b"x" * 100_000)
-    assert payload.segments()[1] >= 6 << 20
-    payload.reserve(8_300_000)
-    assert sorted(payload.segments()) == [1, 2]
-    put(payload, b"y")
-    assert payload.segments()[1] < 1 << 20
-    assert payload.read(first, 99_999, 1) == b"x"
-    payload.close()
-
-
-@pytest.mark.parametrize("left", [0, 4096])
-def test_a_refused_reserve_takes_nothing_and_leaves_what_there_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
-) -> None:
-    """In the present segment, and where it would have begun the next one."""
-    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
-    payload.reserve(4 << 20)
-    put(payload, b"x" * 10_000)
-    before, blocks = payload.reserved, (tmp_path / "segments" / "1.seg").stat().st_blocks
-    reserve = space.reserve
-
-    def partly(fd: int, begin: int, nbytes: int) -> bool:  # as ext4 does
-        if nbytes > 8 << 20:
-            reserve(fd, begin, 6 << 20)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return reserve(fd, begin, nbytes)
-
-    monkeypatch.setattr(space, "reserve", partly)
-    with pytest.raises(NoSpace):
-        payload.reserve((32 << 20) - 8192 - left if left else 20 << 20)
-    assert payload.reserved == before
-    assert sum(payload.segments().values()) <= blocks * 512 + 8192
-    (extent,) = put(payload, b"y" * before)
-    assert extent >> 32 == 1
-    assert payload.reserved == 0
-    payload.reserve(4 << 20)
-    payload.close()
-
-
-def test_where_nothing_can_be_reserved_what_is_free_counts_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = 10 * MIB
-    monkeypatch.setattr(space, "reserve", lambda fd, begin, nbytes: False)
-    monkeypatch.setattr(space, "free_bytes", lambda fd: free)
-    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
-    with pytest.raises(NoSpace):
-        payload.reserve(11 * MIB)
-    payload.reserve(8 * MIB)
-    assert not payload.reserve_supported
-    assert payload.reserved == 8 * MIB
-    extent = payload.allocate(7 * MIB)
-    assert payload.reserved == MIB
-    with pytest.raises(NoSpace):
-        payload.reserve(4 * MIB)  # 7 of the 10 that are free have been given away
-    payload.write([(extent, bytes(7 * MIB))])
-    free = 3 * MIB
-    with pytest.raises(NoSpace):
-        payload.reserve(4 * MIB)
-    payload.reserve(3 * MIB)
-    payload.close()
-
-
-def test_without_a_descriptor_more_it_goes_through_the_page_cache(
-    tmp_path: Path, written: Written, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
-    data = noise(MIB, 2 * MIB, 3 * MIB)
-    extents = put(payload, paged(data[0]))
-    opening = os.open
-
-    def refuse(path: str | Path, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return opening(path, flags, mode)
-
-    monkeypatch.setattr(os, "open", refuse)
-    extents += put(payload, paged(data[1]))
-    monkeypatch.setattr(os, "open", opening)
-    extents += put(payload, paged(data[2]))
-    assert written.calls == [(DIRECT, MIB), (CACHED, 2 * MIB), (DIRECT, 3 * MIB)]
-    assert [payload.read(e, 0, len(d)) for e, d in zip(extents, data, strict=True)] == data
-    payload.close()
-
-
-def test_a_punch_frees_blocks_and_is_skipped_where_it_cannot_be_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    payload = opened(tmp_path)
-    (extent,) = put(payload, b"x" * 400_000)
-    before = payload.segments()[1]
-    payload.punch(extent, 400_000)
-    assert payload.segments()[1] <= before - 400_000
-    (extent,) = put(payload, b"x" * 400_000)
-    monkeypatch.setattr(space, "_lib", _Refusing(errno.EOPNOTSUPP))
-    payload.punch(extent, 400_000)
-    assert payload.read(extent, 0, 1) == b"x"
-    assert payload.reserve_supported
-    payload.reserve(1000)
-    assert not payload.reserve_supported
-    monkeypatch.setattr(space, "free_bytes", lambda fd: 0)
-    with pytest.raises(NoSpace):
-        payload.reserve(payload.reserved + 1)
-    monkeypatch.setattr(space, "_lib", _Refusing(errno.EIO))
-    with pytest.raises(StoreError):
-        payload.punch(extent, 400_000)
-    payload.close()
-
-
-class _Refusing:
-    def __init__(self, error: int) -> None:
-        self.error = error
-
-    def tzfs_fallocate_keep(self, fd: int, offset: int, nbytes: int, /) -> int:
-        return self.error
-
-    tzfs_fallocate_punch = tzfs_fallocate_keep
 
 
 # -- reading and descriptors -----------------------------------------------------------------------------------------
