@@ -188,14 +188,20 @@ def test_a_last_commit_that_fails_at_unmount_is_in_the_log_and_the_mount_ends(wo
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["4096", "1024"])
+BLOCK_BYTES = 4096
+# A full disk of small blocks may have less than a page left.
+of_both_block_sizes = pytest.mark.parametrize("disk", [BLOCK_BYTES, 1024], indirect=True)
+
+
+@pytest.fixture
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A fresh ext4 of 160 MiB on a loop device, with blocks of so many bytes."""
+    """A fresh ext4 of 160 MiB on a loop device, with blocks of `BLOCK_BYTES`, or of as many as the test asks for."""
+    block_bytes = getattr(request, "param", BLOCK_BYTES)
     image, folder = tmp_path / "image", tmp_path / "disk"
     with image.open("wb") as file:
         file.truncate(160 * MIB)
     folder.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", request.param, image], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", str(block_bytes), image], check=True)
     subprocess.run(["mount", "-o", "loop", image, folder], check=True)
     try:
         yield folder
@@ -246,6 +252,7 @@ def use_up(disk: Path) -> None:
 
 
 @pytest.mark.needs("root")
+@of_both_block_sizes
 @pytest.mark.parametrize("end", ["unmount", "kill"])
 def test_a_full_disk_answers_enospc_keeps_what_was_synced_and_lets_files_be_removed(
     on_disk: Workspace, disk: Path, end: str
@@ -290,6 +297,7 @@ def test_a_full_disk_answers_enospc_keeps_what_was_synced_and_lets_files_be_remo
 
 
 @pytest.mark.needs("root")
+@of_both_block_sizes
 @pytest.mark.parametrize("piece", [MIB, 100_000])
 @pytest.mark.parametrize("compression", ["off", "lz4"])
 def test_a_stream_onto_a_full_disk_ends_with_enospc_and_all_that_was_taken_can_be_synced(
