@@ -363,7 +363,9 @@ def test_where_space_cannot_be_reserved_what_is_free_decides(tmp_path: Path, mon
 
 
 def test_less_is_reserved_where_more_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever others take of the disk meanwhile."""
     asked: list[int] = []
+    left = iter(range(1 << 40, 0, -4096))
 
     def scarce(fd: int, offset: int, nbytes: int) -> bool:
         asked.append(nbytes)
@@ -372,6 +374,7 @@ def test_less_is_reserved_where_more_does_not_fit(tmp_path: Path, monkeypatch: p
         return True
 
     monkeypatch.setattr(space, "reserve", scarce)
+    monkeypatch.setattr(space, "free_bytes", lambda fd: next(left))
     meta = LmdbMeta(tmp_path / "meta", create=True)
     meta.reserve(1 << 20)
     assert asked == [2 << 20, 1 << 20]

@@ -88,6 +88,25 @@ def test_a_refused_reserve_takes_nothing_and_leaves_what_there_was(
     payload.close()
 
 
+def test_less_is_reserved_where_more_does_not_fit_and_no_more_than_that_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = opened(tmp_path, segment_bytes_max=32 * MIB)
+    reserve = space.reserve
+
+    def partly(fd: int, begin: int, nbytes: int) -> bool:  # as ext4 does
+        reserve(fd, begin, min(nbytes, 6 * MIB))
+        if nbytes > 6 * MIB:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return True
+
+    monkeypatch.setattr(space, "reserve", partly)
+    payload.reserve(4 * MIB)
+    assert payload.reserved == 4 * MIB
+    assert payload.segments()[1] <= 4 * MIB + 8192
+    payload.close()
+
+
 def test_where_nothing_can_be_reserved_what_is_free_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

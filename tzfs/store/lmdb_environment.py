@@ -23,7 +23,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -97,16 +97,9 @@ class Environment:
         """Blocks for `nbytes` behind the last page, and for pages before it that were never written."""
         end = self.end
         begin = min(end, os.fstat(self.fd).st_size)
-        free = space.free_bytes(self.fd)
-        try:
-            if not space.reserve(self.fd, begin, end + nbytes - begin):
-                return False
-        except OSError:
-            if space.free_bytes(self.fd) < free:  # ext4 keeps what it could allocate, which who asks for less may need
-                space.trim(self.fd)
-                with suppress(OSError):
-                    space.reserve(self.fd, begin, max(self.reserved_end, end + RESERVE_KEPT_BYTES) - begin)
-            raise
+        kept_end = max(self.reserved_end, end + RESERVE_KEPT_BYTES)
+        if not space.reserve_or_leave(self.fd, begin, end + nbytes, kept_end=kept_end):
+            return False
         self.reserved_end = max(self.reserved_end, end + nbytes)
         return True
 

@@ -380,31 +380,22 @@ class Segments:
         self._next_segment = number + 1
 
     def _reserve_in(self, fd: int, number: int, begin: int, nbytes: int) -> None:
-        room = self._blocks_max * PAGE_BYTES - begin
+        room, kept_end = self._blocks_max * PAGE_BYTES - begin, self._reserved.get(number, 0)
         # More than asked, so that the next txgs need no call; no more, where only that is left.
         for ahead in (min(nbytes + min(nbytes, RESERVE_AHEAD_BYTES), room), nbytes):
             try:
-                if self.reserve_supported and space.reserve(fd, begin, ahead):
+                if self.reserve_supported and space.reserve_or_leave(fd, begin, begin + ahead, kept_end=kept_end):
                     self._reserved[number] = begin + ahead
                     return
                 break
             except OSError as error:
                 if ahead == nbytes or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    self._undo_reserve(fd, number)
                     raise
         self.reserve_supported = False
         unwritten = max(0, begin - os.fstat(fd).st_size)  # has its place, and takes of what is free now
         if space.free_bytes(fd) < unwritten + nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._reserved[number] = begin + nbytes  # nobody else is kept from it, but we do not count on it twice
-
-    def _undo_reserve(self, fd: int, number: int) -> None:
-        """Gives back what a refused reserve has allocated all the same, as ext4 does, which others may need."""
-        with suppress(OSError):
-            space.trim(fd)
-            end = os.fstat(fd).st_size
-            if end < self._reserved.get(number, 0):
-                space.reserve(fd, end, self._reserved[number] - end)
 
     def _make_folder(self) -> None:
         try:

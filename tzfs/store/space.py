@@ -32,6 +32,25 @@ def reserve(fd: int, offset: int, nbytes: int) -> bool:
     return _done(_lib.tzfs_fallocate_keep(fd, offset, nbytes))
 
 
+def reserve_or_leave(fd: int, begin: int, end: int, *, kept_end: int) -> bool:
+    """`reserve` of [begin, end); one that is refused leaves what there was beyond the file's end, up to `kept_end`.
+
+    ext4 keeps what it could allocate, which others may need, or who asks for less.  Nothing else may write to the file
+    meanwhile.
+    """
+    blocks = os.fstat(fd).st_blocks
+    try:
+        return reserve(fd, begin, end - begin)
+    except OSError:
+        with suppress(OSError):
+            stat = os.fstat(fd)
+            if stat.st_blocks > blocks:
+                trim(fd)
+                if stat.st_size < kept_end:
+                    reserve(fd, stat.st_size, kept_end - stat.st_size)
+        raise
+
+
 def punch(fd: int, offset: int, nbytes: int) -> bool:
     """Gives the blocks of [offset, offset + nbytes) back; they read as zeros from now on."""
     return _done(_lib.tzfs_fallocate_punch(fd, offset, nbytes))
