@@ -48,7 +48,7 @@ from tzfs.mount.tasks import TaskRunner
 from tzfs.mount.writeback import write_out
 from tzfs.names import SnapshotName, parse
 from tzfs.opening import HeadReader, Writer
-from tzfs.runtime import socket_path
+from tzfs.runtime import place_of, socket_path
 from tzfs.settings import settings_of
 from tzfs.space import warnings as quota_warnings
 from tzfs.tasks import Tasks
@@ -214,17 +214,20 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
         stop = trio.Event()
         mount: Mount
         if isinstance(parsed, SnapshotName):
-            guid, tag = store.get(parsed.filesystem).guid, f"{os.getpid()}"
-            told = {"mountpoint": os.fspath(where), "socket": os.fspath(socket_path(guid, tag))}
+            info = store.get(parsed.filesystem)
+            place = place_of(info.guid, info.folder)
+            socket = socket_path(place, f"{os.getpid()}")
+            told = {"mountpoint": os.fspath(where), "socket": os.fspath(socket)}
             reader = stack.enter_context(store.reader(parsed, told))
             operations = Operations(reader.view, xattr=options.xattr)
             options = replace(options, writeback=False, readonly=True)
-            mount = Mount(name, guid, store.path, where, options, operations, None, None, None, stop)
+            mount = Mount(name, info.guid, store.path, where, options, operations, None, None, None, stop)
         elif options.readonly or store.get(parsed).state is State.ARCHIVED:
             told = {"kind": "mount", "mountpoint": os.fspath(where)}
             head = stack.enter_context(store.head_reader(parsed, told))
             info = store.get(parsed)
-            guid, tag = info.guid, _tag("ro", info.folder)
+            place = place_of(info.guid, info.folder)
+            socket = socket_path(place, "ro")
             operations = Operations(
                 head.tree,
                 xattr=options.xattr,
@@ -232,14 +235,15 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 snapdir_visible=lambda: mount.snapdir_visible,
             )
             options = replace(options, writeback=False, readonly=True)
-            mount = Mount(str(parsed), guid, store.path, where, options, operations, None, None, head, stop)
+            mount = Mount(str(parsed), info.guid, store.path, where, options, operations, None, None, head, stop)
             mount.apply(store)
-            head.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
+            head.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket)})
         else:
             told = {"kind": "mount", "mountpoint": os.fspath(where)}
             writer = stack.enter_context(store.writer(parsed, told, Command.MOUNT))
             info = store.get(parsed)
-            guid, tag = info.guid, _tag("rw", info.folder)
+            place = place_of(info.guid, info.folder)
+            socket = socket_path(place)
             if info.property("readonly").exact == "on":  # the kernel refuses; snapshots, collecting and labels go on
                 options = replace(options, writeback=False, readonly=True)
 
@@ -257,7 +261,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 snapdir_visible=lambda: mount.snapdir_visible,
             )
             mount = Mount(
-                str(parsed), guid, store.path, where, options, operations, committer, writer, writer.engine, stop
+                str(parsed), info.guid, store.path, where, options, operations, committer, writer, writer.engine, stop
             )
             mount.apply(store)
             tasks = Tasks(
@@ -270,10 +274,9 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
             committer.background_failed = lambda error: tasks.failed("gc", error)
             mount.tasks = TaskRunner(tasks, committer, mount.write_out)
             mount.tasks.failed = mount.task_failed
-            writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket_path(guid, tag))})
-        source = mountpoints.source(name, guid, mount.record(store).folder)
+            writer.lease.update({**told, "name": str(parsed), "socket": os.fspath(socket)})
         store.close()  # the catalog is opened again when it is needed
-        control = ControlServer(socket_path(guid, tag), methods(mount), mount.catch_up)
+        control = ControlServer(socket, methods(mount), mount.catch_up)
         control.bind()
         stack.callback(control.close)
         if options.use_pump:
@@ -287,7 +290,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 if mount.committer is not None:
                     mount.committer.quiet = mount.pump.quiet
         failpoints.hit("mount.before")
-        _mount(name, source, where, options, operations)
+        _mount(name, mountpoints.source(name, place), where, options, operations)
         stack.callback(_close_session)
         mount.queue = KernelQueue()
         if mount.committer is not None:
@@ -299,12 +302,6 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
     if mount.archive_after:
         with open_store(store_path, create=False) as store:
             store.archive(mount.record(store).name)
-
-
-def _tag(kind: str, folder: Path) -> str:
-    """For the name of a mount's socket: tells a copy of a store, whose filesystems have the same guids, from it."""
-    stat = os.stat(folder)
-    return f"{kind}-{stat.st_dev:x}-{stat.st_ino:x}"
 
 
 def _tune_interpreter() -> None:

@@ -30,7 +30,6 @@ from tzfs.errors import (
     from_os_error,
 )
 from tzfs.mount.background import has_ended
-from tzfs.native import fnv1a64
 
 FSTYPE: Final = "fuse.tzfs"
 ANSWER_S: Final = 5.0  # how long a mount may take to say that it is alive
@@ -50,30 +49,19 @@ class Mounted:
     fstype: str
     source: str
 
-    def snapshot_of(self, guid: str, folder: Path) -> str | None:
-        """Of a mount of the filesystem with `guid` in `folder`: what follows its name, `@` and a snapshot's name or
-        nothing.
+    @property
+    def what(self) -> tuple[str, str]:
+        """Of a mount of tzfs: the place of its filesystem, and what follows its name, `@` and a snapshot or nothing.
 
-        None for any other: the same name, and in a copy the same guid, may be another store's.
+        The name itself may have changed, and be another filesystem's.  Of other mounts nothing is known.
         """
         found = _SOURCE.fullmatch(self.source) if self.fstype == FSTYPE else None
-        if found is None or found[2] != _identity(guid, folder):
-            return None
-        return "".join(found[1].partition("@")[1:])
+        return ("", "") if found is None else (found[2], "".join(found[1].partition("@")[1:]))
 
 
-def source(name: str, guid: str, folder: Path) -> str:
-    """What the table of mounts calls a mount of `name` (FS or FS@SNAP): `guid` and `folder` are the filesystem's."""
-    return f"tzfs:{name}[{_identity(guid, folder)}]"
-
-
-def _identity(guid: str, folder: Path) -> str:
-    """Twelve digits; of a folder that is not there, none that a mount has."""
-    try:
-        found = os.stat(folder)
-    except OSError:
-        return ""
-    return f"{fnv1a64(f'{guid} {found.st_dev} {found.st_ino}'.encode()):016x}"[:12]
+def source(name: str, place: str) -> str:
+    """What the table of mounts calls a mount of `name` (FS or FS@SNAP); `place` is its filesystem's (`place_of`)."""
+    return f"tzfs:{name}[{place}]"
 
 
 def _unescape(raw: bytes) -> str:

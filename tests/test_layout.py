@@ -70,7 +70,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.transitions": (*_CATALOG, "tzfs.catalog_log", "tzfs.catalog_rows", "tzfs.catalog_session"),
     "tzfs.catalog": (*_CATALOG, "tzfs.catalog_log", "tzfs.catalog_rows", "tzfs.catalog_session", "tzfs.transitions"),
     # talking to whoever has a filesystem mounted
-    "tzfs.runtime": ("tzfs.limits", "tzfs.errors"),
+    "tzfs.runtime": ("tzfs.limits", "tzfs.errors", "tzfs.native"),
     "tzfs.jsonrpc": ("tzfs.limits", "tzfs.errors"),
     "tzfs.control": ("tzfs.limits", "tzfs.errors", "tzfs.runtime", "tzfs.jsonrpc"),
     # a clone made independent, here or by whoever has it mounted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tzfs import runtime
 from tzfs.errors import NotFound, NotPermitted, StoreError
 
-GUID = "0123456789abcdef" * 2
+PLACE = "0123456789abcdef"
 
 
 @pytest.fixture
@@ -138,15 +139,15 @@ def test_a_state_directory_that_cannot_be_made_is_an_error_that_names_it(tmp_pat
         runtime.state_directory({"XDG_STATE_HOME": str(tmp_path / "file")})
 
 
-def test_the_log_of_a_mount_is_known_by_its_name_and_told_apart_by_its_guid(tmp_path: Path) -> None:
+def test_the_log_of_a_mount_is_known_by_its_name_and_told_apart_by_its_place(tmp_path: Path) -> None:
     environment = {"XDG_STATE_HOME": str(tmp_path)}
-    path = runtime.log_path("team/ws@before", GUID, environment)
+    path = runtime.log_path("team/ws@before", PLACE, environment)
     assert path == tmp_path / "tzfs" / "team,ws@before-01234567.log"
-    assert path != runtime.log_path("team/ws", GUID, environment)
+    assert path != runtime.log_path("team/ws", PLACE, environment)
 
 
 def test_the_log_of_the_longest_name_can_be_made_and_rotated(tmp_path: Path) -> None:
-    path = runtime.log_path("é" * 255 + "@" + "s" * 255, GUID, {"XDG_STATE_HOME": str(tmp_path)})
+    path = runtime.log_path("é" * 255 + "@" + "s" * 255, PLACE, {"XDG_STATE_HOME": str(tmp_path)})
     path.touch()
     path.with_name(path.name + ".1").touch()
 
@@ -167,13 +168,28 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
     assert caught.value.hint == "set HOME or XDG_DATA_HOME"
 
 
+# -- what is whose -----------------------------------------------------------------------------------------------------
+
+
+def test_a_filesystem_is_told_from_others_and_from_its_copies_wherever_it_is_moved(tmp_path: Path) -> None:
+    guid, another = "0123456789abcdef" * 2, "1123456789abcdef" * 2
+    folder, copy = tmp_path / "folder", tmp_path / "copy"
+    folder.mkdir()
+    copy.mkdir()
+    place = runtime.place_of(guid, folder)
+    assert re.fullmatch("[0-9a-f]{16}", place)
+    others = [runtime.place_of(another, folder), runtime.place_of(guid, copy), runtime.place_of(guid, tmp_path / "no")]
+    assert len({place, *others}) == 4
+    assert runtime.place_of(guid, folder.rename(tmp_path / "moved")) == place
+
+
 # -- sockets -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_sockets_of_a_filesystem_and_of_its_snapshots_differ(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
-    assert runtime.socket_path(GUID) == base / "tzfs" / f"{GUID}.rw.sock"
-    assert runtime.socket_path(GUID, "4194303") != runtime.socket_path(GUID)
+    assert runtime.socket_path(PLACE) == base / "tzfs" / f"{PLACE}.rw.sock"
+    assert runtime.socket_path(PLACE, "4194303") != runtime.socket_path(PLACE)
 
 
 @pytest.mark.parametrize("length", [107, 108, 250])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tzfs.errors import NotFound, NotPermitted, from_os_error
+from tzfs.native import fnv1a64
 
 SOCKET_ADDRESS_BYTES_MAX: Final = 107  # sun_path has 108 with its NUL
 _LOG_NAME_BYTES_MAX: Final = 200  # of NAME_MAX, 255: the rest is for the tag, the suffix and the number of an old log
@@ -102,15 +103,30 @@ def default_store(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(named) if named else _xdg("XDG_DATA_HOME", ".local/share", environment)
 
 
-def log_path(name: str, guid: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """The log of the mount of `name` (FS or FS@SNAP): for people by its name, told apart from its like by the guid."""
+def place_of(guid: str, folder: Path) -> str:
+    """What tells a filesystem from all others of this machine, those of a copied store included: 16 digits.
+
+    The guid is the same in a copy of its store, which has folders of its own.  Where the folder is not there, nothing
+    is mounted that has the answer.
+    """
+    try:
+        found = os.stat(folder)
+    except OSError:
+        where = "nowhere"
+    else:
+        where = f"{found.st_dev} {found.st_ino}"
+    return f"{fnv1a64(f'{guid} {where}'.encode()):016x}"
+
+
+def log_path(name: str, place: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """The log of the mount of `name` (FS or FS@SNAP): for people by its name, told apart from its like by `place`."""
     readable = os.fsencode(name.replace("/", ","))[:_LOG_NAME_BYTES_MAX].decode("utf-8", "ignore")
-    return state_directory(environment) / f"{readable}-{guid[:8]}.log"
+    return state_directory(environment) / f"{readable}-{place[:8]}.log"
 
 
-def socket_path(guid: str, tag: str = "rw") -> Path:
-    """Where the mount of the filesystem (or, with another `tag`, of one of its snapshots) listens."""
-    return runtime_directory() / f"{guid}.{tag}.sock"
+def socket_path(place: str, tag: str = "rw") -> Path:
+    """Where the mount of the filesystem at `place` listens; with another `tag` one of its snapshots, or read-only."""
+    return runtime_directory() / f"{place}.{tag}.sock"
 
 
 @contextmanager

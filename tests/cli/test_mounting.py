@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command_line import check_words
+from tests.mount.test_mountpoint import move
 from tests.mount.workspace import NAME, PROJECT, Workspace
+from tzfs.control import connect
 from tzfs.mount import mountpoint
 
 
@@ -145,6 +147,32 @@ def test_what_has_died_is_its_own_stores_and_has_its_name_of_now(workspace: Work
     assert workspace.tzfs("status", "-H") == ""
     with workspace.mounted(name="new"):  # which takes over what the killed ones have left: their sockets
         pass
+
+
+@pytest.mark.needs("root")
+def test_of_dead_mounts_on_top_of_each_other_the_topmost_is_shown_and_unmounted(workspace: Workspace) -> None:
+    workspace.tzfs("snapshot", "ws@s")
+    past = workspace.base / "past"
+    for pid in (workspace.mount(), workspace.mount(name="ws@s", where=past)):
+        workspace.kill(pid)
+    move(past, workspace.mnt)
+    for name in ("ws@s", "ws"):
+        [line] = workspace.tzfs("status", "-H").splitlines()
+        assert line.split("\t")[:4] == [name, str(workspace.mnt), "-", "dead"]
+        workspace.tzfs("umount", name)
+    assert workspace.tzfs("status", "-H") == ""
+    with workspace.mounted():  # which takes over what the killed ones have left: their sockets
+        pass
+
+
+def test_a_mount_of_a_snapshot_says_of_which(workspace: Workspace) -> None:
+    workspace.tzfs("snapshot", "ws@s")
+    with workspace.mounted(name="ws@s"):
+        [socket] = workspace.runtime.rglob("*.sock")
+        with connect(socket) as client:
+            told = client.call("info")
+    assert isinstance(told, dict)
+    assert told["name"] == "ws@s"
 
 
 def test_status_says_what_has_failed(workspace: Workspace) -> None:

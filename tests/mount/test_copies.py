@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests import tiers
-from tests.mount.workspace import PATIENCE_S, Workspace
+from tests.mount.workspace import PATIENCE_S, PROJECT, Workspace
 from tzfs.errors import TzfsError
 from tzfs.management import open_store
 
@@ -73,24 +76,47 @@ def _read_copy(copy: Path) -> str | None:
     return None
 
 
-def test_a_copy_is_mounted_beside_the_original_and_each_command_reaches_its_own(workspace: Workspace) -> None:
+@pytest.fixture
+def other(workspace: Workspace) -> Iterator[Workspace]:
+    """A copy of the workspace's store, with the same guids everywhere, of the same user: one folder of sockets."""
     (workspace.base / "other").mkdir()
     other = Workspace(workspace.base / "other")
-    other.environment = workspace.environment  # one user, one folder of sockets
+    other.environment = workspace.environment
     shutil.rmtree(other.store_path)
-    shutil.copytree(workspace.store_path, other.store_path)  # the same guids everywhere
-    try:
-        workspace.mount()
-        other.mount()
-        for mine, name in ((workspace, "original"), (other, "copy")):
-            (mine.mnt / name).write_bytes(name.encode() * 5000)
-            mine.tzfs("snapshot", f"ws@{name}")
-        for mine, name in ((workspace, "original"), (other, "copy")):
-            assert os.listdir(mine.mnt) == [name]
-            assert os.listdir(mine.mnt / ".zfs" / "snapshot") == [name]
-            assert str(mine.mnt) in mine.tzfs("status")
-            mine.tzfs("umount", "ws")
-            assert not os.path.ismount(mine.mnt)
-        assert [workspace.problems(), other.problems()] == [[], []]
-    finally:
-        other.close()
+    shutil.copytree(workspace.store_path, other.store_path)
+    yield other
+    other.close()
+
+
+def test_a_copy_is_mounted_beside_the_original_and_each_command_reaches_its_own(
+    workspace: Workspace, other: Workspace
+) -> None:
+    workspace.mount()
+    other.mount()
+    for mine, name in ((workspace, "original"), (other, "copy")):
+        (mine.mnt / name).write_bytes(name.encode() * 5000)
+        mine.tzfs("snapshot", f"ws@{name}")
+    for mine, name in ((workspace, "original"), (other, "copy")):
+        assert os.listdir(mine.mnt) == [name]
+        assert os.listdir(mine.mnt / ".zfs" / "snapshot") == [name]
+        assert str(mine.mnt) in mine.tzfs("status")
+        mine.tzfs("umount", "ws")
+        assert not os.path.ismount(mine.mnt)
+    assert [workspace.problems(), other.problems()] == [[], []]
+
+
+def test_a_command_runs_in_a_copy_while_one_runs_in_the_original(workspace: Workspace, other: Workspace) -> None:
+    within = f"cd {PROJECT} && exec {sys.executable} -m tzfs.cli --store {other.store_path} run ws -- touch copy"
+    workspace.tzfs("run", "ws", "--", "sh", "-c", f"touch original && ({within})")
+    assert workspace.tzfs("run", "ws", "--", "ls") == "original\n"
+    assert other.tzfs("run", "ws", "--", "ls") == "copy\n"
+
+
+def test_each_mount_of_a_copy_and_of_the_original_has_its_own_log(workspace: Workspace, other: Workspace) -> None:
+    for mine in (workspace, other):
+        with mine.mounted():
+            pass
+    logs = [path.read_text() for path in (workspace.base / "state").rglob("*.log")]
+    for mine in (workspace, other):
+        assert [f"mounted ws at {mine.mnt}" in log for log in logs].count(True) == 1
+    assert len(logs) == 2

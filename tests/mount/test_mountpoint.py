@@ -181,20 +181,12 @@ def test_a_mount_of_another_kind_is_none_of_ours(tmpfs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "after"), [("ws", ""), ("team/ws", ""), ("ws@s", "@s"), ("team/ws@a b:[1]", "@a b:[1]")]
 )
-def test_a_mount_is_of_the_filesystem_whose_guid_and_folder_it_has_whatever_its_name(
-    tmp_path: Path, name: str, after: str
-) -> None:
-    guid, other = "00112233445566778899aabbccddeeff", "10112233445566778899aabbccddeeff"
-    copy, gone = tmp_path / "copy", tmp_path / "gone"
-    copy.mkdir()
-    mounted = Mounted(Path("/mnt"), "fuse.tzfs", source(name, guid, tmp_path))
-    assert mounted.source.startswith(f"tzfs:{name}[")
-    assert mounted.snapshot_of(guid, tmp_path) == after
-    assert mounted.snapshot_of(other, tmp_path) is None
-    assert mounted.snapshot_of(guid, copy) is None
-    assert mounted.snapshot_of(guid, gone) is None
-    assert Mounted(Path("/mnt"), "fuse.other", mounted.source).snapshot_of(guid, tmp_path) is None
-    assert Mounted(Path("/mnt"), "fuse.tzfs", f"tzfs:{name}").snapshot_of(guid, tmp_path) is None
+def test_a_mount_says_where_its_filesystem_is_and_which_snapshot_of_it_it_shows(name: str, after: str) -> None:
+    mounted = Mounted(Path("/mnt"), "fuse.tzfs", source(name, "0123456789abcdef"))
+    assert mounted.source == f"tzfs:{name}[0123456789abcdef]"
+    assert mounted.what == ("0123456789abcdef", after)
+    assert Mounted(Path("/mnt"), "fuse.other", mounted.source).what == ("", "")
+    assert Mounted(Path("/mnt"), "fuse.tzfs", "tzfs:ws").what == ("", "")
 
 
 # -- preparing ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tzfs.lifecycle import Command, check
 from tzfs.limits import PATH_BYTES_MAX
 from tzfs.management import MountStatus, Store
 from tzfs.names import SnapshotName, parse, show
-from tzfs.runtime import log_path, runtime_directory
+from tzfs.runtime import log_path, place_of, runtime_directory
 from tzfs.units import human_size
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def mount(store: Store, name: str, where: Path, options: MountOptions, *, foregr
     if len(os.fsencode(where)) > PATH_BYTES_MAX:
         raise NameTooLong(f"mountpoint {show(os.fspath(where))}: a path has at most {PATH_BYTES_MAX} bytes")
     where = mountpoint.prepare(where, store=store.path, nonempty=options.nonempty)
-    log = log_path(str(parsed), info.guid)
+    log = log_path(str(parsed), place_of(info.guid, info.folder))
     path = store.path
     store.close()  # tables do not survive a fork
     background.run(
@@ -186,17 +186,15 @@ def _dead(store: Store, live: list[MountStatus]) -> list[MountStatus]:
     from tzfs.mount import mountpoint
 
     served = {s.mountpoint for s in live}
-    filesystems = store.filesystems(on_damage=lambda error: None)
+    names = {place_of(info.guid, info.folder): info.name for info in store.filesystems(on_damage=lambda error: None)}
+    topmost = {os.fspath(mounted.path): mounted for mounted in mountpoint.tzfs_mounts()}  # it hides the others
     found = []
-    for mounted in mountpoint.tzfs_mounts():
-        place = os.fspath(mounted.path)
-        names = [
-            f"{info.name}{at}"
-            for info in filesystems
-            if (at := mounted.snapshot_of(info.guid, info.folder)) is not None
-        ]
-        if names and place not in served and mountpoint.is_dead(mounted.path):
-            found.append(MountStatus(names[0], place, 0, "dead", f"its process has died: tzfs umount {place}"))
+    for where, mounted in topmost.items():
+        place, at = mounted.what
+        if place in names and where not in served and mountpoint.is_dead(mounted.path):
+            found.append(
+                MountStatus(f"{names[place]}{at}", where, 0, "dead", f"its process has died: tzfs umount {where}")
+            )
     return found
 
 

@@ -30,7 +30,7 @@ from tzfs.errors import Busy, MountFailed, NotFound, ReadOnly, TzfsError
 from tzfs.lifecycle import Command
 from tzfs.management import Store, open_store
 from tzfs.remembering import Remembered
-from tzfs.runtime import runtime_directory
+from tzfs.runtime import place_of, runtime_directory
 
 PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
@@ -126,8 +126,9 @@ def _mounted(store: Store, name: str, options: tuple[str, ...]) -> Iterator[Path
     """The directory that the filesystem is mounted at, for the body."""
     info = store.get(name, Command.RUN)
     runtime, users = runtime_directory(), None
-    own = runtime / f"run-{info.guid}"
-    gate = runtime / f"{info.guid}.gate"
+    place = place_of(info.guid, info.folder)
+    own = runtime / f"run-{place}"
+    gate = runtime / f"{place}.gate"
     with _locked(gate):
         where = _ready_mount(store, str(info.name))
         if where is None:
@@ -135,7 +136,7 @@ def _mounted(store: Store, name: str, options: tuple[str, ...]) -> Iterator[Path
             _mount_at(own, store, name, options)
         store.close()
         if where == own:
-            users = _lock(runtime / f"{info.guid}.users", fcntl.LOCK_SH)
+            users = _lock(runtime / f"{place}.users", fcntl.LOCK_SH)
     try:
         yield where
     finally:
