@@ -20,6 +20,7 @@ import trio
 
 from tzfs import limits
 from tzfs.engine.engine import Engine
+from tzfs.engine.reclaim import EVERYTHING, ORPHANS, Backlog
 from tzfs.errors import StoreError, TzfsError
 from tzfs.format.records import Snapshot
 from tzfs.mount.kernel_queue import KernelQueue
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FLUSH_ROUNDS_MAX = 8  # a writer faster than the disk must not keep a commit from ending
-COLLECT_ROUNDS_MAX = 8  # a commit, and what there is to do after it
 BACKGROUND_PAUSE_S = 0.005  # between batches of background work: requests come first
 BUSY_PAUSE_S = 0.04  # while they come: of the 200 and more that are answered in it, one meets a batch of 1 ms or less
 STREAMED_BYTES_MIN = 1 << 20  # a flush of so much is part of a stream
@@ -243,7 +243,8 @@ class Committer:
 
     async def _background_of_run(self) -> None:
         try:
-            self._rest_until = trio.current_time() + await self._background()
+            pause_s = await self._background()
+            self._rest_until = trio.current_time() + (BACKGROUND_PAUSE_S if pause_s is None else pause_s)
         except (TzfsError, OSError) as error:
             log.error("background work: %s", error)
             self._background_failing = True
@@ -273,41 +274,48 @@ class Committer:
         return max(0.0, min(waits)) if waits else None
 
     async def collect(self) -> None:
-        """Does all background work there is, in batches between which requests are served.
+        """Does the background work that there is, in batches between which requests are served.
 
-        What it gives back is given back with the next commit, which may leave more to do; so may those who go on
-        writing, without end, and `COLLECT_ROUNDS_MAX` is enough for what was there when it began.
+        What is removed meanwhile is for later: it may be more than what is worked off, without end.
         """
-        for _ in range(COLLECT_ROUNDS_MAX):
+        reclaimer = self._engine.reclaimer
+        await self.commit()
+        await self._work_off(ORPHANS)
+        there = reclaimer.backlog()
+        await self._work_off(there)
+        await self.commit()
+        there = there._replace(txg=reclaimer.backlog().txg)  # with what that has freed
+        for _ in range(2):  # given back; that being durable, segments are unlinked
+            await self._work_off(there)
             await self.commit()
-            while self._engine.background_pending:
-                await self._background()
-                await trio.sleep(BACKGROUND_PAUSE_S)
-                if self._engine.commit_due:
-                    await self.commit()
-            if not self._engine.dirty:
-                break
         self._background_failing = False
 
-    async def _background(self) -> float:
+    async def _work_off(self, backlog: Backlog) -> None:
+        while await self._background(backlog) is not None:
+            await trio.sleep(BACKGROUND_PAUSE_S)
+            if self._engine.commit_due:
+                await self.commit()
+
+    async def _background(self, backlog: Backlog = EVERYTHING) -> float | None:
         """One batch; a large backlog is worked off over many turns of `run`.  Holes are punched in a thread.
 
-        Answers how long requests are to have the loop to themselves now.
+        Answers how long requests are to have the loop to themselves now; None where nothing of the backlog was left.
         """
         pause_s = BACKGROUND_PAUSE_S
         async with self._batch:
             reclaimer = self._engine.reclaimer
             async with self._lock:
                 if self._engine.failed is not None:
-                    return pause_s
-                if reclaimer.removing:
+                    return None
+                if reclaimer.removes(backlog):
                     pause_s = BACKGROUND_PAUSE_S if self.quiet() else BUSY_PAUSE_S
-                    reclaimer.step()
+                    reclaimer.step(backlog)
                     job = None
                 else:
-                    job = reclaimer.begin_punch()
+                    job = reclaimer.begin_punch(backlog)
                     if job is None:
                         reclaimer.unlink_dead_segments()
+                        return None
             if job is not None:
                 await trio.to_thread.run_sync(job.run)
                 async with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 from collections.abc import Sequence
 
@@ -11,14 +12,16 @@ import trio
 import trio.testing
 
 from tests.engine.world import MemoryStores
-from tzfs import limits
+from tzfs import failpoints, limits
 from tzfs.engine.engine import Engine, Settings
+from tzfs.engine.reclaim import Backlog
 from tzfs.format.keys import ExtentId
 from tzfs.mount.committing import BACKGROUND_PAUSE_S, BUSY_PAUSE_S, Committer
 from tzfs.store.interface import Buffer
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 
 PIECE = bytes(limits.KIB * 128)
+NOISE = random.Random(1).randbytes(1 << limits.CHUNK_SHIFT_DEFAULT)  # a chunk, which no codec makes smaller
 ENDLESS = 16 * limits.MIB  # what the writer writes during one flush, if nobody stops it
 
 
@@ -82,27 +85,42 @@ def test_a_commit_leaves_little_to_be_written_on_the_loop_however_fast_the_write
     engine.close()
 
 
-def test_just_enough_for_a_flush_is_flushed() -> None:
-    meta, payload = MemoryMeta(), MemoryPayload()
+class CountedCommitter(Committer):
+    turns = 0  # of `run`
+
+    def _wait_s(self) -> float | None:
+        self.turns += 1
+        assert self.turns < 100, "it goes round without an end"
+        return super()._wait_s()
+
+
+def test_just_enough_for_a_flush_is_flushed_once_and_then_it_waits() -> None:
+    meta, payload = MemoryMeta(), SlowPayload()
     Engine.format(meta, guid=bytes(16), now_ns=1)
     engine = Engine(meta, payload, settings=Settings(txg_interval_s=1000.0))
     ino = engine.mknod(1, b"file", 0o100644, uid=0, gid=0).ino
-    committer = Committer(engine, failed=lambda reason: None)
+    committer = CountedCommitter(engine, failed=lambda reason: None)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(committer.run)
+            await trio.testing.wait_all_tasks_blocked()
             for at in range(0, limits.FLUSH_AHEAD_BYTES, limits.MIB):
                 engine.write(ino, at, PIECE * 8)
             assert engine.dirty_bytes == limits.FLUSH_AHEAD_BYTES
             committer.changed()
-            with trio.fail_after(20):
-                while engine.dirty_bytes:
-                    await trio.sleep(0.001)
+            await trio.testing.wait_all_tasks_blocked()  # on the disk
+            payload.tell(long_enough=True)
+            async with committer._lock:
+                assert engine.dirty_bytes == 0
+            await trio.testing.wait_all_tasks_blocked()
             assert engine.dirty  # the commit is for later
             nursery.cancel_scope.cancel()
 
-    trio.run(main)
+    with failpoints.counting() as counts:
+        trio.run(main, clock=trio.testing.MockClock())
+    assert (counts["flush.write"], counts.get("commit.begin", 0)) == (1, 0)
+    assert committer.turns == 3  # before the change, on it, and after the flush
     engine.close()
 
 
@@ -129,6 +147,47 @@ def test_a_change_that_commits_nothing_makes_nobody_believe_that_it_did() -> Non
     again = Engine(meta, payload, redo=redo)
     assert again.lookup(1, b"file").size == limits.REDO_PAYLOAD_BYTES_MAX + 1
     again.close()
+
+
+def test_a_collection_ends_with_what_was_there_when_it_began_however_much_is_removed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "RECLAIM_AT_ONCE_CHUNKS", 1)
+    monkeypatch.setattr(limits, "RECLAIM_BATCH_CHUNKS", 2)
+    engine = Engine(*MemoryStores().stores()[:2], settings=Settings(txg_interval_s=1000.0))
+    committer = Committer(engine, failed=lambda reason: None)
+
+    def make(name: bytes) -> None:
+        ino = engine.mknod(1, name, 0o100644, uid=0, gid=0).ino
+        for index in range(8):
+            engine.write(ino, index * len(NOISE), NOISE)
+        engine.commit()
+
+    for name in (b"first", b"second"):
+        make(name)
+    engine.snapshot("s")
+    for name in (b"first", b"second"):
+        engine.unlink(1, name)
+    engine.destroy(["s"])
+
+    step, numbers = engine.reclaimer.step, itertools.count()
+
+    def outdone(*arguments: Backlog) -> bool:
+        """For each batch of work that is done, four more."""
+        more, name = step(*arguments), b"%d" % next(numbers)
+        assert int(name) < 100, "the collection goes on without an end"
+        make(name)
+        engine.unlink(1, name)
+        return more
+
+    monkeypatch.setattr(engine.reclaimer, "step", outdone)
+    with failpoints.counting() as counts:
+        trio.run(committer.collect, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert counts["reclaim.batch"] == 2 * (4 + 1)  # the last of each file finds nothing
+    assert not engine.destroyer.pending
+    assert engine.reclaimer.punched_bytes >= 2 * 8 * len(NOISE)
+    assert engine.reclaiming  # what came later is for later
+    engine.close()
 
 
 @pytest.mark.parametrize(("quiet", "pause_s"), [(True, BACKGROUND_PAUSE_S), (False, BUSY_PAUSE_S)])

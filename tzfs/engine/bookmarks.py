@@ -137,6 +137,10 @@ class Bookmarks:
         """Whether `step` has something to do."""
         return self._next is not None
 
+    @property
+    def oldest(self) -> int:
+        return 0
+
     def step(self) -> None:
         """Looks at a batch of `change`, and frees the tombstones in it that are all there is of their key."""
         head = self._head

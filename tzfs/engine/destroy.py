@@ -199,6 +199,11 @@ class Destroyer:
         """Whether `step` has something to free."""
         return bool(self._queue)
 
+    @property
+    def oldest(self) -> int:
+        """The id of the destroy that `step` is at."""
+        return min(self._queue, default=0)
+
     def freeing(self) -> int:
         """The bytes that are still to be freed."""
         return freeing(self._head.txn) if self._queue else 0

@@ -54,6 +54,10 @@ class Flatten:
         return self._under_way and self._head.staging is None
 
     @property
+    def oldest(self) -> int:
+        return 0
+
+    @property
     def under_way(self) -> bool:
         return self._under_way
 

@@ -11,8 +11,9 @@ Each step is a bounded batch and leaves the filesystem consistent; all of it sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 from tzfs import failpoints, limits
 from tzfs.engine import reads
@@ -70,11 +71,28 @@ def _merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
+class Backlog(NamedTuple):
+    """What there was to do at some time: to remove, what has an id below `number`; to give back, what was freed in
+    transaction groups before `txg`."""
+
+    number: int
+    txg: int
+
+
+EVERYTHING: Final = Backlog(1 << 64, 1 << 64)
+ORPHANS: Final = Backlog(0, 0)  # left by a crash: they come before what has an id, and become such
+
+
 class Work(Protocol):
     """A part of the engine that has something to do in the background, a bounded batch a `step`."""
 
     @property
     def pending(self) -> bool: ...
+
+    @property
+    def oldest(self) -> int:
+        """Where something is pending, the id of what `step` is at; 0 where there are none, and nobody adds to it."""
+        ...
 
     def step(self) -> None: ...
 
@@ -120,24 +138,42 @@ class Reclaimer:
             self._crashed_orphans or self._head.reclaims or any(work.pending for work in self.more)
         )
 
-    def step(self) -> bool:
-        """One batch; whether there may be more to do."""
+    def backlog(self) -> Backlog:
+        """What there is to do now."""
+        return Backlog(self._head.counters.next_id, self._head.counters.txg)
+
+    def removes(self, backlog: Backlog) -> bool:
+        """Whether `step` has something of the backlog to remove."""
+        return self._next(backlog) is not None
+
+    def step(self, backlog: Backlog = EVERYTHING) -> bool:
+        """One batch, of that backlog; whether there may be more to do."""
         self._head.check()
-        if not self.removing:
-            self._give_back()
-        elif self._crashed_orphans:
-            for ino in self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]:
-                self._namespace.forget(ino)
-            del self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]
-        elif self._head.reclaims:
-            self._reclaim()
+        batch = self._next(backlog)
+        if batch is None:
+            self._give_back(backlog)
         else:
-            next(work for work in self.more if work.pending).step()
+            batch()
         return self.pending
 
-    def _give_back(self) -> None:
+    def _next(self, backlog: Backlog) -> Callable[[], None] | None:
+        """What removes a batch; None where nothing of the backlog is left to remove."""
+        if self._head.staging is not None:
+            return None
+        if self._crashed_orphans:
+            return self._bury
+        if self._head.reclaims and min(self._head.reclaims) < backlog.number:
+            return self._reclaim
+        return next((work.step for work in self.more if work.pending and work.oldest < backlog.number), None)
+
+    def _bury(self) -> None:
+        for ino in self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]:
+            self._namespace.forget(ino)
+        del self._crashed_orphans[: limits.RECLAIM_BATCH_CHUNKS]
+
+    def _give_back(self, backlog: Backlog) -> None:
         if self._punchable:
-            job = self.begin_punch()
+            job = self.begin_punch(backlog)
             if job is None:
                 self.unlink_dead_segments()
             else:
@@ -164,14 +200,15 @@ class Reclaimer:
 
     # -- giving extents back -----------------------------------------------------------------------------------------
 
-    def begin_punch(self) -> PunchJob | None:
-        """A batch of what earlier groups freed, adjacent extents as one hole; None where there is nothing.
+    def begin_punch(self, backlog: Backlog = EVERYTHING) -> PunchJob | None:
+        """A batch of what earlier groups freed, adjacent extents as one hole; None where there is nothing of it.
 
         A hole costs the disk's file system 100 us and more, whatever its size: hence the merging, and the job.
         """
         head = self._head
         head.check()
-        horizon = min(self.pins, default=head.counters.txg)
+        free = min(self.pins, default=head.counters.txg)
+        horizon = min(free, backlog.txg)
         rows: list[bytes] = []
         holes: list[tuple[int, int]] = []  # (extent, bytes)
         for key, value in head.txn.range(Table.PUNCH, b"", keys.punch(horizon, 0)):
@@ -183,7 +220,7 @@ class Reclaimer:
             if len(rows) == PUNCH_BATCH:
                 break
         if not rows:
-            self._punchable = False
+            self._punchable &= horizon < free
             return None
         return PunchJob(head.payload, rows, _merged(holes))
 
