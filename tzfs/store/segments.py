@@ -216,20 +216,16 @@ class Segments:
 
     def _write_run(self, fd: int, run: Sequence[tuple[ExtentId, Buffer]]) -> Iterator[tuple[int, int]]:
         """Writes the extents, and gives what is to be dropped from the page cache: (begin, bytes)."""
-        at, end = extent_offset(run[0][0]), extent_offset(run[-1][0]) + len(run[-1][1])
-        if end - at < max(UNCACHED_BYTES_MIN, len(run) * PAGED_BYTES_MIN):  # little, or little pieces
-            write_pieces(fd, pieces_of(run), at)
-            if end - at >= UNCACHED_BYTES_MIN:
-                yield at, end - at
-            return
-        for direct, group in groupby(pieces_of(run), on_pages):
+        at, whole = extent_offset(run[0][0]), pieces_of(run)
+        little = sum(map(len, whole)) < max(UNCACHED_BYTES_MIN, len(run) * PAGED_BYTES_MIN)  # in all, or each of them
+        for paged, group in [(False, iter(whole))] if little else groupby(whole, on_pages):
             pieces = list(group)
             size = sum(map(len, pieces))
-            if size < UNCACHED_BYTES_MIN:
+            large = size >= UNCACHED_BYTES_MIN
+            if not (large and paged and self._write_direct(fd, pieces, at)):
                 write_pieces(fd, pieces, at)
-            elif not (direct and self._write_direct(fd, pieces, at)):
-                write_pieces(fd, pieces, at)
-                yield at, size
+                if large:
+                    yield at, size
             at += size
 
     def _write_direct(self, fd: int, pieces: Sequence[memoryview], at: int) -> bool:
