@@ -92,7 +92,7 @@ def mount_at(path: Path) -> Mounted | None:
 
 def locate(path: str | os.PathLike[str]) -> Path:
     """The path without symbolic links, a mount that it names left untouched."""
-    head, tail = os.path.split(os.path.join(os.getcwd(), path).rstrip("/"))
+    head, tail = os.path.split(os.fspath(path).rstrip("/"))
     if tail in ("", ".", ".."):
         return Path(os.path.realpath(path))
     place = Path(os.path.realpath(head), tail)

@@ -94,6 +94,21 @@ def test_signals_are_blocked_and_ignored_for_the_command_as_they_were_for_us(wor
     assert masks(from_within(workspace, *looks)) == masks(direct.stdout)
 
 
+def test_a_command_ends_where_its_end_is_ignored_by_who_started_us(workspace: Workspace) -> None:
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    )
+    command = [sys.executable, "-m", "tzfs.cli", "--store", str(workspace.store_path), "run", "ws"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "--", "sh", "-c", "exit 3"],
+        cwd=PROJECT,
+        env=workspace.environment,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3
+
+
 def from_within(workspace: Workspace, *command: str, pass_fds: Sequence[int] = ()) -> str:
     """What a command prints that is run by a tzfs that has these descriptors too."""
     return subprocess.run(

@@ -168,6 +168,16 @@ def test_a_link_to_a_mountpoint_means_the_mountpoint(tmp_path: Path, directory: 
     assert mount_at(directory) is None
 
 
+def test_a_whole_path_needs_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert locate(tmp_path) == tmp_path
+    with pytest.raises(FileNotFoundError):
+        locate("relative")
+
+
 def test_where_nothing_is_mounted_nothing_is_found(directory: Path) -> None:
     for path in (directory, directory / "absent" / "below"):
         assert mount_at(locate(path)) is None

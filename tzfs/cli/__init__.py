@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 
@@ -110,6 +111,7 @@ def cli(store: str | None) -> None:
 
 def main() -> None:
     """The program: exits with the command's status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by who started us, it hides how children end
     sys.exit(run(sys.argv[1:]))
 
 
