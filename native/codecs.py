@@ -39,6 +39,8 @@ class _Lib(Protocol):
 
 _lib: Final = cast(_Lib, _native.lib)
 _from_buffer = _native.ffi.from_buffer
+_unpack = _native.ffi.unpack
+_cast = _native.ffi.cast
 _NULL: Final = _native.ffi.NULL
 _REFUSALS: Final = {1: "does not match its sum", 2: "is not what was compressed", 3: "has an unknown codec"}
 
@@ -52,30 +54,31 @@ class Compressor:
         self._make_sums(1)
 
     def _make_target(self, room: int) -> None:
-        self._target = bytearray(room)  # not a view of it: one that C has cannot be cleared when the process ends
-        self._target_at = _from_buffer("uint8_t[]", self._target)
+        self._target_bytes = room
+        self._target = _native.ffi.new("uint8_t[]", room)
+        self._target_chars = _cast("char *", self._target)
 
     def _make_sums(self, pages: int) -> None:
-        self._sums = bytearray(4 * pages)
-        self._sums_at = _from_buffer("uint8_t[]", self._sums)
+        self._sums_bytes = 4 * pages
+        self._sums = _native.ffi.new("uint8_t[]", self._sums_bytes)
+        self._sums_chars = _cast("char *", self._sums)
 
     def encode(self, codec: int, level: int, data: Buffer, room: int) -> tuple[bytes, bytes]:
         """(`data` compressed to `room` bytes at most, its sum); where it does not become so short, or `codec` is `RAW`
         or `room` 0, nothing, and the sums of the pages of `data`."""
         length = len(data)
         sums_bytes = 4 * ((length + PAGE_BYTES - 1) // PAGE_BYTES)
-        if len(self._target) < room:
+        if self._target_bytes < room:
             self._make_target(room)
-        if len(self._sums) < sums_bytes:
+        if self._sums_bytes < sums_bytes:
             self._make_sums(sums_bytes // 4)
         if codec == ZSTD and self._state == _NULL:
             self._make_state()
-        made = _lib.tzfs_encode(
-            self._state, codec, level, _from_buffer("uint8_t[]", data), length, self._target_at, room, self._sums_at
-        )
+        at = data if type(data) is bytes else _from_buffer("uint8_t[]", data)
+        made = _lib.tzfs_encode(self._state, codec, level, at, length, self._target, room, self._sums)
         if made:
-            return bytes(memoryview(self._target)[:made]), bytes(self._sums[:4])
-        return b"", bytes(self._sums[:sums_bytes])
+            return _unpack(self._target_chars, made), _unpack(self._sums_chars, 4)
+        return b"", _unpack(self._sums_chars, sums_bytes)
 
     def _make_state(self) -> None:
         made = _lib.tzfs_compressor_make()

@@ -3,8 +3,7 @@
 A buffer is a byte array that covers the chunk from its start to the highest byte written, and the spans of it that were
 written: ascending, disjoint, not touching.  Outside the spans its bytes mean nothing.
 
-A large first write is not copied: the buffer then is a view of what the caller gave, if that is `UNCHANGING`, until it
-is written to again.
+A first write is not copied where what the caller gave is `UNCHANGING`: the buffer then is that, or a view, until the next.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Buffer:
     __slots__ = ("data", "spans")
 
     def __init__(self) -> None:
-        self.data: bytearray | memoryview = bytearray()
+        self.data: bytes | bytearray | memoryview = b""
         self.spans: list[tuple[int, int]] = []
 
     @property
@@ -39,13 +38,16 @@ class Buffer:
         """Writes `payload` at `offset` of the chunk."""
         data, spans = self.data, self.spans
         end = offset + len(payload)
-        if not spans and offset == 0 and end >= SHARED_BYTES_MIN:
-            view = memoryview(payload)
-            if isinstance(view.obj, UNCHANGING):
+        if not spans and offset == 0:
+            if type(payload) is bytes:
+                self.data = payload
+                spans.append((0, end))
+                return
+            if end >= SHARED_BYTES_MIN and isinstance((view := memoryview(payload)).obj, UNCHANGING):
                 self.data = view
                 spans.append((0, end))
                 return
-        if isinstance(data, memoryview):
+        if not isinstance(data, bytearray):
             data = self.data = bytearray(data)
         if offset == len(data):
             data += payload
@@ -89,16 +91,14 @@ class Buffer:
         """Makes one span of all of them, with zeros in between."""
         if len(self.spans) < 2:
             return
-        assert isinstance(self.data, bytearray)  # a view has one span
+        assert isinstance(self.data, bytearray)  # what is not copied has one span
         for (_, end), (begin, _) in pairwise(self.spans):
             self.data[end:begin] = bytes(begin - end)
         self.spans = [(self.spans[0][0], self.spans[-1][1])]
 
     def truncate(self, size: int) -> None:
         """Forgets everything from `size` on."""
-        if isinstance(self.data, memoryview):
-            self.data = bytearray(self.data)
-        del self.data[size:]
+        self.data = bytearray(memoryview(self.data)[:size])
         self.clip(size)
 
     def clip(self, size: int) -> None:

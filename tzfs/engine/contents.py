@@ -203,6 +203,10 @@ class ContentsTable:
                 contents.inline = bytearray(self._inline(inode, None))
         else:
             head, shift, end, crowded = self._head, inode.chunk_shift, offset + size, []
+            if offset == 0 and inode.size <= end <= 1 << shift and head.ancestry is None:  # a small file, all of it
+                if 0 not in contents.chunks:
+                    contents.chunks[0] = Chunk(None if inode.data < head.first_data else ())
+                return contents
             ready: dict[int, Chunk] = {}
             for index in range(offset >> shift, (end - 1 >> shift) + 1):
                 start, chunk = index << shift, contents.chunks.get(index)
@@ -238,7 +242,12 @@ class ContentsTable:
                 self._inline_changed(contents)
                 return
             self._to_chunks(inode, contents)
-        shift, view, done = inode.chunk_shift, memoryview(payload), 0
+        shift = inode.chunk_shift
+        if offset >> shift == end - 1 >> shift:
+            chunk = self._chunk_for_new(contents, offset >> shift)
+            self._write_chunk(chunk, offset & ((1 << shift) - 1), payload)
+            return
+        view, done = memoryview(payload), 0
         while offset < end:
             index = offset >> shift
             begin = offset - (index << shift)
@@ -259,7 +268,7 @@ class ContentsTable:
             chunk = contents.chunks[index] = Chunk(())
         return chunk
 
-    def _write_chunk(self, chunk: Chunk, begin: int, payload: memoryview) -> None:
+    def _write_chunk(self, chunk: Chunk, begin: int, payload: bytes | bytearray | memoryview) -> None:
         if chunk.dirty is None:
             chunk.dirty = Buffer()
             self._head.dirty_rows += 2

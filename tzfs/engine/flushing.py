@@ -56,7 +56,9 @@ class _Entry:
 
     def encode(self, compression: Compression, compressor: Compressor) -> Payload:
         """What is to be stored in an extent; nothing where it goes into the chunk's record."""
-        raw = memoryview(self.buffer.data)[self.lo : self.hi]
+        raw: Payload = self.buffer.data
+        if self.hi - self.lo != len(raw):
+            raw = memoryview(raw)[self.lo : self.hi]
         self.extent = None
         self.codec, stored, self.sums, self.embedded = compression.encode(compressor, raw, alone=self.alone)
         self.stored_bytes = len(stored) or len(self.embedded)

@@ -136,13 +136,13 @@ class Versions(Settling):
         if olds is None:
             olds = self.txn.seek_many(table, [prefix for prefix, _ in rows], at)
         for (prefix, body), old in zip(rows, olds, strict=True):
-            if old is None or old[0] != at or records.is_tombstone(old[1]):
+            if old is None or old[0] != at or (value := old[1])[:1] >= _TOMBSTONE:
                 self.put(table, prefix, body, at, old=old)
             else:
                 replaced.append((prefix + end, body))
-                grown += ENVELOPE_BYTES + len(body) - len(old[1])
-                if table is _CHUNK and EMBEDDED_MARK in (body[:1], old[1][ENVELOPE_BYTES : ENVELOPE_BYTES + 1]):
-                    saved += embedded_saved(body) - embedded_saved(old[1], ENVELOPE_BYTES)
+                grown += ENVELOPE_BYTES + len(body) - len(value)
+                if table is _CHUNK:
+                    saved += embedded_saved(body) - embedded_saved(value, ENVELOPE_BYTES)
         if grown or saved:
             self._count(LIVE, at, 0, grown, saved)
 

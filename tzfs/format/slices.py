@@ -50,6 +50,7 @@ class Slice(NamedTuple):
 
 Sizes = tuple[int, int]  # of an extent: its stored bytes, and its raw bytes
 _EMBEDDED: Final = struct.Struct(">BIIIIB")
+_EMBEDDED_RAW_BYTES: Final = struct.Struct(">13xI")
 _SLICE: Final = struct.Struct(">IIQQIIIBH")
 
 
@@ -118,9 +119,10 @@ def embedded_saved(row: bytes, body: int = 0) -> int:
 
     `row` has the record's body from byte `body` on, which need not have been verified.
     """
-    if row[body : body + 1] != EMBEDDED_MARK or len(row) < body + _EMBEDDED.size:
+    if len(row) < body + _EMBEDDED.size or row[body] != EMBEDDED_KIND:
         return 0
-    return max(0, int.from_bytes(row[body + 13 : body + 17], "big") - (len(row) - body - _EMBEDDED.size))
+    raw_bytes: int = _EMBEDDED_RAW_BYTES.unpack_from(row, body)[0]
+    return max(0, raw_bytes - (len(row) - body - _EMBEDDED.size))
 
 
 def extents_of(table: int, key: bytes, body: bytes) -> list[tuple[tuple[ExtentId, Epoch], Sizes]]:
