@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #define SKIP_DOUBLINGS_MAX 4 /* one wait in 16 still spins, so that a burst is noticed within 16 requests */
+#define UNPOLLED_MAX 4 /* reads without a look at what trio waits for, which costs as much as the read */
 
 int64_t tzfs_pump_now_ns(void)
 {
@@ -49,8 +50,8 @@ static int nothing_came(struct tzfs_pump *pump)
     return TZFS_PUMP_IDLE;
 }
 
-enum reading { HANDED_OVER, ANSWERED, GONE, IS_WRITE };
-static enum reading read_request(struct tzfs_pump *pump, int fuse_fd);
+enum reading { NOTHING, HANDED_OVER, ANSWERED, GONE, IS_WRITE };
+static enum reading read_request(struct tzfs_pump *pump, int fuse_fd, int polled);
 
 int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
 {
@@ -66,23 +67,32 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
             pump->spin_sum_ns += (uint64_t)(now - entered);
             return TZFS_PUMP_TURN;
         }
-        int found = poll(fds, wake_fd < 0 ? 1 : 2, 0);
-        if (found < 0) {
-            if (errno != EINTR)
-                return nothing_came(pump); /* trio will meet the same error and raise it */
-            pump->turns++; /* a signal: Python's handler and trio's wake-up come first */
-            return TZFS_PUMP_TURN;
-        }
-        if (found > 0) {
-            pump->spin_sum_ns += (uint64_t)(now - entered);
+        enum reading reading = NOTHING;
+        if (pump->answers && pump->unpolled < UNPOLLED_MAX) {
+            pump->unpolled++;
+            reading = read_request(pump, fuse_fd, 0);
+        } else {
+            pump->unpolled = 0;
+            int found = poll(fds, wake_fd < 0 ? 1 : 2, 0);
+            if (found < 0) {
+                if (errno != EINTR)
+                    return nothing_came(pump); /* trio will meet the same error and raise it */
+                pump->turns++; /* a signal: Python's handler and trio's wake-up come first */
+                return TZFS_PUMP_TURN;
+            }
             /* Whoever waits for trio goes first, but not twice in a row: neither starves the other. */
             if (wake_fd >= 0 && fds[1].revents && !(pump->woken && fds[0].revents)) {
+                pump->spin_sum_ns += (uint64_t)(now - entered);
                 pump->wakes++;
                 pump->woken = 1;
                 return TZFS_PUMP_WOKEN;
             }
-            int verdict = request_came(pump, spinning ? &pump->spun : &pump->ready);
-            const enum reading reading = pump->answers ? read_request(pump, fuse_fd) : HANDED_OVER;
+            if (fds[0].revents)
+                reading = pump->answers ? read_request(pump, fuse_fd, 1) : HANDED_OVER;
+        }
+        if (reading != NOTHING) {
+            pump->spin_sum_ns += (uint64_t)(now - entered);
+            const int verdict = request_came(pump, spinning ? &pump->spun : &pump->ready);
             if (reading == HANDED_OVER)
                 return verdict;
             if (reading == IS_WRITE)
@@ -185,13 +195,16 @@ static int is_write(struct tzfs_pump *pump, const char *request, size_t bytes)
     return 1;
 }
 
-/* Reads the next request.  GONE: it was withdrawn.  HANDED_OVER: pyfuse3 receives it, or meets the error, itself. */
-static enum reading read_request(struct tzfs_pump *pump, int fuse_fd)
+/* Reads the next request.  GONE: it was there, as `polled` says, and was withdrawn.  HANDED_OVER: pyfuse3 receives it, or
+ * meets the error, itself. */
+static enum reading read_request(struct tzfs_pump *pump, int fuse_fd, int polled)
 {
     if (waiting || (!landing && !(landing = new_page(BUFFER_BYTES))))
         return HANDED_OVER;
     char *request = landing - WRITE_HEAD_BYTES;
     ssize_t bytes = read(fuse_fd, request, BUFFER_BYTES);
+    if (bytes < 0 && errno == EAGAIN && !polled)
+        return NOTHING;
     if (bytes < 0 && (errno == EAGAIN || errno == ENOENT || errno == EINTR)) {
         withdrawn++;
         return GONE;

@@ -32,6 +32,7 @@ struct tzfs_pump {
     uint32_t failures; /* spins in vain since the last request that came in time */
     uint32_t skip;     /* waits that will not spin yet */
     uint32_t woken;    /* the last verdict was WOKEN: a request goes first now */
+    uint32_t unpolled; /* reads since the last poll */
     uint32_t writes;   /* set by the caller: WRITEs have a verdict of their own */
     /* with the verdict WRITE: what it asks for, and what it carries, until it is answered or received */
     uint64_t write_unique;
