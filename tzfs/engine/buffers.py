@@ -3,7 +3,7 @@
 A buffer is a byte array that covers the chunk from its start to the highest byte written, and the spans of it that were
 written: ascending, disjoint, not touching.  Outside the spans its bytes mean nothing.
 
-A first write is not copied where what the caller gave is `UNCHANGING`: the buffer then is that, or a view, until the next.
+A first write is not copied where what the caller gave is `UNCHANGING`: the buffer is that, or a view, until the next.
 """
 
 from __future__ import annotations
