@@ -6,20 +6,24 @@ accelerator before the operations class and never a second truth: the operations
 same step, and it may forget anything at any time.  `stop` switches it off for good, where the engine has failed: from
 then on each request reaches the operations class, which says so.
 
+Small writes that replace all that a file has are *posted*: answered, and done by the operations class before anything
+else, many at once, while the processor has its code at hand.  It says beforehand for how many bytes nothing can fail.
+
 The cache is in the path of requests only where the pump reads them (`Pump.answer_with`); everywhere else it is told and
 never asked.  Nodes without a name that the kernel forgets there are handed to `forgotten` later, in batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol, cast
 
 from tzfs.format.records import Inode
 from tzfs.native._native import ffi as _ffi
 from tzfs.native._native import lib as _native_lib
 
-KINDS: Final = ("lookup", "getattr", "open", "release", "forget", "forget", "access")  # by index of `kinds`
+KINDS: Final = ("lookup", "getattr", "open", "release", "forget", "forget", "access", "write")  # by index of `kinds`
+POSTED_MAX: Final = 32  # writes that have been answered and not been done
 FORGOTTEN_BATCH: Final = 64  # buried at once: until then an inode without a name lives a little longer
 
 
@@ -27,6 +31,13 @@ class _Kind(Protocol):
     count: int
     total_ns: int
     slowest_ns: int
+
+
+class _Posted(Protocol):
+    node: int
+    now_ns: int
+    bytes: int
+    payload: object
 
 
 class State(Protocol):
@@ -43,6 +54,8 @@ class State(Protocol):
     name_count: int
     evictions: int
     forgotten: int
+    room: int
+    posted: int
     kinds: list[_Kind]
 
 
@@ -79,6 +92,7 @@ class _Library(Protocol):
     def tzfs_answers_removed(self, a: State, directory: int, name: bytes, length: int, node: int, /) -> None: ...
     def tzfs_answers_complete(self, a: State, directory: int, /) -> None: ...
     def tzfs_answers_clear(self, a: State, /) -> None: ...
+    def tzfs_answers_posted(self, a: State, /) -> Sequence[_Posted]: ...
     def tzfs_answers_try(self, a: State, fd: int, request: bytes, length: int, /) -> int: ...
 
 
@@ -215,6 +229,14 @@ class Answers:
     def clear(self) -> None:
         """Drops all attributes and names."""
         _lib.tzfs_answers_clear(self.state)
+
+    def posted(self) -> Iterator[tuple[int, bytes, int]]:
+        """The writes that have been answered and are to be done, in order, each once: (node, all that it has from now
+        on, when)."""
+        posted = _lib.tzfs_answers_posted(self.state)
+        count, self.state.posted = self.state.posted, 0
+        for p in posted[0:count]:
+            yield p.node, _ffi.unpack(p.payload, p.bytes), p.now_ns
 
     def try_answer(self, fd: int, request: bytes) -> bool:
         """Whether the request was answered, on `fd`: what the pump does, for tests."""

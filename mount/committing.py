@@ -63,11 +63,15 @@ class Committer:
         self.last_background_ns: int | None = None
 
     @property
-    def ahead(self) -> bool:
-        """Whether writers are ahead of the disk, and the next has to `make_room`: sooner while a commit flushes, or it
-        would never end."""
+    def room(self) -> int:
+        """Bytes until writers are `ahead`: fewer while a commit flushes, or it would never end."""
         engine = self._engine
-        return engine.dirty_bytes >= (engine.settings.dirty_bytes_max if self._leave is None else self._leave)
+        return (engine.settings.dirty_bytes_max if self._leave is None else self._leave) - engine.dirty_bytes
+
+    @property
+    def ahead(self) -> bool:
+        """Whether writers are ahead of the disk, and the next has to `make_room`."""
+        return self.room <= 0
 
     def changed(self) -> None:
         """Something has become dirty.  Wakes `run` if it sleeps without a time, or if what is dirty cannot wait."""

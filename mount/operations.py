@@ -11,7 +11,9 @@ Every handler answers an errno for every error; one that let anything else out w
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -25,11 +27,14 @@ from tzfs.engine.reads import ReadPlan
 from tzfs.engine.view import View
 from tzfs.errors import Exists, TzfsError
 from tzfs.format.records import Inode
+from tzfs.mount.answers import POSTED_MAX
 from tzfs.mount.committing import Committer
 from tzfs.mount.looking import WRITING, Looking
 from tzfs.mount.nodes import CONTROL_TREE, INO_MASK, attributes_of
 from tzfs.mount.requests import answered, answered_at_once, answered_later, refusal
 from tzfs.opening import HeadReader
+
+log = logging.getLogger(__name__)
 
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
@@ -291,6 +296,24 @@ class Operations(Looking):
             self.answers.wrote(node, inode.size, inode.mtime_ns)
             self._changed()
         return written
+
+    def room_to_post(self) -> int:
+        engine, committer = self._engine, self._committer
+        if engine is None or committer is None or self.held is not None or self.dropping:
+            return 0
+        return max(0, min(engine.headroom(POSTED_MAX), committer.room))
+
+    def do_posted(self) -> None:
+        engine, began = self._writable(0), time.perf_counter_ns()
+        try:
+            for node, payload, now_ns in self.answers.posted():
+                engine.write(node, 0, payload, now_ns)
+        except Exception as error:  # it cannot be refused any more
+            log.exception("request write failed")
+            engine.fail(f"a write that had been answered could not be done: {error}")
+            self.stop_if_failed()
+        self._changed()
+        self.requests["write"].total_ns += time.perf_counter_ns() - began
 
     @property
     def writes_at_once(self) -> bool:

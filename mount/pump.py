@@ -29,7 +29,8 @@ Invariants:
   instead, upon which pyfuse3 waits again.  Where that call cannot be redirected the descriptor is left as it was.
 * Given `Answers` (native/src/answers.h), the pump reads requests itself and has C answer those it can; the others it
   hands to pyfuse3 through the same redirected call.  A WRITE that need not wait is answered by the operations that
-  `write_with` was given, without pyfuse3, whose way costs as much as the write and copies what it carries.
+  `write_with` was given, without pyfuse3, whose way costs as much as the write and copies what it carries.  What C has
+  answered of writes is done by them before anybody else has a turn.
 * `Cancelled` and `ClosedResourceError` come out of a wait as they would from trio's own, TURN_MAX_NS later at most.
 
 Otherwise the pump knows nothing of requests, handlers or the engine.  `TZFS_PUMP=off` in the environment makes
@@ -130,7 +131,15 @@ class Statistics:
 
 
 class Writing(Protocol):
-    """Operations that answer a WRITE in one step."""
+    """Operations that answer a WRITE in one step, or do it when it has been answered."""
+
+    def room_to_post(self) -> int:
+        """For how many bytes of writes, at least `POSTED_MAX` of them, nothing can fail or have to wait now."""
+        ...
+
+    def do_posted(self) -> None:
+        """Does the writes that `Answers.posted` has."""
+        ...
 
     @property
     def writes_at_once(self) -> bool:
@@ -328,12 +337,16 @@ class Pump:
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
-        answers = self._answers
+        answers, writing = self._answers, self._writing
         while True:
             if self._closing:
                 raise trio.ClosedResourceError("the FUSE descriptor is being closed")
+            if writing is not None and answers is not None:
+                answers.state.room = writing.room_to_post()
             verdict = _lib.tzfs_pump_wait(self._state, fd, self._wake_fd)
             if answers is not None:
+                if writing is not None and answers.state.posted:
+                    writing.do_posted()
                 waiting = answers.state.forgotten
                 if waiting >= FORGOTTEN_BATCH or (waiting and verdict != _READY):
                     answers.bury()

@@ -16,13 +16,14 @@
 #include <unistd.h>
 
 enum {
-    LOOKUP, GETATTR, OPEN, RELEASE, FORGET, BATCH_FORGET, ACCESS, /* indexes of `kinds` */
+    LOOKUP, GETATTR, OPEN, RELEASE, FORGET, BATCH_FORGET, ACCESS, WRITE, /* indexes of `kinds` */
     NODE_BUCKETS = TZFS_ANSWERS_NODES_MAX,
     NAME_BUCKETS = TZFS_ANSWERS_NAMES_MAX,
     PAGE_SHIFT = 12, /* counts lie in pages of neighbouring nodes, 16 KiB each, 4 bytes a node of a walked tree */
     PAGE_NODES = 1 << PAGE_SHIFT,
     PAGE_BUCKETS = 1 << 12,
     WRITER_BUCKETS = 1 << 10,
+    DISK_PAGE_BYTES = 4096,
 };
 #define TELL (UINT32_C(1) << 31) /* in a count */
 
@@ -61,6 +62,8 @@ struct tzfs_answers_tables {
     uint32_t node_hand, name_hand; /* where the search for something to drop goes on */
     uint64_t *forgotten;
     size_t forgotten_room;
+    struct tzfs_posted posted[TZFS_ANSWERS_POSTED_MAX];
+    char payloads[TZFS_ANSWERS_POSTED_MAX][TZFS_ANSWERS_POSTED_BYTES_MAX];
 };
 
 struct tzfs_answers *tzfs_answers_new(void)
@@ -526,6 +529,37 @@ static int access_checked(struct tzfs_answers *a, int fd, const struct fuse_in_h
     return 1;
 }
 
+const struct tzfs_posted *tzfs_answers_posted(const struct tzfs_answers *a)
+{
+    return a->tables->posted;
+}
+
+static int post(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, const struct fuse_write_in *write_in)
+{
+    const uint64_t size = write_in->size;
+    const uint64_t cost = (size + 2 * DISK_PAGE_BYTES - 1) / DISK_PAGE_BYTES * DISK_PAGE_BYTES; /* and a page */
+    if (cost > a->room || a->posted == TZFS_ANSWERS_POSTED_MAX || size == 0 || size > TZFS_ANSWERS_POSTED_BYTES_MAX ||
+        write_in->offset != 0 || in->nodeid > a->live_max || write_in->fh != (in->nodeid | a->writing))
+        return 0;
+    struct node *node = *node_slot(a, in->nodeid);
+    if (!node || !node->has_attr || !S_ISREG(node->attr.mode) || size < node->attr.size)
+        return 0;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    struct tzfs_posted *posted = &a->tables->posted[a->posted];
+    char *payload = a->tables->payloads[a->posted];
+    memcpy(payload, write_in + 1, size);
+    *posted = (struct tzfs_posted){.node = in->nodeid, .bytes = size, .payload = payload,
+                                   .now_ns = (int64_t)now.tv_sec * INT64_C(1000000000) + now.tv_nsec};
+    tzfs_answers_wrote(a, in->nodeid, size, posted->now_ns);
+    node->used = 1;
+    a->posted++;
+    a->room -= cost;
+    struct fuse_write_out out = {.size = (uint32_t)size};
+    reply(fd, in->unique, 0, &out, sizeof out);
+    return 1;
+}
+
 /* The index of the request's kind, or -1 where it is not for us. */
 static int answer(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, size_t bytes)
 {
@@ -568,6 +602,10 @@ static int answer(struct tzfs_answers *a, int fd, const struct fuse_in_header *i
     case FUSE_ACCESS: {
         const struct fuse_access_in *access_in = body;
         return room >= sizeof *access_in && access_checked(a, fd, in, access_in->mask) ? ACCESS : -1;
+    }
+    case FUSE_WRITE: {
+        const struct fuse_write_in *write_in = body;
+        return room > sizeof *write_in && write_in->size == room - sizeof *write_in && post(a, fd, in, write_in) ? WRITE : -1;
     }
     default:
         return -1;

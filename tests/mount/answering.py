@@ -21,6 +21,7 @@ WHOLE: Final = [  # a request of each kind that is answered
     (wire.LOOKUP, DIRECTORY, b"absent\0"),
     (wire.GETATTR, FILE, wire.getattr_body()),
     (wire.OPEN, FILE, wire.open_body(os.O_RDWR)),
+    (wire.WRITE, FILE, wire.write_body(FILE | WRITING, bytes(4097))),
     (wire.RELEASE, FILE, wire.release_body(FILE | WRITING)),
     (wire.FORGET, FILE, wire.forget_body(1)),
     (wire.BATCH_FORGET, 0, wire.batch_body([(FILE, 1), (DIRECTORY, 1)])),

@@ -1,7 +1,7 @@
 """What C answers, asked as the pump asks it: well-formed requests, and what is kept in bounds.
 
-Malformed ones: test_answers_malformed.py.  Whether it says what the engine says: test_answers_invariant.py; on a mount:
-test_answers_mounted.py.
+Writes: test_answers_posted.py.  Malformed ones: test_answers_malformed.py.  Whether it says what the engine says:
+test_answers_invariant.py; on a mount: test_answers_mounted.py.
 """
 
 from __future__ import annotations
@@ -285,9 +285,11 @@ def test_figures_are_by_kind(kernel: Kernel, answers: Answers) -> None:
     assert handle is not None
     kernel.release(FILE, handle)
     kernel.access(FILE, 0)
+    answers.state.room = 12288
+    assert kernel.write(FILE, FILE | WRITING, bytes(4097)) == 4097
     found = answers.statistics()
     assert {kind: count for kind, (count, _, _) in found.items()} == {
-        "lookup": 1, "getattr": 1, "open": 1, "release": 1, "forget": 2, "access": 1
+        "lookup": 1, "getattr": 1, "open": 1, "release": 1, "forget": 2, "access": 1, "write": 1
     }  # fmt: skip
     assert all(0 < slowest <= total for _, total, slowest in found.values())
 

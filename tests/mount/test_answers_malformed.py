@@ -17,6 +17,7 @@ def test_requests_cut_short_are_left_to_libfuse_at_every_byte(
     kernel: Kernel, answers: Answers, opcode: int, node: int, body: bytes
 ) -> None:
     answers.told(FILE)
+    answers.state.room = 1 << 20
     whole = wire.request(opcode, node, body)
     for length in range(len(whole)):
         cut = wire.request(opcode, node, body, length=length)[:length]
@@ -25,6 +26,7 @@ def test_requests_cut_short_are_left_to_libfuse_at_every_byte(
     assert kernel.raw(wire.request(opcode, node, body, length=len(whole) + 1)) == (False, None)
     assert answers.knows(FILE)
     assert answers.writers() == []
+    assert list(answers.posted()) == []
     assert kernel.raw(whole)[0]
 
 
@@ -46,7 +48,8 @@ def test_a_name_without_its_end_is_left_to_libfuse(kernel: Kernel) -> None:
 
 
 def test_every_other_opcode_is_left_to_libfuse(kernel: Kernel) -> None:
-    known = {wire.LOOKUP, wire.GETATTR, wire.OPEN, wire.RELEASE, wire.FORGET, wire.BATCH_FORGET, wire.ACCESS}
+    known = {wire.LOOKUP, wire.GETATTR, wire.OPEN, wire.WRITE, wire.RELEASE, wire.FORGET}
+    known |= {wire.BATCH_FORGET, wire.ACCESS}
     for opcode in (*set(range(wire.OPCODE_MAX)) - known, 4096, 1 << 20, (1 << 32) - 1):
         assert kernel.raw(wire.request(opcode, FILE, bytes(64))) == (False, None)
 
@@ -56,6 +59,7 @@ def test_every_other_opcode_is_left_to_libfuse(kernel: Kernel) -> None:
 def test_any_bytes_at_all_harm_nothing(opcode: int, node: int, body: bytes, unchecked: bool) -> None:
     answers = made()
     answers.start(unchecked=unchecked)
+    answers.state.room = 1 << 20
     answers.put(inode(FILE))
     answers.name(DIRECTORY, b"there", FILE)
     with Kernel(answers) as kernel:

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from tzfs.mount.answers import Answers
 
-LOOKUP, FORGET, GETATTR, OPEN, RELEASE, ACCESS, BATCH_FORGET = 1, 2, 3, 14, 18, 34, 42
+LOOKUP, FORGET, GETATTR, OPEN, WRITE, RELEASE, ACCESS, BATCH_FORGET = 1, 2, 3, 14, 16, 18, 34, 42
 OPCODE_MAX: Final = 60  # beyond every one there is
 KEEP_CACHE: Final = 2
 _IN: Final = struct.Struct("=IIQQIIIHH")
@@ -73,6 +73,10 @@ def getattr_body() -> bytes:
 
 def open_body(flags: int) -> bytes:
     return struct.pack("=II", flags, 0)
+
+
+def write_body(handle: int, payload: bytes, offset: int = 0) -> bytes:
+    return struct.pack("=QQIIQII", handle, offset, len(payload), 0, 0, 0, 0) + payload
 
 
 def release_body(handle: int) -> bytes:
@@ -165,6 +169,15 @@ class Kernel:
         assert open_flags == KEEP_CACHE
         assert isinstance(handle, int)
         return handle
+
+    def write(self, node: int, handle: int, payload: bytes, offset: int = 0) -> int | None:
+        """How many bytes were written."""
+        body = self._asked(WRITE, node, write_body(handle, payload, offset))
+        if body is None:
+            return None
+        size, padding = struct.unpack("=II", body)
+        assert padding == 0
+        return int(size)
 
     def release(self, node: int, handle: int) -> bool:
         return self._asked(RELEASE, node, release_body(handle)) == b""

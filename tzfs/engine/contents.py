@@ -154,8 +154,8 @@ class ContentsTable:
             buffer.write(s.offset, found[s.offset : s.offset + s.length])
         return buffer
 
-    def write(self, ino: int, offset: int, payload: bytes | bytearray | memoryview) -> int:
-        """Writes all of `payload` at `offset`; the number of bytes.
+    def write(self, ino: int, offset: int, payload: bytes | bytearray | memoryview, now_ns: int | None = None) -> int:
+        """Writes all of `payload` at `offset`, now or as of `now_ns`; the number of bytes.
 
         Raises `IsADirectory`, `InvalidArgument` (not a regular file), `FileTooBig`, `NoSpace`, `Stale`.
         """
@@ -177,7 +177,7 @@ class ContentsTable:
         prepared = self._prepare(inode, offset, size)
         head.begin_change()
         self._apply(inode, prepared, offset, payload)
-        now = head.clock()
+        now = head.clock() if now_ns is None else now_ns
         inode.mtime_ns = inode.ctime_ns = now
         if offset + size > inode.size:
             inode.size = offset + size
@@ -199,8 +199,8 @@ class ContentsTable:
         """Loads all that writing [offset, offset + size) will change, so that `_apply` cannot fail."""
         contents = self._open(inode)
         if inode.flags & FLAG_INLINE:
-            if contents.inline is None:
-                contents.inline = bytearray(self._inline(inode, None))
+            if contents.inline is None:  # what is overwritten need not be readable
+                contents.inline = bytearray(self._inline(inode, None) if offset or size < inode.size else b"")
         else:
             head, shift, end, crowded = self._head, inode.chunk_shift, offset + size, []
             if offset == 0 and inode.size <= end <= 1 << shift and head.ancestry is None:  # a small file, all of it

@@ -163,6 +163,7 @@ class Engine:
         self.removexattr = attributes.removexattr
         self.plan_read = contents.plan_read
         self.write = contents.write
+        self.headroom = self._txg.headroom
         self.pressed = self._txg.pressed
         self.snapshots = snapshots.all
         self.snapshot = snapshots.create
@@ -439,6 +440,10 @@ class Engine:
         """Commits, then checks everything that is in the tables and segments."""
         self.commit()
         return [found for found in check(self._head.look, self.payload) if isinstance(found, Problem)]
+
+    def fail(self, reason: str) -> None:
+        """Answers nothing from now on: what has been promised cannot be kept."""
+        self._head.fail(reason)
 
     def abandon(self) -> None:
         """Ends without committing, as a crash would; what is on disk stays as it is."""

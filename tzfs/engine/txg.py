@@ -42,6 +42,7 @@ failpoints.declare("commit.publish", "payload is durable; rows are about to be w
 failpoints.declare("commit.rows", "rows are written; the tables are about to be committed")
 failpoints.declare("commit.done", "the tables are committed; nobody has been told")
 
+WRITE_ROWS_MAX = 8  # what a small write adds to `dirty_rows`: of a file that was inline and is not any more
 SLACK_BYTES = 4 * limits.MIB  # payload reserved beyond the dirty limit: what compaction and merged chunks come to
 
 
@@ -139,6 +140,25 @@ class TxgCommitter:
         if head.room is not None:
             head.room(nbytes)
         self.reserve(nbytes)
+
+    def headroom(self, writes: int) -> int:
+        """How many bytes so many writes may bring, a page more for each, without one being refused or having to reserve
+        or commit; 0 where that cannot be said."""
+        head = self._head
+        rows = head.dirty_rows + WRITE_ROWS_MAX * writes
+        if (
+            head.changing
+            or head.failed is not None
+            or head.staging is not None
+            or head.room is not None
+            or head.ancestry is not None
+            or self.tight
+            or not self._reserved_txg == self._asked_txg == head.counters.txg
+            or rows - self._absorbed > 2 * limits.ABSORB_ROWS
+            or rows > head.settings.dirty_rows_max
+        ):
+            return 0
+        return min(head.payload.reserved - self.unplaced(), 2 * head.settings.dirty_bytes_max - head.dirty_bytes)
 
     def reserve(self, nbytes: int) -> None:
         """Room for `nbytes` more of payload, or for a few more rows, within the limits of a group."""

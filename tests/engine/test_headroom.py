@@ -1,0 +1,88 @@
+"""Writes that are answered before they are done: as many as there is headroom for cannot be refused, nor wait."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.engine.conftest import Workspace
+from tests.noise import noise
+from tzfs import failpoints
+from tzfs.engine.engine import Settings
+from tzfs.errors import MountFailed
+from tzfs.limits import INLINE_BYTES_MAX, PAGE_BYTES
+
+SIZES = st.sampled_from([1, 100, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1, PAGE_BYTES, PAGE_BYTES + 1, 2 * PAGE_BYTES])
+
+
+def cost(size: int) -> int:
+    """What such a write takes of the headroom: its pages, and one more."""
+    return -(-size // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["write", "commit", "absorb", "flush", "end"]), st.integers(0, 5), SIZES)),
+    st.lists(st.tuples(st.integers(0, 5), SIZES), max_size=32),
+    st.integers(0, 64),
+)
+def test_what_there_is_headroom_for_needs_no_space_and_no_commit(
+    before: list[tuple[str, int, int]], writes: list[tuple[int, int]], reserved: int
+) -> None:
+    ws = Workspace()
+    inos = [ws.file(b"%d" % i) for i in range(6)]
+    sizes = [0] * 6
+    running = False
+    for kind, i, size in before:
+        if kind == "write":
+            ws.engine.write(inos[i], 0, noise(size))
+            sizes[i] = max(sizes[i], size)
+        elif kind == "flush" and not running:
+            running = ws.engine.begin_flush() is not None
+        elif kind == "end" and running:
+            ws.engine.end_flush()
+            running = False
+        elif kind == "commit":
+            ws.engine.commit()
+            running = False
+        elif kind == "absorb":
+            ws.engine.absorb()
+    ws.payload.reserved = min(ws.payload.reserved, reserved * PAGE_BYTES)
+    room = ws.engine.headroom(32)
+    ws.payload.full = ws.meta.full = True
+    with failpoints.counting() as counts:
+        for n, (i, size) in enumerate(writes):
+            size = max(size, sizes[i])
+            if cost(size) > room:
+                break
+            room -= cost(size)
+            assert ws.engine.write(inos[i], 0, noise(size, str(n)), 10**18 + n) == size
+            sizes[i] = size
+            assert ws.engine.inode(inos[i]).mtime_ns == 10**18 + n
+            assert ws.engine.read(inos[i], 0, size + 1) == noise(size, str(n))
+    assert not counts
+    ws.payload.full = ws.meta.full = False
+    ws.assert_sound()
+    ws.engine.close()
+
+
+def test_there_is_none_where_something_may_refuse_or_nothing_is_reserved(ws: Workspace) -> None:
+    ino = ws.file(b"f")
+    assert ws.engine.headroom(32) > 0
+    ws.engine.commit()
+    assert ws.engine.headroom(32) == 0  # until the next group has its reserve
+    ws.engine.write(ino, 0, b"x")
+    assert ws.engine.headroom(32) > 0
+    assert ws.engine.headroom(10**6) == 0  # so many rows would have to be absorbed
+    ws.engine.configure(Settings(quota_bytes=10**9))
+    assert ws.engine.headroom(32) == 0
+
+
+def test_there_is_none_in_an_engine_that_has_failed() -> None:
+    ws = Workspace()
+    ino = ws.file(b"f")
+    ws.engine.fail("it was to")
+    assert ws.engine.headroom(32) == 0
+    with pytest.raises(MountFailed, match="it was to"):
+        ws.engine.write(ino, 0, b"x")
+    ws.engine.close()

@@ -1,0 +1,150 @@
+"""Small writes that C has answered and that are done after it, as programs see them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mount.workspace import Workspace
+from tests.noise import noise
+from tzfs.limits import KIB
+
+
+def posted(workspace: Workspace) -> int:
+    found = workspace.stats("answered_in_c")
+    assert isinstance(found, dict)
+    count = found.get("write", 0)
+    assert isinstance(count, int)
+    return count
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        assert os.pwrite(fd, data, 0) == len(data)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("options", [(), ("writeback",), ("xattr",)])
+def test_what_was_written_is_there_at_once_and_after_the_next_mount(
+    workspace: Workspace, options: tuple[str, ...]
+) -> None:
+    sizes = [1, 100, 4000, 4001, 4096, 5000, 8192, 8193, 100]
+    expected: dict[str, tuple[bytes, int]] = {}
+    with workspace.mounted(*options) as top:
+        for turn in range(4):
+            for i in range(300):
+                size = sizes[(i + turn) % len(sizes)]
+                rewrite(top / f"{i}", noise(size, f"{turn} {i}"))
+                if i % 7 == 0:
+                    with open(top / f"{i}", "ab", buffering=0) as file:
+                        file.write(b"more")
+                if i % 11 == 0:
+                    os.truncate(top / f"{i}", size // 2)
+                if i % 13 == 0:
+                    os.rename(top / f"{i}", top / "moved")
+                    os.rename(top / "moved", top / f"{i}")
+        before = time.time_ns()
+        for i in range(300):
+            data = noise(8192 + 4, f"last {i}")
+            rewrite(top / f"{i}", data[:8192])
+            stat = os.stat(top / f"{i}")
+            found = (top / f"{i}").read_bytes()
+            assert found[:8192] == data[:8192]
+            assert stat.st_size == len(found)
+            if "writeback" not in options:  # then it is the kernel's, whose clock is coarser
+                assert before <= stat.st_mtime_ns <= time.time_ns()
+            expected[f"{i}"] = found, stat.st_mtime_ns
+        if not options:
+            assert posted(workspace) > 500
+    assert workspace.problems() == []
+    with workspace.mounted() as top:
+        for name, (data, mtime_ns) in expected.items():
+            assert (top / name).read_bytes() == data
+            if "writeback" not in options:
+                assert os.stat(top / name).st_mtime_ns == mtime_ns
+
+
+def test_a_snapshot_and_an_fsync_have_what_was_answered_before(workspace: Workspace) -> None:
+    pid = workspace.mount()
+    top = workspace.mnt
+    for i in range(40):
+        rewrite(top / f"{i}", noise(4 * KIB, "first"))
+    workspace.tzfs("snapshot", "ws@s")
+    for i in range(40):
+        rewrite(top / f"{i}", noise(4 * KIB, "second"))
+    fd = os.open(top / "0", os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    workspace.kill(pid)
+    assert workspace.problems() == []
+    with workspace.mounted() as top:
+        for i in range(40):
+            assert (top / ".zfs/snapshot/s" / f"{i}").read_bytes() == noise(4 * KIB, "first")
+            assert (top / f"{i}").read_bytes() == noise(4 * KIB, "second")
+
+
+def test_where_a_quota_may_refuse_nothing_is_posted(workspace: Workspace) -> None:
+    workspace.tzfs("set", "quota=1M", "ws")
+    with workspace.mounted() as top:
+        refused = 0
+        for i in range(150):
+            try:
+                rewrite(top / f"{i}", noise(8 * KIB, f"{i}"))
+            except OSError as error:
+                if error.errno != errno.EDQUOT:
+                    raise
+                refused += 1
+        assert refused
+        assert posted(workspace) == 0
+    assert workspace.problems() == []
+
+
+def test_a_file_without_a_name_takes_posted_writes_to_its_end(workspace: Workspace) -> None:
+    with workspace.mounted() as top:
+        fds = []
+        for i in range(50):
+            fds.append(os.open(top / f"{i}", os.O_RDWR | os.O_CREAT))
+            os.unlink(top / f"{i}")
+        for turn in range(3):
+            for fd in fds:
+                os.pwrite(fd, noise(4 * KIB, f"{turn} {fd}"), 0)
+        for fd in fds:
+            assert os.pread(fd, 8 * KIB, 0) == noise(4 * KIB, f"2 {fd}")
+            os.pwrite(fd, noise(4 * KIB, "closed"), 0)
+            os.close(fd)
+        assert posted(workspace)
+        assert workspace.number("orphans") >= 0
+    assert workspace.problems() == []
+
+
+def test_writers_that_are_killed_leave_whole_writes(workspace: Workspace) -> None:
+    program = (
+        "import os, sys\n"
+        "k = 0\n"
+        "while True:\n"
+        "    for i in range(50):\n"
+        "        fd = os.open(f'{sys.argv[1]}/{i}', os.O_WRONLY | os.O_CREAT)\n"
+        "        os.pwrite(fd, b'%8d' % k * 512, 0)\n"
+        "        os.close(fd)\n"
+        "        k += 1\n"
+    )
+    with workspace.mounted() as top:
+        for _ in range(10):
+            writer = subprocess.Popen(["python3", "-c", program, top])
+            time.sleep(0.2)
+            writer.send_signal(signal.SIGKILL)
+            writer.wait()
+            for path in top.iterdir():
+                data = path.read_bytes()
+                assert data == data[:8] * (len(data) // 8)
+                assert len(data) in (0, 4 * KIB)
+        assert posted(workspace) > 50
+    assert workspace.problems() == []
