@@ -1,4 +1,4 @@
-"""Builds `tzfs.native._native`: every C file in `src/`, each with its header and its declarations for cffi.
+"""Builds `tzfs.native._native`: every C file in `src/`, and of each `.cdef` what Python may call.
 
 `setup.py` names `ffibuilder`; `pip install -e .` builds it in place.
 """
@@ -20,7 +20,7 @@ for module in modules:
 ffibuilder.set_source(
     "tzfs.native._native",
     "".join(f'#include "{module}.h"\n' for module in modules),
-    sources=[os.path.relpath(SOURCES / f"{module}.c") for module in modules],
+    sources=[os.path.relpath(path) for path in sorted(SOURCES.glob("*.c"))],
     include_dirs=[str(SOURCES)],
     depends=[os.path.relpath(path) for path in sorted(SOURCES.glob("*.h"))],
     extra_compile_args=["-O2", "-std=gnu11", "-Werror", *WARNINGS],

@@ -130,7 +130,7 @@ static void answers_whole(void)
 static void answers_malformed(void)
 {
     static const uint32_t opcodes[] = {FUSE_LOOKUP, FUSE_GETATTR, FUSE_OPEN,         FUSE_RELEASE,
-                                       FUSE_FORGET, FUSE_ACCESS,  FUSE_BATCH_FORGET, 9999};
+                                       FUSE_FORGET, FUSE_ACCESS,  FUSE_BATCH_FORGET, FUSE_WRITE,   9999};
     struct tzfs_answers *a = answering();
     uint8_t reply[REPLY_MAX];
     uint64_t state = 1;
@@ -146,6 +146,8 @@ static void answers_malformed(void)
                 /* As it is; with small counts, of which the body may hold so many or not; without any NUL; zeros. */
                 for (size_t b = 0; b < bytes; b++)
                     body[b] = (uint8_t)(i == 0 ? body[b] : i == 1 ? (b ? 0 : bytes / 8) : i == 2 ? 0xff : 0);
+                a->room = UINT64_MAX;
+                a->posted = 0;
                 asked(a, opcodes[o], drawn(&state) & 1 ? 9 : DIRECTORY, body, bytes);
                 while (replied(reply))
                     continue;
@@ -165,6 +167,37 @@ static void answers_malformed(void)
     tzfs_answers_free(a);
 }
 
+/* A write that may be posted or not; what has been posted before is as it was. */
+static void post(struct tzfs_answers *a, uint64_t node, uint64_t *state)
+{
+    static uint8_t marks[TZFS_ANSWERS_POSTED_MAX];
+    static const uint64_t edges[] = {1, 4096, TZFS_ANSWERS_POSTED_BYTES_MAX, TZFS_ANSWERS_POSTED_BYTES_MAX + 1};
+    const uint64_t drawn_size = drawn(state) % 300, size = drawn_size < 8 ? edges[drawn_size / 2] : drawn_size;
+    struct fuse_write_in in = {.fh = node | (drawn(state) % 8 ? WRITING : 0), .size = (uint32_t)size};
+    in.offset = drawn(state) % 8 == 0;
+    uint8_t *body = block(sizeof in + size);
+    const uint8_t mark = (uint8_t)drawn(state);
+    memcpy(body, &in, sizeof in);
+    memset(body + sizeof in, mark, size);
+    const uint64_t before = a->posted, room = a->room;
+    if (asked(a, FUSE_WRITE, node, body, sizeof in + size)) {
+        EXPECT(a->posted == before + 1 && a->room + size < room && !in.offset && in.fh == (node | WRITING));
+        marks[before] = mark;
+    } else {
+        EXPECT(a->posted == before && a->room == room);
+    }
+    free(body);
+    const struct tzfs_posted *posted = tzfs_answers_posted(a);
+    for (uint64_t i = 0; i < a->posted; i++)
+        for (uint64_t b = 0; b < posted[i].bytes; b++)
+            if ((uint8_t)posted[i].payload[b] != marks[i])
+                abort();
+    if (drawn(state) % 40 == 0) {
+        a->posted = 0;
+        a->room = drawn(state) % 4 * 40000;
+    }
+}
+
 static void answers_histories(void)
 {
     struct tzfs_answers *a = answering();
@@ -181,7 +214,7 @@ static void answers_histories(void)
         const struct fuse_open_in open_in = {.flags = (uint32_t)drawn(&state) % 3};
         const struct fuse_release_in release = {.fh = node | (drawn(&state) & 1 ? WRITING : 0)};
         const struct fuse_forget_in forget = {.nlookup = drawn(&state) % 5};
-        switch (drawn(&state) % 20) {
+        switch (drawn(&state) % 22) {
         case 0: put(a, node, S_IFREG | 0644); break;
         case 1: put(a, directory, S_IFDIR | 0755); break;
         case 2: tzfs_answers_drop(a, node); break;
@@ -200,6 +233,7 @@ static void answers_histories(void)
         case 16: EXPECT(asked(a, FUSE_FORGET, node, &forget, sizeof forget)); break;
         case 17: tzfs_answers_take(a, nodes, drawn(&state) % 17); break;
         case 18: EXPECT(tzfs_answers_writers(a, nodes, 3) <= 160); break;
+        case 19: case 20: post(a, node, &state); break;
         default:
             if (drawn(&state) % 500 == 0)
                 tzfs_answers_clear(a);
