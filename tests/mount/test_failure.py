@@ -319,6 +319,7 @@ def test_a_stream_onto_a_full_disk_ends_with_enospc_and_all_that_was_taken_can_b
     assert on_disk.problems() == []
 
 
+@of_both_block_sizes
 @pytest.mark.needs("root")
 @pytest.mark.parametrize(("compression", "size"), [("off", 4096), ("lz4", 100)])
 def test_small_writes_all_over_a_file_on_a_full_disk_end_with_enospc_and_the_mount_goes_on(
