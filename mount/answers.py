@@ -23,7 +23,7 @@ from tzfs.native._native import ffi as _ffi
 from tzfs.native._native import lib as _native_lib
 
 KINDS: Final = ("lookup", "getattr", "open", "release", "forget", "forget", "access", "write")  # by index of `kinds`
-POSTED_MAX: Final = 32  # writes that have been answered and not been done
+POSTED_MAX: Final = cast(int, _native_lib.TZFS_ANSWERS_POSTED_MAX)  # writes that are answered and not done yet
 FORGOTTEN_BATCH: Final = 64  # buried at once: until then an inode without a name lives a little longer
 
 
@@ -243,7 +243,10 @@ class Answers:
         return bool(_lib.tzfs_answers_try(self.state, fd, request, len(request)))
 
     def statistics(self) -> dict[str, tuple[int, int, int]]:
-        """By kind of request: how many C answered, and how long that took in all and at most, in ns."""
+        """By kind of request: how many C answered, and how long that took in all and at most, in ns.
+
+        Writes are not timed here: whoever does them knows what they take.
+        """
         out: dict[str, tuple[int, int, int]] = {}
         for kind, s in zip(KINDS, self.state.kinds, strict=True):
             count, total_ns, slowest_ns = out.get(kind, (0, 0, 0))

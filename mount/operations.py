@@ -304,16 +304,16 @@ class Operations(Looking):
         return max(0, min(engine.headroom(POSTED_MAX), committer.room))
 
     def do_posted(self) -> None:
-        engine, began = self._writable(0), time.perf_counter_ns()
+        engine, statistics, began = self._writable(0), self.requests["write"], time.perf_counter_ns()
         try:
             for node, payload, now_ns in self.answers.posted():
                 engine.write(node, 0, payload, now_ns)
+                began = statistics.ended(began, 0)
         except Exception as error:  # it cannot be refused any more
             log.exception("request write failed")
             engine.fail(f"a write that had been answered could not be done: {error}")
             self.stop_if_failed()
         self._changed()
-        self.requests["write"].total_ns += time.perf_counter_ns() - began
 
     @property
     def writes_at_once(self) -> bool:

@@ -43,6 +43,18 @@ class RequestStatistics:
     def __init__(self, count: int = 0, errors: int = 0, total_ns: int = 0, slowest_ns: int = 0) -> None:
         self.count, self.errors, self.total_ns, self.slowest_ns = count, errors, total_ns, slowest_ns
 
+    def ended(self, began: int, count: int = 1) -> int:
+        """One more that began then on the clock of `perf_counter_ns`; when it ended.
+
+        A `count` of 0: it is counted elsewhere.
+        """
+        ended = time.perf_counter_ns()
+        self.count += count
+        self.total_ns += ended - began
+        if ended - began > self.slowest_ns:
+            self.slowest_ns = ended - began
+        return ended
+
 
 class Answering(Protocol):
     """What has handlers: figures by kind of request, and an engine that may have failed of an error."""
@@ -99,11 +111,7 @@ def answered(
         except Exception as error:
             raise refusal(self, kind, args, error) from None
         finally:
-            took = time.perf_counter_ns() - began
-            statistics.count += 1
-            statistics.total_ns += took
-            if took > statistics.slowest_ns:
-                statistics.slowest_ns = took
+            statistics.ended(began)
 
     request.__name__ = kind
     return request
@@ -125,11 +133,7 @@ def answered_later(
         except Exception as error:
             raise refusal(self, kind, args, error) from None
         finally:
-            took = time.perf_counter_ns() - began
-            statistics.count += 1
-            statistics.total_ns += took
-            if took > statistics.slowest_ns:
-                statistics.slowest_ns = took
+            statistics.ended(began)
 
     request.__name__ = kind
     return request
@@ -150,11 +154,7 @@ def answered_at_once(kind: str) -> Callable[[Callable[Concatenate[Self, P], int]
             except Exception as error:
                 return -refusal(self, kind, args, error).errno
             finally:
-                took = time.perf_counter_ns() - began
-                statistics.count += 1
-                statistics.total_ns += took
-                if took > statistics.slowest_ns:
-                    statistics.slowest_ns = took
+                statistics.ended(began)
 
         return request
 

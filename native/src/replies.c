@@ -190,8 +190,10 @@ int tzfs_answers_try(struct tzfs_answers *a, int fd, const void *request, size_t
     if (kind < 0)
         return 0;
     struct tzfs_answers_kind *statistics = &a->kinds[kind];
-    const uint64_t took = now_ns() - began;
     statistics->count++;
+    if (kind == WRITE)
+        return 1; /* what it takes is to do it */
+    const uint64_t took = now_ns() - began;
     statistics->total_ns += took;
     if (took > statistics->slowest_ns)
         statistics->slowest_ns = took;

@@ -159,6 +159,8 @@ class World:
         for node in (*self.nodes, ZFS_NODE):
             assert answers.knows(node) == (self.told.get(node, 0) > 0), node
         assert sorted(answers.writers()) == sorted({handle & INO_MASK for handle in self.writing})
+        for kind, s in self.operations.figures().items():
+            assert s.total_ns <= s.count * s.slowest_ns, kind
         # What has no name is there as long as the kernel knows it, and is gone once that is buried.
         for ino in self.engine.orphan_inodes():
             assert self.told.get(ino) or answers.state.forgotten, ino
