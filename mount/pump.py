@@ -320,6 +320,20 @@ class Pump:
         _lib.tzfs_pump_wrote(state, fd, operations.write_at_once(state.write_handle, state.write_offset, payload))
         return True
 
+    def _begin_posting(self, answers: Answers | None) -> bool:
+        """C may post writes from now on, since one has just been made; whether there is room for any."""
+        assert answers is not None  # else no request is read here
+        assert self._writing is not None
+        answers.state.room = room = self._writing.room_to_post()
+        return room > 0
+
+    def _end_posting(self, answers: Answers) -> bool:
+        """What was posted is done, and no more is: whatever runs next may change how much room there is."""
+        answers.state.room = 0
+        if self._writing is not None and answers.state.posted:
+            self._writing.do_posted()
+        return False
+
     def quiet(self) -> bool:
         """Whether no request has come since this was asked last."""
         state = self._state
@@ -337,23 +351,22 @@ class Pump:
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
-        answers, writing = self._answers, self._writing
+        answers, posting = self._answers, False
         while True:
             if self._closing:
                 raise trio.ClosedResourceError("the FUSE descriptor is being closed")
-            if writing is not None and answers is not None:
-                answers.state.room = writing.room_to_post()
             verdict = _lib.tzfs_pump_wait(self._state, fd, self._wake_fd)
             if answers is not None:
-                if writing is not None and answers.state.posted:
-                    writing.do_posted()
+                if posting:
+                    posting = self._end_posting(answers)
                 waiting = answers.state.forgotten
                 if waiting >= FORGOTTEN_BATCH or (waiting and verdict != _READY):
                     answers.bury()
             if verdict == _WRITE:
-                if self._write(fd):
-                    continue
-                return
+                if not self._write(fd):
+                    return
+                posting = self._begin_posting(answers)
+                continue
             if verdict == _READY:
                 return
             if verdict == _IDLE:

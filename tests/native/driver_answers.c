@@ -286,6 +286,18 @@ static void pumping_answers(void)
     uint8_t reply[REPLY_MAX];
     for (int i = 0; i < 3; i++)
         EXPECT(replied(reply) == sizeof(struct fuse_out_header) + sizeof(struct fuse_attr_out));
+    int wake[2]; /* what waits for trio is seen while requests keep coming */
+    EXPECT(pipe(wake) == 0 && write(wake[1], "", 1) == 1);
+    for (int i = 0; i < 12; i++)
+        EXPECT(write(ends[1], &request, sizeof request) == sizeof request);
+    EXPECT(tzfs_pump_wait(pump, ends[0], wake[0]) == TZFS_PUMP_WOKEN);
+    EXPECT(a->kinds[1].count >= 3 && a->kinds[1].count <= 3 + 4);
+    EXPECT(tzfs_pump_wait(pump, ends[0], wake[0]) == TZFS_PUMP_WOKEN && a->kinds[1].count <= 3 + 4 + 5);
+    close(wake[0]);
+    close(wake[1]);
+    EXPECT(tzfs_pump_wait(pump, ends[0], -1) == TZFS_PUMP_IDLE && a->kinds[1].count == 15);
+    while (replied(reply))
+        continue;
     request.in.opcode = FUSE_READLINK; /* handed over, once: the next is not read before that has been taken */
     EXPECT(write(ends[1], &request, sizeof request) == sizeof request);
     EXPECT(write(ends[1], &request, sizeof request) == sizeof request);
