@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from tzfs.engine import slices
 from tzfs.engine.buffers import Buffer
+from tzfs.engine.reads import ReadPlan
 from tzfs.format.keys import DataId, ExtentId, Ino
 from tzfs.limits import PAGE_BYTES, SLICES_MAX
+from tzfs.store.interface import PayloadReader
 
 CHUNK_INDEX_MAX = 1 << 52  # above every chunk of the largest file
 
@@ -59,6 +61,18 @@ class Chunk:
         for layer in (*layers, [(lo, hi)]):
             pieces = slices.overlaid(pieces, layer)
         return len(pieces) > SLICES_MAX
+
+
+def read_into_buffer(payload: PayloadReader, kept: slices.Slices) -> Buffer:
+    """What the slices hold, as if it had just been written.  `CorruptionError`, `SegmentGone`."""
+    buffer = Buffer()
+    if kept:
+        plan = ReadPlan(payload, kept[-1].offset + kept[-1].length)
+        plan.add_slices(0, kept, 0, plan.size)
+        found = memoryview(plan.execute())
+        for s in kept:
+            buffer.write(s.offset, found[s.offset : s.offset + s.length])
+    return buffer
 
 
 class Contents:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from tzfs import limits
 from tzfs.engine import reads, slices
 from tzfs.engine.buffers import Buffer
-from tzfs.engine.chunks import CHUNK_INDEX_MAX, Chunk, Contents
+from tzfs.engine.chunks import CHUNK_INDEX_MAX, Chunk, Contents, read_into_buffer
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.foreign import foreign
 from tzfs.engine.head import S_IFDIR, S_IFMT, S_IFREG, Drop, Head
@@ -23,7 +23,6 @@ from tzfs.format import keys
 from tzfs.format.keys import Epoch, Table
 from tzfs.format.operations import Op
 from tzfs.format.records import FLAG_INLINE, Inode
-from tzfs.format.slices import Slice
 
 
 class ContentsTable:
@@ -124,9 +123,9 @@ class ContentsTable:
         """An inherited chunk as a clone's own: what is kept of it becomes dirty, as if it had just been written."""
         chunk = Chunk(())
         chunk.changed = True  # also where nothing is kept: then a tombstone hides the origin's
-        kept = slices.cut(base, lo, hi)
+        kept = slices.without(base, [(lo, hi)])
         if kept:
-            chunk.dirty = self._read(kept)
+            chunk.dirty = read_into_buffer(self._head.payload, kept)
         return chunk
 
     def _gathered(self, chunk: Chunk, lo: int, hi: int) -> Chunk:
@@ -134,25 +133,13 @@ class ContentsTable:
         gathered = Chunk(chunk.base)
         gathered.slices, gathered.changed, gathered.fresh = (), True, chunk.fresh
         layers = [buffer for buffer in (chunk.flushing, chunk.dirty) if buffer is not None]
-        kept = slices.cut(chunk.slices, lo, hi)
+        kept = slices.without(chunk.slices, [(lo, hi), *(span for buffer in layers for span in buffer.spans)])
+        whole = read_into_buffer(self._head.payload, kept)
         for buffer in layers:
-            for begin, end in buffer.spans:
-                kept = slices.cut(tuple(kept), begin, end)
-        below = self._read(kept) if kept else Buffer()
-        for buffer in layers:
-            below = buffer.over(below)
-        below.fill()
-        gathered.dirty = below
+            whole = buffer.over(whole)
+        whole.fill()
+        gathered.dirty = whole
         return gathered
-
-    def _read(self, kept: list[Slice]) -> Buffer:
-        plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
-        plan.add_slices(0, kept, 0, plan.size)
-        found = memoryview(plan.execute())
-        buffer = Buffer()
-        for s in kept:
-            buffer.write(s.offset, found[s.offset : s.offset + s.length])
-        return buffer
 
     def write(self, ino: int, offset: int, payload: bytes | bytearray | memoryview, now_ns: int | None = None) -> int:
         """Writes all of `payload` at `offset`, now or as of `now_ns`; the number of bytes.
@@ -242,17 +229,13 @@ class ContentsTable:
                 self._inline_changed(contents)
                 return
             self._to_chunks(inode, contents)
-        shift = inode.chunk_shift
-        if offset >> shift == end - 1 >> shift:
-            chunk = self._chunk_for_new(contents, offset >> shift)
-            self._write_chunk(chunk, offset & ((1 << shift) - 1), payload)
-            return
-        view, done = memoryview(payload), 0
+        shift, size, done = inode.chunk_shift, len(payload), 0
         while offset < end:
             index = offset >> shift
             begin = offset - (index << shift)
             n = min(end - offset, (1 << shift) - begin)
-            self._write_chunk(self._chunk_for_new(contents, index), begin, view[done : done + n])
+            part = payload if n == size else memoryview(payload)[done : done + n]  # as it is, it may be kept
+            self._write_chunk(self._chunk_for_new(contents, index), begin, part)
             offset, done = offset + n, done + n
 
     def _inline_changed(self, contents: Contents) -> None:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from tzfs import failpoints
 from tzfs.engine import slices
 from tzfs.engine.buffers import Buffer
-from tzfs.engine.chunks import Chunk, Contents
+from tzfs.engine.chunks import Chunk, Contents, read_into_buffer
 from tzfs.engine.compression import OFF, Compression
 from tzfs.engine.head import Head
-from tzfs.engine.reads import ReadPlan
 from tzfs.errors import CorruptionError, InternalError, StoreError
 from tzfs.format.keys import ExtentId
 from tzfs.format.slices import CODEC_RAW, NOWHERE, Slice
@@ -167,7 +166,7 @@ class Flusher:
                 chunk.accepted = 0
                 if not buffer.spans:
                     continue
-                kept: list[Slice] = []
+                kept: slices.Slices = ()
                 if chunk.slices:
                     kept, taken = self._absorb(contents, chunk, buffer, room)
                     room -= taken
@@ -184,33 +183,26 @@ class Flusher:
         self.running = FlushJob(head.payload, head.settings.compression, self._compressor, entries, total, on_disk)
         return self.running
 
-    def _absorb(self, contents: Contents, chunk: Chunk, buffer: Buffer, room: int) -> tuple[list[Slice], int]:
+    def _absorb(self, contents: Contents, chunk: Chunk, buffer: Buffer, room: int) -> tuple[slices.Slices, int]:
         """What the chunk keeps beside the buffer, if anything.
 
         Where keeping it is dear and there is `room`, the buffer takes it in, to be written as one extent; then also how
         many more bytes that takes.
         """
-        kept: list[Slice] = list(chunk.slices)
-        for lo, hi in buffer.spans:
-            kept = slices.cut(tuple(kept), lo, hi)
-        if not kept or not (kept[0].embedded or slices.wasteful(tuple(kept))):
+        kept = slices.without(chunk.slices, buffer.spans)
+        if not kept or not (kept[0].embedded or slices.wasteful(kept)):
             return kept, 0
         if sum((s.length + PAGE_BYTES - 1) & -PAGE_BYTES for s in kept) > room:
             self._move_out(contents, chunk)
             return kept, 0
-        plan = ReadPlan(self._head.payload, max(s.offset + s.length for s in kept))
-        plan.add_slices(0, kept, 0, plan.size)
         try:
-            old = plan.execute()
+            below = read_into_buffer(self._head.payload, kept)
         except (CorruptionError, StoreError):
             self._move_out(contents, chunk)
             return kept, 0  # what cannot be read stays where it is, for whoever reads it to hear of
-        below = Buffer()
-        for s in kept:
-            below.write(s.offset, old[s.offset : s.offset + s.length])
         before, merged = buffer.disk_bytes, buffer.over(below)
         buffer.data, buffer.spans = merged.data, merged.spans
-        return [], buffer.disk_bytes - before
+        return (), buffer.disk_bytes - before
 
     def _move_out(self, contents: Contents, chunk: Chunk) -> None:
         """What lies in the chunk's record gets an extent, as it is: a record that has it has no room for slices."""

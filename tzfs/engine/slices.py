@@ -6,6 +6,8 @@ the newest version names it.  The page sums of a slice follow its bounds, so tha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tzfs.format.keys import Epoch, ExtentId
 from tzfs.format.slices import CODEC_RAW, Sizes, Slice
 from tzfs.limits import PAGE_BYTES
@@ -38,6 +40,13 @@ def cut(slices: Slices, lo: int, hi: int) -> list[Slice]:
         if end > hi:
             out.append(narrow(s, hi, end))
     return out
+
+
+def without(slices: Slices, spans: Iterable[tuple[int, int]]) -> Slices:
+    """The slices without any of the spans [lo, hi)."""
+    for lo, hi in spans:
+        slices = tuple(cut(slices, lo, hi))
+    return slices
 
 
 def insert(slices: Slices, new: Slice) -> Slices:
