@@ -15,7 +15,7 @@ from collections import OrderedDict
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from tzfs.engine.foreign import place
+from tzfs.engine.foreign import location
 from tzfs.errors import CorruptionError, InvalidArgument
 from tzfs.format.slices import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODECS, EMBEDDED_BYTES_MAX, Slice
 from tzfs.limits import DECODED_BYTES_MAX, EXTENT_BYTES_MAX, PAGE_BYTES
@@ -135,4 +135,4 @@ def _decompressed(s: Slice, stored: Buffer, sum_: bytes | None) -> bytearray:
 def _place(s: Slice) -> str:
     if s.embedded:
         return "what is in the record of a chunk"
-    return place(s.extent)
+    return location(s.extent)

@@ -50,7 +50,7 @@ def native(extent: int) -> ExtentId:
     return ExtentId(extent & _EXTENT_MASK)
 
 
-def place(extent: int, byte: int = 0) -> str:
+def location(extent: int, byte: int = 0) -> str:
     """Where byte `byte` of the extent lies, for people."""
     level, own = foreign(extent), native(extent)
     whose = f" of the origin{f' {level} levels up' if level > 1 else ''}" if level else ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tzfs.engine.compression import Decoded, decoded_of, load
-from tzfs.engine.foreign import level_of, place, tagged
+from tzfs.engine.foreign import level_of, location, tagged
 from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Ino, Table
@@ -247,5 +247,5 @@ class ReadPlan:
         sums = s.sums[4 * first : 4 * (first + (end - page + PAGE_BYTES - 1) // PAGE_BYTES)]
         bad = pages_match(stored, sums)
         if bad >= 0:
-            raise CorruptionError(f"damaged payload: {place(s.extent, page + bad * PAGE_BYTES)}")
+            raise CorruptionError(f"damaged payload: {location(s.extent, page + bad * PAGE_BYTES)}")
         return stored[at - page : at - page + length]
