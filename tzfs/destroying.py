@@ -35,7 +35,6 @@ from tzfs.names import (
 )
 from tzfs.opening import Committed, committed_state
 from tzfs.store.lease import live_views
-from tzfs.tasks import collect
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +184,7 @@ class _Plan:
             engine = writer.engine
             with naming(info, step.snapshots):
                 size = engine.destroy(step.snapshots).bytes
-            collect(engine, None if progress is None else lambda: progress(engine.freeing()))
+            engine.collect(None if progress is None else lambda: progress(engine.freeing()))
         return size
 
     def _foresee(self, info: FilesystemInfo, names: Iterable[str]) -> int:

@@ -124,13 +124,8 @@ class FileSystem(Tree):
         """Finishes all background work (removed files, space to be given back); bytes given back to the disk."""
         engine = self._engine
         before = engine.reclaimer.punched_bytes
-        while True:
-            engine.commit()
-            while engine.background_step():
-                if engine.commit_due:
-                    engine.commit()
-            if not engine.dirty:
-                return engine.reclaimer.punched_bytes - before
+        engine.collect()
+        return engine.reclaimer.punched_bytes - before
 
     def statfs(self) -> StatFs:
         """Space and inodes, used and free."""

@@ -308,7 +308,7 @@ class Tasks:
         elif wanted is Ask.SETTLE:
             self.engine.commit()
         elif wanted is Ask.COLLECT:
-            collect(self.engine, progress)
+            self.engine.collect(progress)
         elif callable(wanted):
             wanted()
 
@@ -408,19 +408,6 @@ class Run:
         tasks.remember(self.task.name, tasks.schedule.failed(self.task.name, tasks.clock(), str(error)))
 
 
-def collect(engine: Engine, progress: Callable[[], None] | None = None) -> None:
-    """Does all background work of an engine, to the end."""
-    while True:
-        engine.commit()
-        while engine.background_step():
-            if progress is not None:
-                progress()
-            if engine.commit_due:
-                engine.commit()
-        if not engine.dirty:
-            return
-
-
 def _fields(past: Past) -> dict[str, str | int | bool | None]:
     return {
         "last_ns": past.last_ns,
@@ -464,5 +451,4 @@ __all__ = [
     "Steps",
     "Task",
     "Tasks",
-    "collect",
 ]

@@ -23,7 +23,6 @@ from tzfs.names import SnapshotName, parse_snapshot
 from tzfs.opening import committed_changes, committed_points
 from tzfs.restoring import Restored
 from tzfs.rolling_back import Progress, RolledBack, newer_than, roll_back, safety_name
-from tzfs.tasks import collect
 from tzfs.tree import Path
 
 
@@ -77,7 +76,7 @@ def _rollback(
     with store.writer(info.name, {"kind": "rollback"}, Command.ROLLBACK) as writer:
         done = roll_back(writer.engine, name.snapshot, safety=safety, destroy_newer=destroy_newer, progress=progress)
         if done.destroyed:
-            collect(writer.engine)
+            writer.engine.collect()
         return done
 
 

@@ -42,12 +42,19 @@ class Workspace:
 
     def settle(self) -> None:
         """All background work done and committed."""
-        while True:
+        self.engine.collect()
+
+    def beside(self, kind: str) -> None:
+        """What goes on beside operations: a flush that begins or ends, changes that become rows, a commit."""
+        if kind == "begin":
+            if self.engine.flushing is None:
+                self.engine.begin_flush()
+        elif kind == "end":
+            self.engine.end_flush()
+        elif kind == "absorb":
+            self.engine.absorb()
+        else:
             self.engine.commit()
-            while self.engine.background_step():
-                pass
-            if not self.engine.dirty:
-                return
 
     def assert_sound(self) -> None:
         assert self.engine.problems() == []

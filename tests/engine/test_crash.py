@@ -26,7 +26,6 @@ from tzfs.store import redo
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.redo import RedoLog
 from tzfs.store.segments import Segments
-from tzfs.tasks import collect
 
 GUID = bytes(range(16))
 ELSEWHERE = {"meta.create.folder", "meta.create.sync", "segment.folder"}  # of making a filesystem: tests/test_crash.py
@@ -102,7 +101,7 @@ def workload(engine: Engine) -> Iterator[State]:
                         engine.commit()
                         job()()
             if step in (4, 6, 7):
-                collect(engine)
+                engine.collect()
             if step in (4, 6):
                 engine.release_log()
                 copy = engine.compactor.begin()

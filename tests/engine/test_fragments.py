@@ -186,7 +186,6 @@ def test_contents_are_what_was_written_and_records_stay_small(
         expected.extend(bytes(max(0, offset + len(payload) - len(expected))))
         expected[offset : offset + len(payload)] = payload
 
-    running = False
     for n, (kind, offset, size) in enumerate(steps):
         if kind == "write":
             write(offset, noise(size, str(n)) if n % 2 else bytes([n]) * size)
@@ -197,21 +196,11 @@ def test_contents_are_what_was_written_and_records_stay_small(
             ws.engine.setattr(ino, size=offset)
             del expected[offset:]
             expected.extend(bytes(offset - len(expected)))
-        elif kind == "begin" and not running:
-            job = ws.engine.begin_flush()
-            running = job is not None
-        elif kind == "end" and running:
-            ws.engine.end_flush()
-            running = False
-        elif kind == "commit":
-            ws.engine.commit()
-            running = False
-        elif kind == "absorb":
-            ws.engine.absorb()
         elif kind == "snapshot":
             name += 1
             ws.engine.snapshot(f"s{name}")
-            running = False
+        else:
+            ws.beside(kind)
         assert ws.engine.read(ino, 0, 4 * CHUNK) == expected
         head = ws.engine._head
         assert head.dirty_bytes == sum(chunk.accepted for c in head.contents.values() for chunk in c.chunks.values())

@@ -16,7 +16,6 @@ from tzfs.engine import moving
 from tzfs.engine.engine import Engine
 from tzfs.format.keys import Table
 from tzfs.store import space
-from tzfs.tasks import collect
 
 
 def write(engine: Engine, name: bytes, size: int, seed: int) -> None:
@@ -33,7 +32,7 @@ def move(engine: Engine, segments: frozenset[int]) -> int:
         if job is not None:
             engine.commit()
             job()()
-    collect(engine)
+    engine.collect()
     return engine.mover.moved_bytes - before
 
 
@@ -79,10 +78,10 @@ def test_on_a_disk_without_holes_a_segment_half_dead_is_emptied(
     assert engine.mover.sparse() == frozenset(), "the snapshot sees it all"
     for number in range(2, 8):
         write(engine, b"%d" % number, 100_000, -number)
-    collect(engine)
+    engine.collect()
     for number in range(2, 8):
         engine.unlink(1, b"%d" % number)
-    collect(engine)
+    engine.collect()
     close(*opened)
     opened = open_engine(tmp_path)
     engine = opened[0]

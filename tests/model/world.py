@@ -26,7 +26,6 @@ from tzfs.engine.head import S_IFMT, S_IFREG
 from tzfs.engine.history import FileVersion, file_versions
 from tzfs.engine.moments import Moments
 from tzfs.errors import QuotaExceeded
-from tzfs.tasks import collect
 
 INODES_MAX: Final = 60  # beyond it the next creation removes a tree instead: a long run stays as quick as it began
 NEED_BYTES: Final = 256 * 1024  # what one step may ask of a quota
@@ -156,7 +155,7 @@ class Everything(Bringing):
 
     def do_collect(self, a: int, b: int, c: int, d: int) -> None:
         self.engine.end_flush()
-        collect(self.engine)
+        self.engine.collect()
 
     def do_send(self, a: int, b: int, c: int, d: int) -> None:
         """A snapshot and perhaps a later one, sent to another filesystem, which has their trees then."""

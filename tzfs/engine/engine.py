@@ -350,6 +350,18 @@ class Engine:
         """A bounded batch of reclaiming, destroying, flattening and punching; whether there may be more to do now."""
         return self._reclaimer.step()
 
+    def collect(self, progress: Callable[[], None] | None = None) -> None:
+        """Does all background work, to the end, and calls `progress` in between."""
+        while True:
+            self.commit()
+            while self.background_step():
+                if progress is not None:
+                    progress()
+                if self.commit_due:
+                    self.commit()
+            if not self.dirty:
+                return
+
     @property
     def background_pending(self) -> bool:
         return self._reclaimer.pending
