@@ -186,12 +186,15 @@ def _dead(store: Store, live: list[MountStatus]) -> list[MountStatus]:
     from tzfs.mount import mountpoint
 
     served = {s.mountpoint for s in live}
+    topmost = {m.path: m for m in mountpoint.tzfs_mounts()}  # it hides the others
+    unserved = [m for m in topmost.values() if os.fspath(m.path) not in served]
+    if not unserved:
+        return []
     names = {place_of(info.guid, info.folder): info.name for info in store.filesystems(on_damage=lambda error: None)}
-    topmost = {os.fspath(mounted.path): mounted for mounted in mountpoint.tzfs_mounts()}  # it hides the others
     found = []
-    for where, mounted in topmost.items():
-        place, at = mounted.what
-        if place in names and where not in served and mountpoint.is_dead(mounted.path):
+    for mounted in unserved:
+        where, (place, at) = os.fspath(mounted.path), mounted.what
+        if place in names and mountpoint.is_dead(mounted.path):
             found.append(
                 MountStatus(f"{names[place]}{at}", where, 0, "dead", f"its process has died: tzfs umount {where}")
             )
