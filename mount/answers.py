@@ -93,6 +93,7 @@ class _Library(Protocol):
     def tzfs_answers_complete(self, a: State, directory: int, /) -> None: ...
     def tzfs_answers_clear(self, a: State, /) -> None: ...
     def tzfs_answers_posted(self, a: State, /) -> Sequence[_Posted]: ...
+    def tzfs_answers_created(self, a: State, fd: int, unique: int, handle: int, /) -> int: ...
     def tzfs_answers_try(self, a: State, fd: int, request: bytes, length: int, /) -> int: ...
 
 
@@ -203,6 +204,13 @@ class Answers:
         """The entry names `node`."""
         _name(self.state, directory, name, len(name), node)
 
+    def entry(self, directory: int, name: bytes, inode: Inode, tree: int = 0) -> None:
+        """The kernel is told of the inode, as it stands, as what the entry names."""
+        node = inode.ino | tree
+        _told(self.state, node)
+        self.put(inode, tree)
+        _name(self.state, directory, name, len(name), node)
+
     def unname(self, directory: int, name: bytes) -> None:
         """There is no such entry any more, and the directory has changed."""
         _lib.tzfs_answers_unname(self.state, directory, name, len(name))
@@ -241,6 +249,10 @@ class Answers:
     def try_answer(self, fd: int, request: bytes) -> bool:
         """Whether the request was answered, on `fd`: what the pump does, for tests."""
         return bool(_lib.tzfs_answers_try(self.state, fd, request, len(request)))
+
+    def created(self, fd: int, unique: int, handle: int) -> bool:
+        """Whether the kernel took the answer of a CREATE, on `fd`: what the pump does, for tests."""
+        return bool(_lib.tzfs_answers_created(self.state, fd, unique, handle))
 
     def statistics(self) -> dict[str, tuple[int, int, int]]:
         """By kind of request: how many C answered, and how long that took in all and at most, in ns.

@@ -286,7 +286,7 @@ def _serve(store_path: Path, name: str, where: Path, options: MountOptions, read
                 if options.use_answers:
                     operations.answers.start(unchecked=not checked_by_kernel(options))
                     mount.pump.answer_with(operations.answers)
-                    mount.pump.write_with(operations)
+                    mount.pump.answer_at_once_with(operations)
                 if mount.committer is not None:
                     mount.committer.quiet = mount.pump.quiet
         failpoints.hit("mount.before")

@@ -114,10 +114,7 @@ class Looking(pyfuse3.Operations):
 
     def _told(self, parent: int, name: bytes, inode: Inode, tree: int = 0) -> EntryAttributes:
         """The attributes of an inode that the kernel is hereby told of, under this name of the directory."""
-        node, answers = inode.ino | tree, self.answers
-        answers.told(node)
-        answers.put(inode, tree)
-        answers.name(parent, name, node)
+        self.answers.entry(parent, name, inode, tree)
         return attributes_of(inode, tree)
 
     # -- looking -----------------------------------------------------------------------------------------------------

@@ -67,10 +67,11 @@ class Operations(Looking):
             raise FUSEError(errno.EROFS)
         return engine
 
-    def _made(self, parent: int, name: bytes, inode: Inode) -> EntryAttributes:
-        """`_told` of a new entry."""
+    def _made(self, parent: int, name: bytes, inode: Inode) -> Inode:
+        """There is a new entry, of which the kernel is told."""
         self._changed(parent)
-        return self._told(parent, name, inode)
+        self.answers.entry(parent, name, inode)
+        return inode
 
     async def forget(self, inode_list: Any) -> None:
         self.requests["forget"].count += 1
@@ -104,31 +105,34 @@ class Operations(Looking):
 
     @answered
     def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        engine = self._writable(parent_inode)
-        return self._made(
-            parent_inode, name, engine.mknod(parent_inode, name, mode, uid=ctx.uid, gid=ctx.gid, rdev=rdev)
-        )
+        made = self._writable(parent_inode).mknod(parent_inode, name, mode, uid=ctx.uid, gid=ctx.gid, rdev=rdev)
+        return attributes_of(self._made(parent_inode, name, made))
 
     @answered
     def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        engine = self._writable(parent_inode)
-        inode = engine.mkdir(parent_inode, name, mode, uid=ctx.uid, gid=ctx.gid)
-        self.answers.complete(inode.ino)
-        return self._made(parent_inode, name, inode)
+        made = self._writable(parent_inode).mkdir(parent_inode, name, mode, uid=ctx.uid, gid=ctx.gid)
+        self.answers.complete(made.ino)
+        return attributes_of(self._made(parent_inode, name, made))
 
     @answered
     def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        engine = self._writable(parent_inode)
-        return self._made(parent_inode, name, engine.symlink(parent_inode, name, target, uid=ctx.uid, gid=ctx.gid))
+        made = self._writable(parent_inode).symlink(parent_inode, name, target, uid=ctx.uid, gid=ctx.gid)
+        return attributes_of(self._made(parent_inode, name, made))
 
     @answered
     def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         linked = self._writable(inode | new_parent_inode).link(inode, new_parent_inode, new_name)
-        return self._made(new_parent_inode, new_name, linked)
+        return attributes_of(self._made(new_parent_inode, new_name, linked))
+
+    def _unlink(self, parent: int, name: bytes) -> int:
+        self._removed(parent, name, self._writable(parent).unlink(parent, name))
+        return 0
+
+    unlink_at_once = answered_at_once("unlink")(_unlink)
 
     @answered
     def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._removed(parent_inode, name, self._writable(parent_inode).unlink(parent_inode, name))
+        self._unlink(parent_inode, name)
 
     @answered
     def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -219,7 +223,7 @@ class Operations(Looking):
 
     # -- contents ----------------------------------------------------------------------------------------------------
 
-    def _open(self, node: int, flags: int, *, uid: int) -> FileInfo:
+    def _open(self, node: int, flags: int, *, uid: int) -> int:
         """A handle; O_TRUNC comes with OPEN, and what is read-only is not opened for writing.
 
         The kernel takes set-user-ID and set-group-ID away at a write, but leaves it to us at O_TRUNC.
@@ -227,7 +231,7 @@ class Operations(Looking):
         if self._engine is not None:
             self._engine.check()
         if not flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
-            return FileInfo(fh=cast(Any, node), keep_cache=True)
+            return node
         engine = self._writable(node)
         if flags & os.O_TRUNC:
             mode = engine.inode(node).mode & 0o7777
@@ -235,7 +239,7 @@ class Operations(Looking):
             engine.setattr(node, size=0, mode=kept if kept != mode else None)
             self._changed(node)
         self.answers.opened(node)
-        return FileInfo(fh=cast(Any, node | WRITING), keep_cache=True)
+        return node | WRITING
 
     def nodes_open_for_writing(self) -> list[int]:
         """The inodes of which the kernel may hold pages that it has not written yet."""
@@ -243,23 +247,30 @@ class Operations(Looking):
 
     @answered
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return self._open(inode, flags, uid=ctx.uid)
+        return FileInfo(fh=cast(Any, self._open(inode, flags, uid=ctx.uid)), keep_cache=True)
+
+    def _create(self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> tuple[int, Inode]:
+        engine = self._writable(parent)
+        try:
+            inode = engine.mknod(parent, name, mode, uid=uid, gid=gid)
+        except Exists:
+            if flags & os.O_EXCL:
+                raise
+            inode = engine.lookup(parent, name)
+        else:
+            flags &= ~os.O_TRUNC
+        return self._open(inode.ino, flags, uid=uid), self._made(parent, name, inode)
+
+    @answered_at_once("create")
+    def create_at_once(self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> int:
+        return self._create(parent, name, mode, flags, uid, gid)[0]
 
     @answered
     def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        engine = self._writable(parent_inode)
-        try:
-            inode = engine.mknod(parent_inode, name, mode, uid=ctx.uid, gid=ctx.gid)
-        except Exists:
-            if flags & os.O_EXCL:
-                raise
-            inode = engine.lookup(parent_inode, name)
-        else:
-            flags &= ~os.O_TRUNC
-        opened = self._open(inode.ino, flags, uid=ctx.uid)
-        return opened, self._made(parent_inode, name, inode)
+        handle, inode = self._create(parent_inode, name, mode, flags, ctx.uid, ctx.gid)
+        return FileInfo(fh=cast(Any, handle), keep_cache=True), attributes_of(inode)
 
     @answered_later
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -316,9 +327,9 @@ class Operations(Looking):
         self._changed()
 
     @property
-    def writes_at_once(self) -> bool:
-        """Whether `write` would wait for nothing."""
-        return self.held is None and (self._committer is None or not self._committer.ahead)
+    def ahead(self) -> bool:
+        """Whether who writes has to wait for the disk."""
+        return self._committer is not None and self._committer.ahead
 
     write_at_once = answered_at_once("write")(_write)
 

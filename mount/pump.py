@@ -28,9 +28,9 @@ Invariants:
   pyfuse3 takes EAGAIN for the end of the world, its call to libfuse is led through a function in C that says EINTR
   instead, upon which pyfuse3 waits again.  Where that call cannot be redirected the descriptor is left as it was.
 * Given `Answers` (native/src/answers.h), the pump reads requests itself and has C answer those it can; the others it
-  hands to pyfuse3 through the same redirected call.  A WRITE that need not wait is answered by the operations that
-  `write_with` was given, without pyfuse3, whose way costs as much as the write and copies what it carries.  What C has
-  answered of writes is done by them before anybody else has a turn.
+  hands to pyfuse3 through the same redirected call.  A WRITE, CREATE or UNLINK that need not wait is answered by the
+  operations that `answer_at_once_with` was given, without pyfuse3, whose way costs as much as the operation, and which
+  copies what a WRITE carries.  What C has answered of writes is done by them before anybody else has a turn.
 * `Cancelled` and `ClosedResourceError` come out of a wait as they would from trio's own, TURN_MAX_NS later at most.
 
 Otherwise the pump knows nothing of requests, handlers or the engine.  `TZFS_PUMP=off` in the environment makes
@@ -66,7 +66,9 @@ _READY: Final = 1
 _IDLE: Final = 2
 _TURN: Final = 3
 _WOKEN: Final = 4
-_WRITE: Final = 5
+_WRITE: Final = 5  # from here on: a request that the operations may answer at once
+_CREATE: Final = 6
+_NO_REQUEST: Final = (_IDLE, _TURN, _WOKEN)
 
 KEPT_BYTES_MIN: Final = 32 * 1024  # from here on a payload is kept in memory of its own, else it is copied
 
@@ -80,9 +82,15 @@ class _State(Protocol):
     """`struct tzfs_pump` (native/src/pump.h)."""
 
     answers: object
-    writes: int
-    write_handle: int
-    write_offset: int
+    at_once: int
+    asked: int
+    uid: int
+    gid: int
+    mode: int
+    flags: int
+    node: int
+    handle: int
+    offset: int
     payload: object
     payload_bytes: int
     spin_ns: int
@@ -108,7 +116,8 @@ class _Library(Protocol):
     def tzfs_pump_received(self) -> int: ...
     def tzfs_pump_withdrawn(self) -> int: ...
     def tzfs_pump_take(self, pump: _State, /) -> object: ...
-    def tzfs_pump_wrote(self, pump: _State, fuse_fd: int, result: int, /) -> None: ...
+    def tzfs_pump_answer(self, pump: _State, fuse_fd: int, result: int, /) -> None: ...
+    def tzfs_pump_created(self, pump: _State, fuse_fd: int, handle: int, /) -> None: ...
 
 
 _lib: Final = cast(_Library, _native_lib)
@@ -130,8 +139,30 @@ class Statistics:
     guarded: bool  # withdrawn requests cannot stop the loop
 
 
-class Writing(Protocol):
-    """Operations that answer a WRITE in one step, or do it when it has been answered."""
+class AtOnce(Protocol):
+    """Operations that answer a WRITE, a CREATE or an UNLINK in one step, or do a WRITE when it has been answered.
+
+    Each answers its result, or the negative errno.
+    """
+
+    held: trio.Event | None  # while it is set, what would change something waits
+
+    @property
+    def ahead(self) -> bool:
+        """Whether who writes has to wait."""
+        ...
+
+    def write_at_once(self, fh: int, off: int, buf: bytes | memoryview) -> int:
+        """Writes; the number of bytes.  It may keep `buf`, which never changes."""
+        ...
+
+    def create_at_once(self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> int:
+        """Creates and opens; the handle, of a file that the answers know."""
+        ...
+
+    def unlink_at_once(self, parent: int, name: bytes) -> int:
+        """Removes the name; 0."""
+        ...
 
     def room_to_post(self) -> int:
         """For how many bytes of writes, at least `POSTED_MAX` of them, nothing can fail or have to wait now."""
@@ -139,15 +170,6 @@ class Writing(Protocol):
 
     def do_posted(self) -> None:
         """Does the writes that `Answers.posted` has."""
-        ...
-
-    @property
-    def writes_at_once(self) -> bool:
-        """Whether a write need not wait for anything now."""
-        ...
-
-    def write_at_once(self, fh: int, off: int, buf: bytes | memoryview) -> int:
-        """Writes; the number of bytes, or the negative errno.  It may keep `buf`, which never changes."""
         ...
 
 
@@ -234,7 +256,7 @@ class Pump:
         self._guarded = guarded
         self._nonblocking = False
         self._answers: Answers | None = None
-        self._writing: Writing | None = None
+        self._operations: AtOnce | None = None
         self._received_before = _lib.tzfs_pump_received()
         self._withdrawn_before = _lib.tzfs_pump_withdrawn()
         self._installed = True
@@ -294,19 +316,32 @@ class Pump:
         """Whether what can be answered in C is: not where pyfuse3's call to libfuse could not be redirected."""
         return bool(self._state.answers != _ffi.NULL)
 
-    def write_with(self, operations: Writing) -> None:
-        """From now on a WRITE that need not wait is answered by `operations`, without pyfuse3."""
-        self._writing = operations
-        self._state.writes = 1
+    def answer_at_once_with(self, operations: AtOnce) -> None:
+        """From now on a WRITE, CREATE or UNLINK that need not wait is answered by `operations`, without pyfuse3."""
+        self._operations = operations
+        self._state.at_once = 1
 
-    def _write(self, fd: int) -> bool:
-        """Whether the WRITE that has been read is answered; else pyfuse3 receives it.
-
-        What a large one carries is not copied again: it begins on a page, and can go to a disk from where it is.
-        """
-        operations, state = self._writing, self._state
-        if operations is None or not operations.writes_at_once:
+    def _answer_at_once(self, verdict: int, fd: int) -> bool:
+        """Whether the request that has been read is answered; else pyfuse3 receives it."""
+        operations, state = self._operations, self._state
+        if operations is None or operations.held is not None:
             return False
+        if verdict == _WRITE:
+            return not operations.ahead and self._write(operations, fd)
+        name: bytes = _ffi.unpack(state.payload, state.payload_bytes)
+        if verdict == _CREATE:
+            result = operations.create_at_once(state.node, name, state.mode, state.flags, state.uid, state.gid)
+            if result >= 0:
+                _lib.tzfs_pump_created(state, fd, result)
+                return True
+        else:
+            result = operations.unlink_at_once(state.node, name)
+        _lib.tzfs_pump_answer(state, fd, result)
+        return True
+
+    def _write(self, operations: AtOnce, fd: int) -> bool:
+        """What a large one carries is not copied again: it begins on a page, and can go to a disk from where it is."""
+        state = self._state
         size = state.payload_bytes
         payload: bytes | memoryview
         if size < KEPT_BYTES_MIN:
@@ -314,24 +349,24 @@ class Pump:
         else:
             taken = _lib.tzfs_pump_take(state)
             if taken == _ffi.NULL:
-                _lib.tzfs_pump_wrote(state, fd, -errno.ENOMEM)
+                _lib.tzfs_pump_answer(state, fd, -errno.ENOMEM)
                 return True
             payload = memoryview(_ffi.buffer(_ffi.gc(taken, _native_lib.tzfs_pump_free), size)).toreadonly()
-        _lib.tzfs_pump_wrote(state, fd, operations.write_at_once(state.write_handle, state.write_offset, payload))
+        _lib.tzfs_pump_answer(state, fd, operations.write_at_once(state.handle, state.offset, payload))
         return True
 
     def _begin_posting(self, answers: Answers | None) -> bool:
-        """C may post writes from now on, since one has just been made; whether there is room for any."""
+        """C may post writes from now on, since some have just been made; whether there is room for any."""
         assert answers is not None  # else no request is read here
-        assert self._writing is not None
-        answers.state.room = room = self._writing.room_to_post()
+        assert self._operations is not None
+        answers.state.room = room = self._operations.room_to_post()
         return room > 0
 
     def _end_posting(self, answers: Answers) -> bool:
         """What was posted is done, and no more is: whatever runs next may change how much room there is."""
         answers.state.room = 0
-        if self._writing is not None and answers.state.posted:
-            self._writing.do_posted()
+        if self._operations is not None and answers.state.posted:
+            self._operations.do_posted()
         return False
 
     def quiet(self) -> bool:
@@ -351,7 +386,7 @@ class Pump:
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
-        answers, posting = self._answers, False
+        answers, posting, before = self._answers, False, 0
         while True:
             if self._closing:
                 raise trio.ClosedResourceError("the FUSE descriptor is being closed")
@@ -360,12 +395,14 @@ class Pump:
                 if posting:
                     posting = self._end_posting(answers)
                 waiting = answers.state.forgotten
-                if waiting >= FORGOTTEN_BATCH or (waiting and verdict != _READY):
+                if waiting >= FORGOTTEN_BATCH or (waiting and verdict in _NO_REQUEST):
                     answers.bury()
-            if verdict == _WRITE:
-                if not self._write(fd):
+            if verdict >= _WRITE:
+                if not self._answer_at_once(verdict, fd):
                     return
-                posting = self._begin_posting(answers)
+                if verdict == before == _WRITE:  # in a row: files that are made would find room for nothing
+                    posting = self._begin_posting(answers)
+                before = verdict
                 continue
             if verdict == _READY:
                 return

@@ -100,6 +100,10 @@ void tzfs_answers_complete(struct tzfs_answers *a, uint64_t directory);
 /* Everything that is cached goes; counts stay. */
 void tzfs_answers_clear(struct tzfs_answers *a);
 
+/* Answers the CREATE `unique` on `fd`: of the handle's node the kernel has been told, its attributes are here, and it has
+ * been opened.  0: the kernel did not take it, and what was counted is taken back. */
+int tzfs_answers_created(struct tzfs_answers *a, int fd, uint64_t unique, uint64_t handle);
+
 /* The writes that have been posted, in order, `posted` of them. */
 const struct tzfs_posted *tzfs_answers_posted(const struct tzfs_answers *a);
 

@@ -50,7 +50,7 @@ static int nothing_came(struct tzfs_pump *pump)
     return TZFS_PUMP_IDLE;
 }
 
-enum reading { NOTHING, HANDED_OVER, ANSWERED, GONE, IS_WRITE };
+enum reading { NOTHING, HANDED_OVER, ANSWERED, GONE, AT_ONCE };
 static enum reading read_request(struct tzfs_pump *pump, int fuse_fd, int polled);
 
 int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
@@ -95,8 +95,8 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd)
             const int verdict = request_came(pump, spinning ? &pump->spun : &pump->ready);
             if (reading == HANDED_OVER)
                 return verdict;
-            if (reading == IS_WRITE)
-                return TZFS_PUMP_WRITE;
+            if (reading == AT_ONCE)
+                return (int)pump->asked;
             entered = now = tzfs_pump_now_ns();
             spinning = 0; /* the next one counts as there at once, or begins a spin */
             continue;
@@ -179,20 +179,57 @@ static void free_page(char *made)
     free(memory);
 }
 
-/* Whether the request is a WRITE, and whole: then the pump says what it asks for. */
-static int is_write(struct tzfs_pump *pump, const char *request, size_t bytes)
+static int asks(struct tzfs_pump *pump, int verdict, const void *payload, size_t bytes)
+{
+    pump->payload = payload;
+    pump->payload_bytes = bytes;
+    return verdict;
+}
+
+/* The same, where all of the `room` is a name, and the directory is one that may be changed. */
+static int asks_by_name(struct tzfs_pump *pump, int verdict, const char *name, size_t room)
+{
+    const struct tzfs_answers *answers = pump->answers;
+    if (!answers->enabled || !answers->writable || pump->node > answers->live_max)
+        return 0;
+    const size_t bytes = strnlen(name, room);
+    return bytes && bytes + 1 == room ? asks(pump, verdict, name, bytes) : 0;
+}
+
+/* The verdict of a request that the caller may answer, and the pump says what it asks for; else 0. */
+static int asked(struct tzfs_pump *pump, const char *request, size_t bytes)
 {
     const struct fuse_in_header *in = (const void *)request;
-    const struct fuse_write_in *write_in = (const void *)(in + 1);
-    if (bytes <= WRITE_HEAD_BYTES || in->opcode != FUSE_WRITE || in->len != bytes ||
-        write_in->size != bytes - WRITE_HEAD_BYTES)
+    const void *body = in + 1;
+    if (bytes < sizeof *in || in->len != bytes)
         return 0;
-    pump->write_unique = in->unique;
-    pump->write_handle = write_in->fh;
-    pump->write_offset = write_in->offset;
-    pump->payload = request + WRITE_HEAD_BYTES;
-    pump->payload_bytes = write_in->size;
-    return 1;
+    const size_t room = bytes - sizeof *in;
+    pump->unique = in->unique;
+    pump->node = in->nodeid;
+    pump->uid = in->uid;
+    pump->gid = in->gid;
+    switch (in->opcode) {
+    case FUSE_WRITE: {
+        const struct fuse_write_in *write_in = body;
+        if (room <= sizeof *write_in || write_in->size != room - sizeof *write_in)
+            return 0;
+        pump->handle = write_in->fh;
+        pump->offset = write_in->offset;
+        return asks(pump, TZFS_PUMP_WRITE, write_in + 1, write_in->size);
+    }
+    case FUSE_CREATE: {
+        const struct fuse_create_in *create_in = body;
+        if (room < sizeof *create_in)
+            return 0;
+        pump->mode = create_in->mode;
+        pump->flags = create_in->flags;
+        return asks_by_name(pump, TZFS_PUMP_CREATE, (const char *)(create_in + 1), room - sizeof *create_in);
+    }
+    case FUSE_UNLINK:
+        return asks_by_name(pump, TZFS_PUMP_UNLINK, body, room);
+    default:
+        return 0;
+    }
 }
 
 /* Reads the next request.  GONE: it was there, as `polled` says, and was withdrawn.  HANDED_OVER: pyfuse3 receives it, or
@@ -214,24 +251,34 @@ static enum reading read_request(struct tzfs_pump *pump, int fuse_fd, int polled
     if (tzfs_answers_try(pump->answers, fuse_fd, request, (size_t)bytes))
         return ANSWERED;
     waiting = (size_t)bytes;
-    return pump->writes && is_write(pump, request, waiting) ? IS_WRITE : HANDED_OVER;
+    pump->asked = pump->at_once ? (uint32_t)asked(pump, request, waiting) : 0;
+    return pump->asked ? AT_ONCE : HANDED_OVER;
 }
 
-void tzfs_pump_wrote(struct tzfs_pump *pump, int fuse_fd, int64_t result)
+void tzfs_pump_answer(struct tzfs_pump *pump, int fuse_fd, int64_t result)
 {
     struct {
         struct fuse_out_header head;
         struct fuse_write_out body;
-    } answer = {.head = {.len = sizeof answer, .unique = pump->write_unique}};
+    } answer = {.head = {.len = sizeof answer, .unique = pump->unique}};
     if (result < 0) {
         answer.head.len = sizeof answer.head;
         answer.head.error = (int32_t)result;
-    } else {
+    } else if (pump->asked == TZFS_PUMP_WRITE) {
         answer.body.size = (uint32_t)result;
+    } else {
+        answer.head.len = sizeof answer.head;
     }
     waiting = 0;
     if (write(fuse_fd, &answer, answer.head.len) < 0)
         withdrawn++; /* nobody waits for the answer any more */
+}
+
+void tzfs_pump_created(struct tzfs_pump *pump, int fuse_fd, uint64_t handle)
+{
+    waiting = 0;
+    if (!tzfs_answers_created(pump->answers, fuse_fd, pump->unique, handle))
+        withdrawn++;
 }
 
 void *tzfs_pump_take(struct tzfs_pump *pump)

@@ -16,7 +16,10 @@ enum {
     TZFS_PUMP_IDLE = 2,  /* nothing came: wait in trio */
     TZFS_PUMP_TURN = 3,  /* trio has not run for turn_max_ns, or one of its timers is due */
     TZFS_PUMP_WOKEN = 4, /* the wake descriptor is readable: a thread job, a signal or a message waits for trio */
-    TZFS_PUMP_WRITE = 5, /* a WRITE has been read, which the caller may answer itself: `tzfs_pump_take`, `tzfs_pump_wrote` */
+    /* A request of this kind has been read, which the caller may answer itself. */
+    TZFS_PUMP_WRITE = 5,
+    TZFS_PUMP_CREATE = 6,
+    TZFS_PUMP_UNLINK = 7,
 };
 
 struct tzfs_pump {
@@ -33,12 +36,18 @@ struct tzfs_pump {
     uint32_t skip;     /* waits that will not spin yet */
     uint32_t woken;    /* the last verdict was WOKEN: a request goes first now */
     uint32_t unpolled; /* reads since the last poll */
-    uint32_t writes;   /* set by the caller: WRITEs have a verdict of their own */
-    /* with the verdict WRITE: what it asks for, and what it carries, until it is answered or received */
-    uint64_t write_unique;
-    uint64_t write_handle;
-    uint64_t write_offset;
-    const char *payload;
+    uint32_t at_once;  /* set by the caller: those requests have verdicts of their own, where `answers` is set */
+    /* with such a verdict: who asks for what, until it is answered or received */
+    uint32_t asked;  /* the verdict */
+    uint32_t uid;
+    uint32_t gid;
+    uint32_t mode;   /* of CREATE, as `flags` */
+    uint32_t flags;
+    uint64_t unique;
+    uint64_t node;   /* the directory, of CREATE and UNLINK */
+    uint64_t handle; /* of WRITE, as `offset` */
+    uint64_t offset;
+    const char *payload; /* what a WRITE carries; else the name */
     uint64_t payload_bytes;
     /* counted for statistics */
     uint64_t ready;   /* requests that were there at once */
@@ -63,12 +72,15 @@ int tzfs_pump_wait(struct tzfs_pump *pump, int fuse_fd, int wake_fd);
  * 3 the slot cannot be written, 4 done before. */
 int tzfs_pump_guard(const char *path);
 
-/* After the verdict WRITE: the request has been answered by the caller's `result`, the bytes written or -errno.  Without
- * that call it is handed over as any other, whole. */
-void tzfs_pump_wrote(struct tzfs_pump *pump, int fuse_fd, int64_t result);
+/* Answers what has been asked with `result`: -errno, or the bytes written, or 0.  Without that call, or the next, it is
+ * handed over as any other, whole. */
+void tzfs_pump_answer(struct tzfs_pump *pump, int fuse_fd, int64_t result);
 
-/* Before `tzfs_pump_wrote`, which then must follow: the payload from a page's beginning on, as the caller's own, who gives
- * it to `tzfs_pump_free`, on any thread.  NULL where there is no memory. */
+/* Answers a CREATE: the file has been made or found and opened, and `answers` told of all of it. */
+void tzfs_pump_created(struct tzfs_pump *pump, int fuse_fd, uint64_t handle);
+
+/* Before a WRITE is answered, which then must follow: its payload from a page's beginning on, as the caller's own, who
+ * gives it to `tzfs_pump_free`, on any thread.  NULL where there is no memory. */
 void *tzfs_pump_take(struct tzfs_pump *pump);
 void tzfs_pump_free(void *taken);
 

@@ -23,18 +23,24 @@ static int reply(int fd, uint64_t unique, int error, const void *body, size_t by
     return writev(fd, parts, bytes ? 2 : 1) >= 0;
 }
 
+static struct fuse_entry_out entry_of(const struct tzfs_answers *a, const struct node *node)
+{
+    return (struct fuse_entry_out){
+        .nodeid = node->id, .entry_valid = a->valid_s, .attr_valid = a->valid_s, .attr = node->attr};
+}
+
 static int lookup(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, const char *text, size_t room)
 {
     size_t bytes = strnlen(text, room);
     if (bytes == room || bytes == 0 || bytes > TZFS_ANSWERS_NAME_BYTES_MAX)
         return 0;
     struct name *name = *tzfs_answers_name_slot(a, in->nodeid, text, bytes, tzfs_answers_hash(in->nodeid, text, bytes));
-    struct fuse_entry_out out = {.entry_valid = a->valid_s};
     if (!name) {
         struct node *directory = *tzfs_answers_node_slot(a, in->nodeid);
         if (!directory || !directory->complete)
             return 0;
         directory->used = 1;
+        struct fuse_entry_out out = {.entry_valid = a->valid_s};
         reply(fd, in->unique, 0, &out, sizeof out); /* node 0: it is absent, and may be remembered so */
         return 1;
     }
@@ -42,9 +48,7 @@ static int lookup(struct tzfs_answers *a, int fd, const struct fuse_in_header *i
     if (!node || !node->has_attr)
         return 0;
     name->used = node->used = 1;
-    out.nodeid = node->id;
-    out.attr_valid = a->valid_s;
-    out.attr = node->attr;
+    struct fuse_entry_out out = entry_of(a, node);
     tzfs_answers_told(a, node->id);
     if (!reply(fd, in->unique, 0, &out, sizeof out))
         tzfs_answers_let_go(a, out.nodeid, 1);
@@ -75,6 +79,28 @@ static int open_file(struct tzfs_answers *a, int fd, const struct fuse_in_header
     if (!reply(fd, in->unique, 0, &out, sizeof out) && writes)
         tzfs_answers_closed(a, in->nodeid);
     return 1;
+}
+
+int tzfs_answers_created(struct tzfs_answers *a, int fd, uint64_t unique, uint64_t handle)
+{
+    const uint64_t id = handle & ~a->writing;
+    const struct node *node = *tzfs_answers_node_slot(a, id);
+    int taken = 0;
+    if (node && node->has_attr) {
+        struct {
+            struct fuse_entry_out entry;
+            struct fuse_open_out open;
+        } out = {entry_of(a, node), {.fh = handle, .open_flags = FOPEN_KEEP_CACHE}};
+        taken = reply(fd, unique, 0, &out, sizeof out);
+    } else {
+        reply(fd, unique, -ENOMEM, NULL, 0); /* else it would be here */
+    }
+    if (!taken) {
+        tzfs_answers_let_go(a, id, 1);
+        if (handle & a->writing)
+            tzfs_answers_closed(a, id);
+    }
+    return taken;
 }
 
 static int access_checked(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, uint32_t mask)

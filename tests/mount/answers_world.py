@@ -110,10 +110,12 @@ class World:
 
     def learn(self, entry: pyfuse3.EntryAttributes) -> int:
         node = int(cast(Any, entry.st_ino))
-        if node:
-            self.told[node] = self.told.get(node, 0) + 1
-            if node not in self.nodes and node >> 40 != ZFS_NODE >> 40:
-                self.nodes.append(node)
+        return self.learn_of(node) if node else 0
+
+    def learn_of(self, node: int) -> int:
+        self.told[node] = self.told.get(node, 0) + 1
+        if node not in self.nodes and node >> 40 != ZFS_NODE >> 40:
+            self.nodes.append(node)
         return node
 
     def warm(self) -> None:
@@ -196,6 +198,26 @@ def create(w: World, a: int, b: int, c: int) -> None:
     handle = int(cast(Any, opened.fh))
     if handle >> 63:
         w.writing.append(handle)
+
+
+def create_at_once(w: World, a: int, b: int, c: int) -> None:
+    """As the pump does it: without pyfuse3, and C answers."""
+    flags = (os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_RDONLY, os.O_RDWR | os.O_EXCL)[c % 4]
+    handle = w.operations.create_at_once(w.directory(a), name(b), 0o104755, flags | os.O_CREAT, a, b)
+    if handle < 0:
+        raise Refused(-handle)
+    entry = w.kernel.created(handle)
+    assert entry is not None
+    node = w.learn_of(entry.node)
+    assert entry.attributes == as_replied(w.engine.inode(node))
+    if handle >> 63:
+        w.writing.append(handle)
+
+
+def unlink_at_once(w: World, a: int, b: int, c: int) -> None:
+    answer = w.operations.unlink_at_once(w.directory(a), name(b))
+    if answer:
+        raise Refused(-answer)
 
 
 def mkdir(w: World, a: int, b: int, c: int) -> None:
@@ -371,8 +393,9 @@ def evict(w: World, a: int, b: int, c: int) -> None:
 
 
 STEPS: Final[tuple[Callable[[World, int, int, int], None], ...]] = (
-    mknod, create, mkdir, symlink, link, unlink, rmdir, rename, rename, lookup, look_at, setattr_, open_, release,
-    write, post, post, xattr, forget, forget, bury, opendir, readdir, readdir, releasedir, commit, snapshot, evict,
+    mknod, create, create_at_once, mkdir, symlink, link, unlink, unlink_at_once, rmdir, rename, rename, lookup, look_at,
+    setattr_, open_, release, write, post, post, xattr, forget, forget, bury, opendir, readdir, readdir, releasedir,
+    commit, snapshot, evict,
 )  # fmt: skip
 NUMBERS = st.integers(0, 63)
 

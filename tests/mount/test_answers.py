@@ -269,10 +269,32 @@ def test_a_reply_that_nobody_takes_counts_for_nothing(answers: Answers) -> None:
         answers.put(inode(FILE))
         assert answers.try_answer(closed, wire.request(wire.LOOKUP, DIRECTORY, b"there\0"))
         assert answers.knows(FILE)
+        file = inode(20)
+        answers.entry(DIRECTORY, b"made", file)
+        answers.opened(20)
+        assert not answers.created(closed, 7, 20 | WRITING)
+        assert not answers.knows(20)
+        assert answers.writers() == []
     finally:
         os.close(closed)
     answers.bury()
     assert buried == []
+
+
+def test_a_file_that_was_made_is_answered_as_it_stands(kernel: Kernel, answers: Answers) -> None:
+    file = inode(20, size=5000)
+    answers.entry(DIRECTORY, b"made", file)
+    answers.opened(20)
+    entry = kernel.created(20 | WRITING)
+    assert entry is not None
+    assert (entry.node, entry.generation, entry.valid_s, entry.attr_valid_s) == (20, 0, VALID_S, VALID_S)
+    assert entry.attributes == kernel.getattr(20)
+    assert answers.knows(20)
+    assert answers.writers() == [20]
+    answers.drop(20)
+    assert kernel.created(20 | WRITING) is None, "it cannot be said what there is"
+    assert not answers.knows(20)
+    assert answers.writers() == []
 
 
 def test_figures_are_by_kind(kernel: Kernel, answers: Answers) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from dataclasses import dataclass
@@ -142,14 +143,30 @@ class Kernel:
         assert answer[0] == 0
         return answer[1]
 
-    def lookup(self, directory: int, name: bytes) -> Entry | None:
-        body = self._asked(LOOKUP, directory, name + b"\0")
-        if body is None:
-            return None
+    @staticmethod
+    def _entry(body: bytes) -> Entry:
         assert len(body) == _ENTRY.size + _ATTR.size
         node, generation, valid_s, attr_valid_s, ns, attr_ns = _ENTRY.unpack_from(body)
         assert (ns, attr_ns) == (0, 0)
         return Entry(node, generation, valid_s, attr_valid_s, attributes(body[_ENTRY.size :]))
+
+    def lookup(self, directory: int, name: bytes) -> Entry | None:
+        body = self._asked(LOOKUP, directory, name + b"\0")
+        return None if body is None else self._entry(body)
+
+    def created(self, handle: int) -> Entry | None:
+        """What it is answered of a CREATE, without the handle, which is as it should be; None: the answer is ENOMEM."""
+        self._unique += 1
+        taken = self.answers.created(self._far.fileno(), self._unique, handle)
+        reply = self._near.recv(4096)
+        length, error, unique = _OUT.unpack_from(reply)
+        assert (length, unique) == (len(reply), self._unique)
+        if not taken:
+            assert (error, length) == (-errno.ENOMEM, _OUT.size)
+            return None
+        assert error == 0
+        assert _OPENED.unpack(reply[-_OPENED.size :]) == (handle, KEEP_CACHE, 0)
+        return self._entry(reply[_OUT.size : -_OPENED.size])
 
     def getattr(self, node: int) -> Attributes | None:
         body = self._asked(GETATTR, node, getattr_body())

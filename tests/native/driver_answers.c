@@ -1,33 +1,28 @@
-/* answers.c, and what pump.c does with it: requests whole and malformed, random histories, bounds. */
+/* answers.c and replies.c: requests whole and malformed, random histories, bounds; and that the pump asks them. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "answers.h"
-#include "driver.h"
+#include "driver_answers.h"
 #include "pump.h"
 
-#include <dlfcn.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { DIRECTORY = 5, ABSENT_NODE = 77, REPLY_MAX = 4096 };
-#define WRITING (UINT64_C(1) << 63)
+enum { DIRECTORY = 5, ABSENT_NODE = 77 };
 
-static int ends[2]; /* what is answered on the first is read from the second */
+int ends[2];
 
-static uint64_t drawn(uint64_t *state)
+uint64_t drawn(uint64_t *state)
 {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
     return *state >> 33;
 }
 
-static struct tzfs_answers *answering(void)
+struct tzfs_answers *answering(void)
 {
     struct tzfs_answers *a = tzfs_answers_new();
     if (!a)
@@ -39,7 +34,7 @@ static struct tzfs_answers *answering(void)
     return a;
 }
 
-static void put(struct tzfs_answers *a, uint64_t node, uint32_t mode)
+void put(struct tzfs_answers *a, uint64_t node, uint32_t mode)
 {
     tzfs_answers_put(a, node, mode, 1, 2, 3, 4, node, INT64_MIN, -1, INT64_MAX);
 }
@@ -63,8 +58,7 @@ static int asked(struct tzfs_answers *a, uint32_t opcode, uint64_t node, const v
     return asked_as(a, opcode, node, body, bytes, sizeof(struct fuse_in_header) + bytes);
 }
 
-/* The bytes of the reply that is there, which are in `reply`; 0: there is none. */
-static size_t replied(uint8_t *reply)
+size_t replied(uint8_t *reply)
 {
     const ssize_t got = recv(ends[1], reply, REPLY_MAX, MSG_DONTWAIT);
     if (got <= 0)
@@ -310,191 +304,6 @@ static void pumping_answers(void)
     tzfs_answers_free(a);
     close(ends[0]);
     close(ends[1]);
-}
-
-enum { WORKERS = 5, REQUEST_MAX = 100000 };
-
-struct worker {
-    struct { /* libfuse's `struct fuse_buf` */
-        size_t size;
-        int flags;
-        void *mem;
-        int fd;
-        off_t position;
-    } buffer;
-    uint8_t mark; /* every byte after the header of what it has received */
-};
-
-static void send_request(uint32_t opcode, size_t bytes, uint8_t mark)
-{
-    uint8_t *request = block(bytes);
-    memset(request, mark, bytes);
-    const struct fuse_in_header in = {.len = (uint32_t)bytes, .opcode = opcode, .unique = 9, .nodeid = 9};
-    memcpy(request, &in, sizeof in);
-    EXPECT(send(ends[1], request, bytes, 0) == (ssize_t)bytes);
-    free(request);
-}
-
-static int intact(const struct worker *w)
-{
-    const uint8_t *bytes = w->buffer.mem;
-    for (size_t i = sizeof(struct fuse_in_header); i < w->buffer.size; i++)
-        if (bytes[i] != w->mark)
-            return 0;
-    return 1;
-}
-
-/* One session: what was not answered stays what it is for as long as its worker has it, which frees it in the end. */
-static void session(int (*receive)(void *, void *), uint64_t seed)
-{
-    struct tzfs_answers *a = answering();
-    struct tzfs_pump *pump = calloc(1, sizeof *pump);
-    struct worker workers[WORKERS];
-    uint8_t reply[REPLY_MAX];
-    uint64_t state = seed;
-    if (!pump || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, ends))
-        abort();
-    memset(workers, 0, sizeof workers);
-    put(a, 9, S_IFREG);
-    pump->turn_ns = tzfs_pump_now_ns();
-    pump->turn_max_ns = pump->deadline_ns = INT64_MAX / 2;
-    for (int step = 0; step < 3000; step++) {
-        struct worker *w = &workers[drawn(&state) % WORKERS];
-        const size_t bytes = sizeof(struct fuse_in_header) + drawn(&state) % (step % 8 ? 200 : REQUEST_MAX);
-        if (step % 500 == 0) { /* it has ended; another has begun, and libfuse has given it less than we need */
-            free(w->buffer.mem);
-            memset(w, 0, sizeof *w);
-            w->buffer.mem = block(5000);
-        }
-        pump->answers = step % 50 < 40 ? a : NULL;
-        w->mark = (uint8_t)step;
-        if (pump->answers && drawn(&state) & 1)
-            send_request(FUSE_GETATTR, sizeof(struct fuse_in_header) + sizeof(struct fuse_getattr_in), 0);
-        send_request(FUSE_WRITE, bytes, w->mark);
-        w->buffer.flags = 2; /* of a request before, which came through a pipe */
-        EXPECT(tzfs_pump_wait(pump, ends[0], -1) == TZFS_PUMP_READY);
-        EXPECT(receive(&ends[0], &w->buffer) == (int)bytes && w->buffer.size == bytes);
-        EXPECT(!pump->answers || w->buffer.flags == 0);
-        for (int i = 0; i < WORKERS; i++)
-            EXPECT(intact(&workers[i]));
-        while (replied(reply))
-            continue;
-    }
-    const uint64_t withdrawn = tzfs_pump_withdrawn();
-    EXPECT(receive(&ends[0], &workers[0].buffer) == -EINTR && tzfs_pump_withdrawn() == withdrawn + 1);
-    pump->answers = a;
-    send_request(FUSE_WRITE, 100, 1);
-    EXPECT(tzfs_pump_wait(pump, ends[0], -1) == TZFS_PUMP_READY); /* the session ends with this one in hand */
-    for (int i = 0; i < WORKERS; i++)
-        free(workers[i].buffer.mem);
-    free(pump);
-    tzfs_answers_free(a);
-    close(ends[0]);
-    close(ends[1]);
-}
-
-/* A WRITE with a verdict of its own: answered, taken and answered, or handed over whole.  What was taken is the taker's
- * until it gives it back. */
-static void writing(int (*receive)(void *, void *), uint64_t seed)
-{
-    enum { HEAD = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), TAKEN = 8 };
-    static const size_t sizes[] = {1, 4096, 32767, 32768, 4096 * 31, 500000, 526335, 526336, 1 << 20};
-    struct tzfs_answers *a = answering();
-    struct tzfs_pump *pump = calloc(1, sizeof *pump);
-    struct worker worker = {.buffer = {.mem = block(5000)}};
-    struct { uint8_t *at, mark; size_t bytes; } taken[TAKEN] = {0};
-    uint64_t state = seed;
-    int fd = memfd_create("requests", 0); /* a socket takes less at once */
-    if (!pump || fd < 0)
-        abort();
-    pump->turn_ns = tzfs_pump_now_ns();
-    pump->turn_max_ns = pump->deadline_ns = INT64_MAX / 2;
-    pump->answers = a;
-    for (unsigned step = 0; step < 300; step++) {
-        const size_t most = step % 3 ? sizes[drawn(&state) % (sizeof sizes / sizeof *sizes)] : 1 << 20;
-        const size_t bytes = step % 3 ? most : 1 + drawn(&state) % most;
-        const unsigned wrong = step % 16 == 15; /* the kernel sends none such; libfuse refuses it */
-        uint8_t *request = block(HEAD + bytes), *payload = request + HEAD;
-        const struct fuse_in_header in = {.len = (uint32_t)(HEAD + bytes), .opcode = FUSE_WRITE, .unique = step, .nodeid = 9};
-        const struct fuse_write_in write_in = {.fh = 7, .offset = step, .size = (uint32_t)(bytes + wrong)};
-        memcpy(request, &in, sizeof in);
-        memcpy(request + sizeof in, &write_in, sizeof write_in);
-        memset(payload, (int)step, bytes);
-        EXPECT(ftruncate(fd, 0) == 0 && pwrite(fd, request, HEAD + bytes, 0) == (ssize_t)(HEAD + bytes));
-        EXPECT(lseek(fd, 0, SEEK_SET) == 0);
-        pump->writes = step % 8 != 7;
-        const int ours = pump->writes && !wrong;
-        EXPECT(tzfs_pump_wait(pump, fd, -1) == (ours ? TZFS_PUMP_WRITE : TZFS_PUMP_READY));
-        if (ours) {
-            EXPECT(pump->write_unique == step && pump->write_handle == 7 && pump->write_offset == step);
-            EXPECT(pump->payload_bytes == bytes && !memcmp(pump->payload, payload, bytes));
-            EXPECT(!((uintptr_t)pump->payload % 4096));
-        }
-        if (ours && step % 5) {
-            const unsigned slot = drawn(&state) % TAKEN;
-            if (step % 2) {
-                uint8_t *at = tzfs_pump_take(pump);
-                EXPECT(at && !((uintptr_t)at % 4096) && !memcmp(at, payload, bytes));
-                for (size_t i = 0; i < taken[slot].bytes; i++)
-                    if (taken[slot].at[i] != taken[slot].mark)
-                        abort();
-                tzfs_pump_free(taken[slot].at);
-                taken[slot].at = at;
-                taken[slot].bytes = bytes;
-                taken[slot].mark = (uint8_t)step;
-            }
-            struct fuse_out_header out;
-            struct fuse_write_out body = {0};
-            const int64_t result = step % 3 ? (int64_t)bytes : -ENOSPC;
-            const off_t end = lseek(fd, 0, SEEK_CUR);
-            tzfs_pump_wrote(pump, fd, result);
-            EXPECT(pread(fd, &out, sizeof out, end) == sizeof out && out.unique == step);
-            EXPECT(out.error == (result < 0 ? -ENOSPC : 0));
-            EXPECT(lseek(fd, 0, SEEK_CUR) == end + out.len && out.len == sizeof out + (result < 0 ? 0 : sizeof body));
-            EXPECT(result < 0 || (pread(fd, &body, sizeof body, end + (off_t)sizeof out) == sizeof body && body.size == bytes));
-        } else { /* handed over, and nothing has been answered */
-            EXPECT(receive(&fd, &worker.buffer) == (int)(HEAD + bytes) && worker.buffer.size == HEAD + bytes);
-            EXPECT(!memcmp(worker.buffer.mem, request, HEAD + bytes));
-        }
-        free(request);
-    }
-    const uint64_t withdrawn = tzfs_pump_withdrawn();
-    tzfs_pump_wrote(pump, -1, 1);
-    EXPECT(tzfs_pump_withdrawn() == withdrawn + 1);
-    for (int i = 0; i < TAKEN; i++)
-        tzfs_pump_free(taken[i].at);
-    free(worker.buffer.mem);
-    free(pump);
-    tzfs_answers_free(a);
-    close(fd);
-}
-
-static void handing_over(void)
-{
-    char path[4096];
-    const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 32);
-    if (length < 0)
-        abort();
-    strcpy(path + length, ".receiver.so"); /* built beside it */
-    void *library = dlopen(path, RTLD_NOW), *symbol = library ? dlsym(library, "receive") : NULL;
-    int (*receive)(void *, void *);
-    if (!symbol)
-        abort();
-    memcpy(&receive, &symbol, sizeof receive);
-    for (uint64_t seed = 0; seed < 3; seed++) {
-        EXPECT(tzfs_pump_guard(path) == 0 && tzfs_pump_hands_over());
-        EXPECT(tzfs_pump_guard(path) == 4);
-        if (seed == 0) { /* what the pump alone has left */
-            EXPECT(tzfs_pump_unguard() == 0 && !tzfs_pump_hands_over());
-            EXPECT(tzfs_pump_guard(path) == 0);
-        }
-        session(receive, seed);
-        EXPECT(tzfs_pump_unguard() == 0 && tzfs_pump_guard(path) == 0);
-        writing(receive, seed);
-        EXPECT(tzfs_pump_unguard() == 0);
-        EXPECT(tzfs_pump_unguard() == 1);
-    }
-    dlclose(library);
 }
 
 void answering_requests(void)
