@@ -6,8 +6,9 @@ accelerator before the operations class and never a second truth: the operations
 same step, and it may forget anything at any time.  `stop` switches it off for good, where the engine has failed: from
 then on each request reaches the operations class, which says so.
 
-Small writes that replace all that a file has are *posted*: answered, and done by the operations class before anything
-else, many at once, while the processor has its code at hand.  It says beforehand for how many bytes nothing can fail.
+Small writes that replace all that a file has, and unlinks, are *posted*: answered, and done by the operations class
+before anything else, many at once, while the processor has its code at hand.  It says beforehand for how many bytes
+nothing can fail, and whether unlinks can be done without a commit.
 
 The cache is in the path of requests only where the pump reads them (`Pump.answer_with`); everywhere else it is told and
 never asked.  Nodes without a name that the kernel forgets there are handed to `forgotten` later, in batches.
@@ -22,8 +23,10 @@ from tzfs.format.records import Inode
 from tzfs.native._native import ffi as _ffi
 from tzfs.native._native import lib as _native_lib
 
-KINDS: Final = ("lookup", "getattr", "open", "release", "forget", "forget", "access", "write")  # by index of `kinds`
-POSTED_MAX: Final = cast(int, _native_lib.TZFS_ANSWERS_POSTED_MAX)  # writes that are answered and not done yet
+KINDS: Final = (  # by index of `kinds`
+    "lookup", "getattr", "open", "release", "forget", "forget", "access", "write", "unlink",
+)  # fmt: skip
+POSTED_MAX: Final = cast(int, _native_lib.TZFS_ANSWERS_POSTED_MAX)  # changes that are answered and not done yet
 FORGOTTEN_BATCH: Final = 64  # buried at once: until then an inode without a name lives a little longer
 
 
@@ -38,6 +41,7 @@ class _Posted(Protocol):
     now_ns: int
     bytes: int
     payload: object
+    removes: int
 
 
 class State(Protocol):
@@ -56,6 +60,7 @@ class State(Protocol):
     forgotten: int
     room: int
     posted: int
+    removes: int
     kinds: list[_Kind]
 
 
@@ -238,13 +243,13 @@ class Answers:
         """Drops all attributes and names."""
         _lib.tzfs_answers_clear(self.state)
 
-    def posted(self) -> Iterator[tuple[int, bytes, int]]:
-        """The writes that have been answered and are to be done, in order, each once: (node, all that it has from now
-        on, when)."""
+    def posted(self) -> Iterator[tuple[int, bytes, int, bool]]:
+        """The changes that have been answered and are to be done, in order, each once: (node, all that it has from now
+        on, when, False), or (directory, name of the entry that is removed, when, True)."""
         posted = _lib.tzfs_answers_posted(self.state)
         count, self.state.posted = self.state.posted, 0
         for p in posted[0:count]:
-            yield p.node, _ffi.unpack(p.payload, p.bytes), p.now_ns
+            yield p.node, _ffi.unpack(p.payload, p.bytes), p.now_ns, bool(p.removes)
 
     def try_answer(self, fd: int, request: bytes) -> bool:
         """Whether the request was answered, on `fd`: what the pump does, for tests."""
@@ -257,7 +262,7 @@ class Answers:
     def statistics(self) -> dict[str, tuple[int, int, int]]:
         """By kind of request: how many C answered, and how long that took in all and at most, in ns.
 
-        Writes are not timed here: whoever does them knows what they take.
+        What is posted is not timed here: whoever does it knows what it takes.
         """
         out: dict[str, tuple[int, int, int]] = {}
         for kind, s in zip(KINDS, self.state.kinds, strict=True):

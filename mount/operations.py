@@ -308,21 +308,32 @@ class Operations(Looking):
             self._changed()
         return written
 
-    def room_to_post(self) -> int:
-        engine, committer = self._engine, self._committer
-        if engine is None or committer is None or self.held is not None or self.dropping:
-            return 0
-        return max(0, min(engine.headroom(POSTED_MAX), committer.room))
+    def begin_posting(self) -> bool:
+        engine, committer, state = self._engine, self._committer, self.answers.state
+        if engine is None or committer is None or self.held is not None or not engine.unhindered(POSTED_MAX):
+            return False
+        state.removes = 1
+        state.room = 0 if self.dropping else max(0, min(engine.headroom(POSTED_MAX), committer.room))
+        return True
 
-    def do_posted(self) -> None:
-        engine, statistics, began = self._writable(0), self.requests["write"], time.perf_counter_ns()
+    def end_posting(self) -> None:
+        state = self.answers.state
+        state.removes = state.room = 0
+        if not state.posted:
+            return
+        engine, writes, unlinks = self._writable(0), self.requests["write"], self.requests["unlink"]
+        began = time.perf_counter_ns()
         try:
-            for node, payload, now_ns in self.answers.posted():
-                engine.write(node, 0, payload, now_ns)
-                began = statistics.ended(began, 0)
+            for node, payload, now_ns, removes in self.answers.posted():
+                if removes:
+                    engine.unlink(node, payload, now_ns)
+                    began = unlinks.ended(began, 0)
+                else:
+                    engine.write(node, 0, payload, now_ns)
+                    began = writes.ended(began, 0)
         except Exception as error:  # it cannot be refused any more
-            log.exception("request write failed")
-            engine.fail(f"a write that had been answered could not be done: {error}")
+            log.exception("a posted request failed")
+            engine.fail(f"what had been answered could not be done: {error}")
             self.stop_if_failed()
         self._changed()
 

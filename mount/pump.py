@@ -30,7 +30,7 @@ Invariants:
 * Given `Answers` (native/src/answers.h), the pump reads requests itself and has C answer those it can; the others it
   hands to pyfuse3 through the same redirected call.  A WRITE, CREATE or UNLINK that need not wait is answered by the
   operations that `answer_at_once_with` was given, without pyfuse3, whose way costs as much as the operation, and which
-  copies what a WRITE carries.  What C has answered of writes is done by them before anybody else has a turn.
+  copies what a WRITE carries.  What C has posted of them is done by the operations before anybody else has a turn.
 * `Cancelled` and `ClosedResourceError` come out of a wait as they would from trio's own, TURN_MAX_NS later at most.
 
 Otherwise the pump knows nothing of requests, handlers or the engine.  `TZFS_PUMP=off` in the environment makes
@@ -140,7 +140,7 @@ class Statistics:
 
 
 class AtOnce(Protocol):
-    """Operations that answer a WRITE, a CREATE or an UNLINK in one step, or do a WRITE when it has been answered.
+    """Operations that answer a WRITE, a CREATE or an UNLINK in one step, or do one when it has been answered.
 
     Each answers its result, or the negative errno.
     """
@@ -164,12 +164,13 @@ class AtOnce(Protocol):
         """Removes the name; 0."""
         ...
 
-    def room_to_post(self) -> int:
-        """For how many bytes of writes, at least `POSTED_MAX` of them, nothing can fail or have to wait now."""
+    def begin_posting(self) -> bool:
+        """C may answer, before they are done, changes that nothing can refuse or make wait now; whether there are any
+        such."""
         ...
 
-    def do_posted(self) -> None:
-        """Does the writes that `Answers.posted` has."""
+    def end_posting(self) -> None:
+        """C may not any more, and what it has answered is done."""
         ...
 
 
@@ -355,20 +356,6 @@ class Pump:
         _lib.tzfs_pump_answer(state, fd, operations.write_at_once(state.handle, state.offset, payload))
         return True
 
-    def _begin_posting(self, answers: Answers | None) -> bool:
-        """C may post writes from now on, since some have just been made; whether there is room for any."""
-        assert answers is not None  # else no request is read here
-        assert self._operations is not None
-        answers.state.room = room = self._operations.room_to_post()
-        return room > 0
-
-    def _end_posting(self, answers: Answers) -> bool:
-        """What was posted is done, and no more is: whatever runs next may change how much room there is."""
-        answers.state.room = 0
-        if self._operations is not None and answers.state.posted:
-            self._operations.do_posted()
-        return False
-
     def quiet(self) -> bool:
         """Whether no request has come since this was asked last."""
         state = self._state
@@ -386,22 +373,23 @@ class Pump:
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
-        answers, posting, before = self._answers, False, 0
+        answers, operations, posting, before = self._answers, self._operations, False, 0
         while True:
             if self._closing:
                 raise trio.ClosedResourceError("the FUSE descriptor is being closed")
             verdict = _lib.tzfs_pump_wait(self._state, fd, self._wake_fd)
             if answers is not None:
-                if posting:
-                    posting = self._end_posting(answers)
+                if posting and operations is not None:  # whatever runs next may change what can be posted
+                    operations.end_posting()
+                    posting = False
                 waiting = answers.state.forgotten
                 if waiting >= FORGOTTEN_BATCH or (waiting and verdict in _NO_REQUEST):
                     answers.bury()
             if verdict >= _WRITE:
                 if not self._answer_at_once(verdict, fd):
                     return
-                if verdict == before == _WRITE:  # in a row: files that are made would find room for nothing
-                    posting = self._begin_posting(answers)
+                if verdict == before != _CREATE and operations is not None:  # more of them come, it seems
+                    posting = operations.begin_posting()
                 before = verdict
                 continue
             if verdict == _READY:

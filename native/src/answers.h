@@ -12,9 +12,10 @@
  *   What drops a name of a directory other than by removal takes its completeness away.
  * - A node marked `tell` that the kernel forgets is put on the list that `tzfs_answers_take` empties.
  *
- * Small writes are answered before they are done: a *posted* write replaces all that a file has, so that it needs nothing
- * that could be unreadable, and fits into the `room` that the caller has said there is.  The caller does what has been
- * posted, in order, before anything else that it does.
+ * Some changes are *posted*, answered before they are done, since nothing can refuse them: small writes that replace all
+ * that a file has, so that they need nothing that could be unreadable, and fit into the `room` that the caller has said
+ * there is; and, while it says `removes`, unlinks of entries that are here.  The caller does what has been posted, in order,
+ * before anything else that it does.
  *
  * The one part of native/ that allocates: it outlives calls by its nature.  Where memory is short it caches less.
  */
@@ -25,12 +26,12 @@
 #include <stdint.h>
 
 enum {
-    TZFS_ANSWERS_KINDS = 8,        /* look-up, getattr, open, release, forget, batch forget, access, write */
+    TZFS_ANSWERS_KINDS = 9,        /* look-up, getattr, open, release, forget, batch forget, access, write, unlink */
     TZFS_ANSWERS_NODES_MAX = 1 << 17, /* 120 bytes each: 16 MB */
     TZFS_ANSWERS_NAMES_MAX = 1 << 18, /* about 70 bytes each: 18 MB */
     TZFS_ANSWERS_NAME_BYTES_MAX = 255,
-    TZFS_ANSWERS_POSTED_MAX = 32,     /* writes: done in 200 us, which somebody waits for */
-    TZFS_ANSWERS_POSTED_BYTES_MAX = 8192, /* each */
+    TZFS_ANSWERS_POSTED_MAX = 32,     /* done in 200 us, which somebody waits for */
+    TZFS_ANSWERS_POSTED_BYTES_MAX = 8192, /* of each write */
 };
 
 struct tzfs_answers_kind {
@@ -39,11 +40,12 @@ struct tzfs_answers_kind {
     uint64_t slowest_ns;
 };
 
-struct tzfs_posted { /* node `node` has these `bytes` bytes from `now_ns` on */
+struct tzfs_posted { /* from `now_ns` on, node `node` has these `bytes` bytes; or no entry of that name, if `removes` */
     uint64_t node;
     int64_t now_ns;
     uint64_t bytes;
     const char *payload;
+    uint32_t removes;
 };
 
 struct tzfs_answers {
@@ -60,7 +62,8 @@ struct tzfs_answers {
     uint64_t evictions;    /* names dropped for want of room */
     uint64_t forgotten;    /* on the list for `tzfs_answers_take` */
     uint64_t room;         /* set by the caller: bytes on the disk that writes may be posted for */
-    uint64_t posted;       /* writes that are to be done; the caller sets it to 0 when they are */
+    uint64_t posted;       /* changes that are to be done; the caller sets it to 0 when they are */
+    uint32_t removes;      /* set by the caller: unlinks may be posted */
     struct tzfs_answers_kind kinds[TZFS_ANSWERS_KINDS];
     struct tzfs_answers_tables *tables;
 };
@@ -104,7 +107,7 @@ void tzfs_answers_clear(struct tzfs_answers *a);
  * been opened.  0: the kernel did not take it, and what was counted is taken back. */
 int tzfs_answers_created(struct tzfs_answers *a, int fd, uint64_t unique, uint64_t handle);
 
-/* The writes that have been posted, in order, `posted` of them. */
+/* The changes that have been posted, in order, `posted` of them. */
 const struct tzfs_posted *tzfs_answers_posted(const struct tzfs_answers *a);
 
 /* Answers the request on `fd`: 1, and it is done; or 0, and it is the caller's. */

@@ -1,4 +1,4 @@
-/* The requests that are answered from the tables of answers.c, and the writes that are posted. */
+/* The requests that are answered from the tables of answers.c, and the changes that are posted. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LOOKUP, GETATTR, OPEN, RELEASE, FORGET, BATCH_FORGET, ACCESS, WRITE }; /* indexes of `kinds` */
+enum { LOOKUP, GETATTR, OPEN, RELEASE, FORGET, BATCH_FORGET, ACCESS, WRITE, UNLINK }; /* indexes of `kinds` */
 enum { DISK_PAGE_BYTES = 4096 };
 
 /* False where the kernel has withdrawn the request meanwhile, and so knows nothing of the answer. */
@@ -121,7 +121,21 @@ const struct tzfs_posted *tzfs_answers_posted(const struct tzfs_answers *a)
     return a->tables->posted;
 }
 
-static int post(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, const struct fuse_write_in *write_in)
+/* The next change, of which there is room for one, as of now. */
+static struct tzfs_posted *next_posted(struct tzfs_answers *a, uint64_t node, const void *payload, size_t bytes)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    struct tzfs_posted *posted = &a->tables->posted[a->posted];
+    char *kept = a->tables->payloads[a->posted];
+    memcpy(kept, payload, bytes);
+    *posted = (struct tzfs_posted){.node = node, .bytes = bytes, .payload = kept,
+                                   .now_ns = (int64_t)now.tv_sec * INT64_C(1000000000) + now.tv_nsec};
+    a->posted++;
+    return posted;
+}
+
+static int post_write(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, const struct fuse_write_in *write_in)
 {
     const uint64_t size = write_in->size;
     const uint64_t cost = (size + 2 * DISK_PAGE_BYTES - 1) / DISK_PAGE_BYTES * DISK_PAGE_BYTES; /* and a page */
@@ -131,19 +145,30 @@ static int post(struct tzfs_answers *a, int fd, const struct fuse_in_header *in,
     struct node *node = *tzfs_answers_node_slot(a, in->nodeid);
     if (!node || !node->has_attr || !S_ISREG(node->attr.mode) || size < node->attr.size)
         return 0;
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    struct tzfs_posted *posted = &a->tables->posted[a->posted];
-    char *payload = a->tables->payloads[a->posted];
-    memcpy(payload, write_in + 1, size);
-    *posted = (struct tzfs_posted){.node = in->nodeid, .bytes = size, .payload = payload,
-                                   .now_ns = (int64_t)now.tv_sec * INT64_C(1000000000) + now.tv_nsec};
+    const struct tzfs_posted *posted = next_posted(a, in->nodeid, write_in + 1, size);
     tzfs_answers_wrote(a, in->nodeid, size, posted->now_ns);
     node->used = 1;
-    a->posted++;
     a->room -= cost;
     struct fuse_write_out out = {.size = (uint32_t)size};
     reply(fd, in->unique, 0, &out, sizeof out);
+    return 1;
+}
+
+static int post_unlink(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, const char *text, size_t room)
+{
+    if (!a->removes || a->posted == TZFS_ANSWERS_POSTED_MAX || in->nodeid > a->live_max)
+        return 0;
+    const size_t bytes = strnlen(text, room);
+    if (bytes + 1 != room || bytes == 0 || bytes > TZFS_ANSWERS_NAME_BYTES_MAX)
+        return 0;
+    const struct name *name =
+        *tzfs_answers_name_slot(a, in->nodeid, text, bytes, tzfs_answers_hash(in->nodeid, text, bytes));
+    const struct node *node = name ? *tzfs_answers_node_slot(a, name->node) : NULL;
+    if (!node || !node->has_attr || S_ISDIR(node->attr.mode))
+        return 0;
+    next_posted(a, in->nodeid, text, bytes)->removes = 1;
+    tzfs_answers_removed(a, in->nodeid, text, bytes, node->id);
+    reply(fd, in->unique, 0, NULL, 0);
     return 1;
 }
 
@@ -192,8 +217,12 @@ static int answer(struct tzfs_answers *a, int fd, const struct fuse_in_header *i
     }
     case FUSE_WRITE: {
         const struct fuse_write_in *write_in = body;
-        return room > sizeof *write_in && write_in->size == room - sizeof *write_in && post(a, fd, in, write_in) ? WRITE : -1;
+        return room > sizeof *write_in && write_in->size == room - sizeof *write_in && post_write(a, fd, in, write_in)
+                   ? WRITE
+                   : -1;
     }
+    case FUSE_UNLINK:
+        return post_unlink(a, fd, in, body, room) ? UNLINK : -1;
     default:
         return -1;
     }
@@ -217,7 +246,7 @@ int tzfs_answers_try(struct tzfs_answers *a, int fd, const void *request, size_t
         return 0;
     struct tzfs_answers_kind *statistics = &a->kinds[kind];
     statistics->count++;
-    if (kind == WRITE)
+    if (kind == WRITE || kind == UNLINK)
         return 1; /* what it takes is to do it */
     const uint64_t took = now_ns() - began;
     statistics->total_ns += took;

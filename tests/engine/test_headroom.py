@@ -1,4 +1,4 @@
-"""Writes that are answered before they are done: as many as there is headroom for cannot be refused, nor wait."""
+"""Changes that are answered before they are done: as many as there is headroom for cannot be refused, nor wait."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ def cost(size: int) -> int:
 
 @given(
     st.lists(st.tuples(st.sampled_from(["write", "commit", "absorb", "begin", "end"]), st.integers(0, 5), SIZES)),
-    st.lists(st.tuples(st.integers(0, 5), SIZES), max_size=32),
+    st.lists(st.tuples(st.integers(0, 5), SIZES | st.none()), max_size=32),
     st.integers(0, 64),
+    st.booleans(),
 )
 def test_what_there_is_headroom_for_needs_no_space_and_no_commit(
-    before: list[tuple[str, int, int]], writes: list[tuple[int, int]], reserved: int
+    before: list[tuple[str, int, int]], changes: list[tuple[int, int | None]], reserved: int, known: bool
 ) -> None:
     ws = Workspace()
     inos = [ws.file(b"%d" % i) for i in range(6)]
+    for i in range(3):
+        ws.engine.link(inos[i], 1, b"other %d" % i)
+    if known:
+        ws.engine.referenced = lambda ino: True
     sizes = [0] * 6
+    names = {i: [b"%d" % i, *([b"other %d" % i] if i < 3 else [])] for i in range(6)}
     for kind, i, size in before:
         if kind == "write":
             ws.engine.write(inos[i], 0, noise(size))
@@ -39,12 +45,18 @@ def test_what_there_is_headroom_for_needs_no_space_and_no_commit(
         else:
             ws.beside(kind)
     ws.payload.reserved = min(ws.payload.reserved, reserved * PAGE_BYTES)
-    room = ws.engine.headroom(32)
+    room, removes = ws.engine.headroom(32), ws.engine.unhindered(32)
+    assert removes or not room
     ws.payload.full = ws.meta.full = True
     with failpoints.counting() as counts:
-        for n, (i, size) in enumerate(writes):
-            size = max(size, sizes[i])
-            if cost(size) > room:
+        for n, (i, change) in enumerate(changes):
+            if change is None:
+                if names[i] and removes:
+                    assert ws.engine.unlink(1, names[i].pop(), 10**18 + n) == inos[i]
+                    assert ws.engine.inode(1).mtime_ns == 10**18 + n
+                continue
+            size = max(change, sizes[i])
+            if cost(size) > room or not (names[i] or known):
                 break
             room -= cost(size)
             assert ws.engine.write(inos[i], 0, noise(size, str(n)), 10**18 + n) == size
@@ -52,7 +64,10 @@ def test_what_there_is_headroom_for_needs_no_space_and_no_commit(
             assert ws.engine.inode(inos[i]).mtime_ns == 10**18 + n
             assert ws.engine.read(inos[i], 0, size + 1) == noise(size, str(n))
     assert not counts
+    assert ws.engine._head.dirty_rows <= ws.engine._head.settings.dirty_rows_max
     ws.payload.full = ws.meta.full = False
+    for ino in inos:
+        ws.engine.forget(ino)
     ws.assert_sound()
     ws.engine.close()
 
@@ -65,15 +80,17 @@ def test_there_is_none_where_something_may_refuse_or_nothing_is_reserved(ws: Wor
     ws.engine.write(ino, 0, b"x")
     assert ws.engine.headroom(32) > 0
     assert ws.engine.headroom(10**6) == 0  # so many rows would have to be absorbed
+    assert not ws.engine.unhindered(10**6)
     ws.engine.configure(Settings(quota_bytes=10**9))
     assert ws.engine.headroom(32) == 0
+    assert ws.engine.unhindered(32)
 
 
 def test_there_is_none_in_an_engine_that_has_failed() -> None:
     ws = Workspace()
     ino = ws.file(b"f")
     ws.engine.fail("it was to")
-    assert ws.engine.headroom(32) == 0
+    assert ws.engine.headroom(32) == ws.engine.unhindered(32) == 0
     with pytest.raises(MountFailed, match="it was to"):
         ws.engine.write(ino, 0, b"x")
     ws.engine.close()

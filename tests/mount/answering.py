@@ -26,6 +26,7 @@ WHOLE: Final = [  # a request of each kind that is answered
     (wire.FORGET, FILE, wire.forget_body(1)),
     (wire.BATCH_FORGET, 0, wire.batch_body([(FILE, 1), (DIRECTORY, 1)])),
     (wire.ACCESS, FILE, wire.access_body(0)),
+    (wire.UNLINK, DIRECTORY, b"there\0"),
 ]
 
 

@@ -81,6 +81,7 @@ class World:
     checked: int = 0
     answered: int = 0
     posted: int = 0
+    unlinked: int = 0
 
     def crowd(self) -> None:
         """The bounds are made out to be near: from a few names and nodes on each new one drives one out."""
@@ -297,18 +298,39 @@ def write(w: World, a: int, b: int, c: int) -> None:
 
 def post(w: World, a: int, b: int, c: int) -> None:
     """As the kernel does it: C first, while there is room, and what it has answered is done before all else."""
-    w.operations.answers.state.room = w.engine.headroom(POSTED_MAX)
+    begin_posting(w)
     for k, handle in enumerate(w.writing[a % len(w.writing) :][: c % 4] if w.writing else []):
         payload = bytes([b + k + 1]) * (b * 90 + k + 1)
         written = w.kernel.write(handle & INO_MASK, handle, payload)
         if written is None:
-            w.operations.do_posted()
+            w.operations.end_posting()
             result(w.operations.write(handle, 0, payload))
+            begin_posting(w)
         else:
             assert written == len(payload)
             w.posted += 1
-    w.operations.do_posted()
-    w.operations.answers.state.room = 0
+        if b % 4 == k:
+            post_unlink(w, a, b)
+    if c % 8 > 4:
+        post_unlink(w, a + c, b)
+        if b % 3 == 0:  # it may be what has just lost its name
+            forget(w, a, 63, 1)
+    w.operations.end_posting()
+
+
+def begin_posting(w: World) -> None:
+    """What `Operations.begin_posting` does for a mount that commits."""
+    state = w.operations.answers.state
+    state.removes, state.room = w.engine.unhindered(POSTED_MAX), w.engine.headroom(POSTED_MAX)
+
+
+def post_unlink(w: World, a: int, b: int) -> None:
+    directory = w.directory(a)
+    before = w.engine.find(directory, name(b)) if directory <= INO_MASK else None
+    if w.kernel.unlink(directory, name(b)):
+        assert before is not None
+        assert before.mode >> 12 != 4
+        w.unlinked += 1
 
 
 def xattr(w: World, a: int, b: int, c: int) -> None:

@@ -25,6 +25,8 @@ from tests.mount.answers_world import (
     at,
     create,
     evict,
+    link,
+    look_at,
     lookup,
     made,
     mkdir,
@@ -85,6 +87,14 @@ def test_small_writes_of_all_that_a_file_has_are_posted() -> None:
     w = run([at(create, 0, 3), at(post, 0, 1, 2), at(post, 0, 9, 2), at(post, 0, 60, 2), at(post, 0, 3, 2)], warm=True)
     assert w.posted == 6  # one is shorter than what there is then
     assert len(w.writing) == 2
+
+
+def test_unlinks_of_what_is_known_are_posted() -> None:
+    steps = [at(mknod, 0, 2), at(post, 1, 2, 7), at(lookup, 0, 2), at(create, 0, 3), at(post, 1, 3, 7)]
+    two_names = [at(mknod, 0, 2), at(link, 0, 3, 8), at(post, 1, 3, 7), at(post, 1, 2, 7)]
+    w = run([*steps, *two_names, at(look_at, 8), at(release)], warm=True)
+    assert len(w.nodes) == 9
+    assert w.unlinked == 4
 
 
 def test_a_write_of_nothing_changes_no_time() -> None:

@@ -17,7 +17,7 @@ def test_requests_cut_short_are_left_to_libfuse_at_every_byte(
     kernel: Kernel, answers: Answers, opcode: int, node: int, body: bytes
 ) -> None:
     answers.told(FILE)
-    answers.state.room = 1 << 20
+    answers.state.room, answers.state.removes = 1 << 20, 1
     whole = wire.request(opcode, node, body)
     for length in range(len(whole)):
         cut = wire.request(opcode, node, body, length=length)[:length]
@@ -48,7 +48,7 @@ def test_a_name_without_its_end_is_left_to_libfuse(kernel: Kernel) -> None:
 
 
 def test_every_other_opcode_is_left_to_libfuse(kernel: Kernel) -> None:
-    known = {wire.LOOKUP, wire.GETATTR, wire.OPEN, wire.WRITE, wire.RELEASE, wire.FORGET}
+    known = {wire.LOOKUP, wire.GETATTR, wire.UNLINK, wire.OPEN, wire.WRITE, wire.RELEASE, wire.FORGET}
     known |= {wire.BATCH_FORGET, wire.ACCESS}
     for opcode in (*set(range(wire.OPCODE_MAX)) - known, 4096, 1 << 20, (1 << 32) - 1):
         assert kernel.raw(wire.request(opcode, FILE, bytes(64))) == (False, None)

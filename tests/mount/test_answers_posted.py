@@ -1,4 +1,4 @@
-"""Small writes that C answers before they are done: which, how many, and what is seen of them meanwhile."""
+"""Small writes and unlinks that C answers before they are done: which, how many, and what is seen of them meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def test_a_write_of_all_that_a_file_has_is_posted_and_seen(kernel: Kernel, answe
     assert found is not None
     assert (found.size, found.blocks) == (101, 8)
     posted = list(answers.posted())
-    assert [(node, data) for node, data, _ in posted] == [(FILE, b"x" * 100), (FILE, b"y" * 101)]
+    assert [(node, data, gone) for node, data, _, gone in posted] == [
+        (FILE, b"x" * 100, False), (FILE, b"y" * 101, False),
+    ]  # fmt: skip
     assert found.mtime_ns == found.ctime_ns == posted[1][2]
     assert before <= posted[0][2] <= posted[1][2] <= time.time_ns()
     assert list(answers.posted()) == []
@@ -76,3 +78,50 @@ def test_nothing_is_posted_once_it_has_stopped(kernel: Kernel, answers: Answers)
     answers.state.room = 1 << 20
     answers.stop()
     assert kernel.write(FILE, FILE | WRITING, b"x") is None
+
+
+def test_an_unlink_of_what_is_known_is_posted_and_seen(kernel: Kernel, answers: Answers) -> None:
+    buried: list[int] = []
+    answers.forgotten = buried.extend
+    answers.complete(DIRECTORY)
+    answers.entry(DIRECTORY, b"file", inode(20))
+    assert not kernel.unlink(DIRECTORY, b"file"), "nobody has said that it can be done"
+    answers.state.removes, answers.state.room = 1, 1 << 20
+    before = time.time_ns()
+    assert kernel.write(20, 20 | WRITING, b"x") == 1
+    assert kernel.unlink(DIRECTORY, b"file")
+    assert not kernel.unlink(DIRECTORY, b"file"), "it is gone"
+    absent = kernel.lookup(DIRECTORY, b"file")
+    assert absent is not None
+    assert absent.node == 0
+    assert kernel.getattr(20) is kernel.getattr(DIRECTORY) is None, "they have changed"
+    assert kernel.write(20, 20 | WRITING, b"y") is None
+    posted = list(answers.posted())
+    assert [(node, data, gone) for node, data, _, gone in posted] == [(20, b"x", False), (DIRECTORY, b"file", True)]
+    assert before <= posted[0][2] <= posted[1][2] <= time.time_ns()
+    assert kernel.forget(20, 1)
+    answers.bury()
+    assert buried == [20]
+
+
+@pytest.mark.parametrize("name", [b"folder", b"unknown", b"attributes unknown", b"there\0", b"", b"n" * 256])
+def test_every_other_unlink_is_left_to_the_operations(kernel: Kernel, answers: Answers, name: bytes) -> None:
+    answers.entry(DIRECTORY, b"folder", inode(20, mode=0o040755))
+    answers.name(DIRECTORY, b"attributes unknown", 21)
+    answers.name(DIRECTORY, b"there", FILE)
+    answers.put(inode(FILE))
+    answers.entry(SNAPSHOT_FILE, b"there", inode(FILE))
+    answers.state.removes = 1
+    assert not kernel.unlink(DIRECTORY, name)
+    assert not kernel.unlink(SNAPSHOT_FILE, b"there")
+    assert list(answers.posted()) == []
+    assert kernel.unlink(DIRECTORY, b"there")
+
+
+def test_no_more_is_removed_than_can_be_remembered(kernel: Kernel, answers: Answers) -> None:
+    for i in range(POSTED_MAX + 1):
+        answers.entry(DIRECTORY, b"%d" % i, inode(20 + i))
+    answers.state.removes = 1
+    assert [kernel.unlink(DIRECTORY, b"%d" % i) for i in range(POSTED_MAX + 1)] == [True] * POSTED_MAX + [False]
+    assert [data for _, data, _, _ in answers.posted()] == [b"%d" % i for i in range(POSTED_MAX)]
+    assert kernel.unlink(DIRECTORY, b"%d" % POSTED_MAX)

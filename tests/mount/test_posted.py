@@ -1,4 +1,4 @@
-"""Small writes that C has answered and that are done after it, as programs see them."""
+"""Small writes and unlinks that C has answered and that are done after it, as programs see them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.noise import noise
 from tzfs.limits import KIB
 
 
-def posted(workspace: Workspace) -> int:
+def posted(workspace: Workspace, kind: str = "write") -> int:
     found = workspace.stats("answered_in_c")
     assert isinstance(found, dict)
-    count = found.get("write", 0)
+    count = found.get(kind, 0)
     assert isinstance(count, int)
     return count
 
@@ -54,8 +54,8 @@ def test_what_was_written_is_there_at_once_and_after_the_next_mount(
         before = time.time_ns()
         for i in range(300):
             data = noise(8192 + 4, f"last {i}")
-            rewrite(top / f"{i}", data[4:])
-            rewrite(top / f"{i}", data[:8192])  # posted, as it follows a write
+            for part in (data[2:-2], data[1:-3], data[4:], data[:-4]):  # the last are posted, as they follow others
+                rewrite(top / f"{i}", part)
             stat = os.stat(top / f"{i}")
             found = (top / f"{i}").read_bytes()
             assert found[:8192] == data[:8192]
@@ -119,8 +119,9 @@ def test_a_file_without_a_name_takes_posted_writes_to_its_end(workspace: Workspa
                 os.pwrite(fd, noise(4 * KIB, f"{turn} {fd}"), 0)
         for fd in fds:
             assert os.pread(fd, 8 * KIB, 0) == noise(4 * KIB, f"2 {fd}")
+        last = noise(4 * KIB, "closed")
         for fd in fds:
-            os.pwrite(fd, noise(4 * KIB, "closed"), 0)
+            os.pwrite(fd, last, 0)
             os.close(fd)
         assert posted(workspace)
         eventually(lambda: workspace.number("orphans") == 0)
@@ -150,3 +151,83 @@ def test_writers_that_are_killed_leave_whole_writes(workspace: Workspace) -> Non
                 assert len(data) in (0, 4 * KIB)
         assert posted(workspace) > 50
     assert workspace.problems() == []
+
+
+def test_what_was_removed_is_gone_at_once_and_after_the_next_mount(workspace: Workspace) -> None:
+    with workspace.mounted() as top:
+        (top / "names").mkdir()
+        for i in range(400):
+            rewrite(top / f"{i}", noise(100, f"{i}"))
+            if i % 3 == 0:
+                os.link(top / f"{i}", top / "names" / f"{i}")
+            if i % 5 == 0:
+                os.symlink("nowhere", top / f"link {i}")
+        held = [os.open(top / f"{i}", os.O_RDWR) for i in range(100, 120)]
+        for i in range(200):
+            os.unlink(top / f"{i}")
+            if i % 5 == 0:
+                os.unlink(top / f"link {i}")
+        assert {int(name) for name in os.listdir(top) if name.isdecimal()} == set(range(200, 400))
+        for i in range(200, 300):
+            before = time.time_ns()
+            os.unlink(top / f"{i}")
+            after = time.time_ns()
+            assert before <= os.stat(top).st_mtime_ns <= after
+            if i % 3 == 0:
+                found = os.stat(top / "names" / f"{i}")
+                assert found.st_nlink == 1
+                assert before <= found.st_ctime_ns <= after
+            with pytest.raises(FileNotFoundError):
+                os.unlink(top / f"{i}")
+        for i, fd in enumerate(held, 100):
+            assert os.pread(fd, 200, 0) == noise(100, f"{i}")
+            os.pwrite(fd, b"without a name", 0)
+            assert os.fstat(fd).st_nlink == (i % 3 == 0)
+            os.close(fd)
+        for i in range(300, 350):  # a new one of that name is not what was removed
+            os.unlink(top / f"{i}")
+            rewrite(top / f"{i}", b"new")
+        assert posted(workspace, "unlink") > 150
+        eventually(lambda: workspace.number("orphans") == 0)
+    assert workspace.problems() == []
+    with workspace.mounted() as top:
+        assert {int(name) for name in os.listdir(top) if name.isdecimal()} == set(range(300, 400))
+        assert {(top / f"{i}").read_bytes() for i in range(300, 350)} == {b"new"}
+        for i in range(0, 400, 3):
+            changed = b"without a name" if 100 <= i < 120 else b""
+            assert (top / "names" / f"{i}").read_bytes() == changed + noise(100, f"{i}")[len(changed) :]
+
+
+def test_trees_are_removed_whole_beside_snapshots_that_keep_them(workspace: Workspace) -> None:
+    with workspace.mounted() as top:
+        for turn in range(5):
+            for d in range(20):
+                (top / f"{d}").mkdir()
+                for i in range(20):
+                    rewrite(top / f"{d}" / f"{i}", noise(100, f"{turn} {d} {i}"))
+            workspace.tzfs("snapshot", f"ws@{turn}")
+            subprocess.run(["rm", "-r", *(top / f"{d}" for d in range(20))], check=True)
+            assert os.listdir(top) == []
+        assert posted(workspace, "unlink") > 500
+        for turn in range(5):
+            for d in range(20):
+                kept = top / ".zfs" / "snapshot" / f"{turn}" / f"{d}"
+                assert len(os.listdir(kept)) == 20
+                assert (kept / "7").read_bytes() == noise(100, f"{turn} {d} 7")
+    assert workspace.problems() == []
+
+
+def test_what_was_removed_before_an_fsync_stays_so_when_the_daemon_is_killed(workspace: Workspace) -> None:
+    pid = workspace.mount()
+    top = workspace.mnt
+    for i in range(100):
+        rewrite(top / f"{i}", b"x")
+    for i in range(0, 100, 2):
+        os.unlink(top / f"{i}")
+    fd = os.open(top, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    workspace.kill(pid)
+    assert workspace.problems() == []
+    with workspace.mounted() as top:
+        assert sorted(map(int, os.listdir(top))) == list(range(1, 100, 2))

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from tzfs.mount.answers import Answers
 
-LOOKUP, FORGET, GETATTR, OPEN, WRITE, RELEASE, ACCESS, BATCH_FORGET = 1, 2, 3, 14, 16, 18, 34, 42
+LOOKUP, FORGET, GETATTR, UNLINK, OPEN, WRITE, RELEASE, ACCESS, BATCH_FORGET = 1, 2, 3, 10, 14, 16, 18, 34, 42
 OPCODE_MAX: Final = 60  # beyond every one there is
 KEEP_CACHE: Final = 2
 _IN: Final = struct.Struct("=IIQQIIIHH")
@@ -195,6 +195,9 @@ class Kernel:
         size, padding = struct.unpack("=II", body)
         assert padding == 0
         return int(size)
+
+    def unlink(self, directory: int, name: bytes) -> bool:
+        return self._asked(UNLINK, directory, name + b"\0") == b""
 
     def release(self, node: int, handle: int) -> bool:
         return self._asked(RELEASE, node, release_body(handle)) == b""

@@ -124,7 +124,7 @@ static void answers_whole(void)
 static void answers_malformed(void)
 {
     static const uint32_t opcodes[] = {FUSE_LOOKUP, FUSE_GETATTR, FUSE_OPEN,         FUSE_RELEASE,
-                                       FUSE_FORGET, FUSE_ACCESS,  FUSE_BATCH_FORGET, FUSE_WRITE,   9999};
+                                       FUSE_FORGET, FUSE_ACCESS,  FUSE_BATCH_FORGET, FUSE_WRITE,   FUSE_UNLINK, 9999};
     struct tzfs_answers *a = answering();
     uint8_t reply[REPLY_MAX];
     uint64_t state = 1;
@@ -141,6 +141,7 @@ static void answers_malformed(void)
                 for (size_t b = 0; b < bytes; b++)
                     body[b] = (uint8_t)(i == 0 ? body[b] : i == 1 ? (b ? 0 : bytes / 8) : i == 2 ? 0xff : 0);
                 a->room = UINT64_MAX;
+                a->removes = 1;
                 a->posted = 0;
                 asked(a, opcodes[o], drawn(&state) & 1 ? 9 : DIRECTORY, body, bytes);
                 while (replied(reply))
@@ -161,10 +162,26 @@ static void answers_malformed(void)
     tzfs_answers_free(a);
 }
 
+static uint8_t marks[TZFS_ANSWERS_POSTED_MAX]; /* of what has been posted: each byte, of a name the last */
+
+/* An unlink that may be posted or not. */
+static void post_unlink(struct tzfs_answers *a, uint64_t directory, const char *name, size_t bytes)
+{
+    const uint64_t before = a->posted, room = a->room;
+    if (asked(a, FUSE_UNLINK, directory, name, bytes + 1)) {
+        const struct tzfs_posted *posted = tzfs_answers_posted(a) + before;
+        EXPECT(a->posted == before + 1 && a->room == room && a->removes && bytes);
+        EXPECT(posted->removes == 1 && posted->node == directory && posted->bytes == bytes && !memcmp(posted->payload, name, bytes));
+        EXPECT(!asked(a, FUSE_UNLINK, directory, name, bytes + 1));
+        marks[before] = (uint8_t)name[bytes - 1];
+    } else {
+        EXPECT(a->posted == before);
+    }
+}
+
 /* A write that may be posted or not; what has been posted before is as it was. */
 static void post(struct tzfs_answers *a, uint64_t node, uint64_t *state)
 {
-    static uint8_t marks[TZFS_ANSWERS_POSTED_MAX];
     static const uint64_t edges[] = {1, 4096, TZFS_ANSWERS_POSTED_BYTES_MAX, TZFS_ANSWERS_POSTED_BYTES_MAX + 1};
     const uint64_t drawn_size = drawn(state) % 300, size = drawn_size < 8 ? edges[drawn_size / 2] : drawn_size;
     struct fuse_write_in in = {.fh = node | (drawn(state) % 8 ? WRITING : 0), .size = (uint32_t)size};
@@ -183,12 +200,13 @@ static void post(struct tzfs_answers *a, uint64_t node, uint64_t *state)
     free(body);
     const struct tzfs_posted *posted = tzfs_answers_posted(a);
     for (uint64_t i = 0; i < a->posted; i++)
-        for (uint64_t b = 0; b < posted[i].bytes; b++)
+        for (uint64_t b = posted[i].removes ? posted[i].bytes - 1 : 0; b < posted[i].bytes; b++)
             if ((uint8_t)posted[i].payload[b] != marks[i])
                 abort();
     if (drawn(state) % 40 == 0) {
         a->posted = 0;
         a->room = drawn(state) % 4 * 40000;
+        a->removes = drawn(state) % 4 != 0;
     }
 }
 
@@ -208,7 +226,7 @@ static void answers_histories(void)
         const struct fuse_open_in open_in = {.flags = (uint32_t)drawn(&state) % 3};
         const struct fuse_release_in release = {.fh = node | (drawn(&state) & 1 ? WRITING : 0)};
         const struct fuse_forget_in forget = {.nlookup = drawn(&state) % 5};
-        switch (drawn(&state) % 22) {
+        switch (drawn(&state) % 23) {
         case 0: put(a, node, S_IFREG | 0644); break;
         case 1: put(a, directory, S_IFDIR | 0755); break;
         case 2: tzfs_answers_drop(a, node); break;
@@ -228,6 +246,12 @@ static void answers_histories(void)
         case 17: tzfs_answers_take(a, nodes, drawn(&state) % 17); break;
         case 18: EXPECT(tzfs_answers_writers(a, nodes, 3) <= 160); break;
         case 19: case 20: post(a, node, &state); break;
+        case 21: {
+            tzfs_answers_name(a, directory, name, bytes, node);
+            put(a, node, drawn(&state) % 4 ? S_IFREG : S_IFDIR);
+            post_unlink(a, directory, name, bytes);
+            break;
+        }
         default:
             if (drawn(&state) % 500 == 0)
                 tzfs_answers_clear(a);

@@ -164,6 +164,7 @@ class Engine:
         self.plan_read = contents.plan_read
         self.write = contents.write
         self.headroom = self._txg.headroom
+        self.unhindered = self._txg.unhindered
         self.pressed = self._txg.pressed
         self.snapshots = snapshots.all
         self.snapshot = snapshots.create

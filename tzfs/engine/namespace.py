@@ -233,8 +233,9 @@ class Namespace:
 
     # -- removing --------------------------------------------------------------------------------------------------
 
-    def unlink(self, parent: int, name: bytes) -> Ino:
-        """Removes a name of anything but a directory; the inode it named.  `NotFound`, `IsADirectory`."""
+    def unlink(self, parent: int, name: bytes, now_ns: int | None = None) -> Ino:
+        """Removes a name of anything but a directory, now or as of `now_ns`; the inode it named.  `NotFound`,
+        `IsADirectory`."""
         head = self._head
         head.check()
         head.pace()
@@ -243,7 +244,7 @@ class Namespace:
         if inode.mode & S_IFMT == S_IFDIR:
             raise IsADirectory(f"{name!r} in directory {parent} is a directory")
         head.begin_change()
-        now = head.clock()
+        now = head.clock() if now_ns is None else now_ns
         self._set_entry(directory, name, None, now)
         self._unname(inode, parent, name, now)
         head.end_change((Op.UNLINK, now, parent, name))

@@ -42,7 +42,7 @@ failpoints.declare("commit.publish", "payload is durable; rows are about to be w
 failpoints.declare("commit.rows", "rows are written; the tables are about to be committed")
 failpoints.declare("commit.done", "the tables are committed; nobody has been told")
 
-WRITE_ROWS_MAX = 8  # what a small write adds to `dirty_rows`: of a file that was inline and is not any more
+CHANGE_ROWS_MAX = 8  # what a small write (of a file that was inline and is not any more), or an unlink, adds at most
 SLACK_BYTES = 4 * limits.MIB  # payload reserved beyond the dirty limit: what compaction and merged chunks come to
 
 
@@ -141,22 +141,27 @@ class TxgCommitter:
             head.room(nbytes)
         self.reserve(nbytes)
 
-    def headroom(self, writes: int) -> int:
-        """How many bytes so many writes may bring, a page more for each, without one being refused or having to reserve
-        or commit; 0 where that cannot be said."""
+    def unhindered(self, changes: int) -> bool:
+        """Whether so many unlinks can be made without one having to wait for a commit, or to look at what a clone
+        inherits."""
         head = self._head
-        rows = head.dirty_rows + WRITE_ROWS_MAX * writes
-        if (
-            head.changing
-            or head.failed is not None
-            or head.staging is not None
-            or head.room is not None
-            or head.ancestry is not None
-            or self.tight
-            or not self._reserved_txg == self._asked_txg == head.counters.txg
-            or rows - self._absorbed > 2 * limits.ABSORB_ROWS
-            or rows > head.settings.dirty_rows_max
-        ):
+        rows = head.dirty_rows + CHANGE_ROWS_MAX * changes
+        return (
+            not head.changing
+            and head.failed is None
+            and head.staging is None
+            and head.ancestry is None
+            and not self.tight
+            and self._asked_txg == head.counters.txg
+            and rows - self._absorbed <= 2 * limits.ABSORB_ROWS
+            and rows <= head.settings.dirty_rows_max
+        )
+
+    def headroom(self, changes: int) -> int:
+        """How many bytes so many changes, writes or unlinks, may bring, a page more for each write, without one being
+        refused or having to reserve or commit; 0 where that cannot be said."""
+        head = self._head
+        if head.room is not None or self._reserved_txg != head.counters.txg or not self.unhindered(changes):
             return 0
         return min(head.payload.reserved - self.unplaced(), 2 * head.settings.dirty_bytes_max - head.dirty_bytes)
 
