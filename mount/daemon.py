@@ -23,7 +23,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import pyfuse3
 import trio
@@ -58,8 +57,6 @@ log = logging.getLogger(__name__)
 
 failpoints.declare("mount.before", "everything is open, nothing is mounted")
 failpoints.declare("mount.ready", "the mount is there, nobody has been told")
-
-CATCH_UP_S: Final = 0.01  # where requests never end, the answer comes in the midst of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +144,8 @@ class Mount:
 
         A file just removed is in use until the kernel says otherwise, and it says so when its turn comes.
         """
-        until = trio.current_time() + CATCH_UP_S
-        while self.queue and trio.current_time() < until:
-            await trio.lowlevel.checkpoint()
+        if self.queue is not None:
+            await self.queue.catch_up()
 
     async def write_out(self) -> None:
         """The kernel hands over what it has of programs' writes."""
