@@ -8,6 +8,7 @@ the same class.  Progress of a request is a notification `progress` with the req
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -55,7 +56,7 @@ def decode(line: bytes) -> Json:
     if len(line) > limits.RPC_MESSAGE_BYTES_MAX:
         raise too_long()
     try:
-        message: Json = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+        message: Json = json.loads(line.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         raise ProtocolError(PARSE_ERROR, "the line is not JSON") from None
     return message
@@ -63,6 +64,13 @@ def decode(line: bytes) -> Json:
 
 def _refuse(constant: str) -> Json:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is larger than a number can be")  # and could not be sent back
+    return value
 
 
 def too_long() -> ProtocolError:

@@ -146,9 +146,11 @@ def test_a_client_reconnects(server: ControlServer, path: Path) -> None:
         b"\xff\xfe\n",
         '{"jsonrpc": "2.0", "method": "ping", "id": 1}'.encode("utf-16-be") + b"\n",
         b"[" * 500_000 + b"\n",
+        b'{"jsonrpc": "2.0", "method": "ping", "id": 1e400}\n',
+        b'[{"jsonrpc": "2.0", "method": "ping", "id": -1e400}]\n',
         b'{"jsonrpc": "2.0", "method": "ping", "id": ' + b"9" * 5000 + b"}\n",
     ],
-    ids=["empty", "cut off", "no json", "NaN", "no utf-8", "utf-16", "deep", "long number"],
+    ids=["empty", "cut off", "no json", "NaN", "no utf-8", "utf-16", "deep", "large", "small", "long number"],
 )
 def test_a_line_that_is_no_json_is_answered_so_and_the_connection_lives(raw: Raw, line: bytes) -> None:
     answer = raw.ask(line)
