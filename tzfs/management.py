@@ -60,8 +60,13 @@ SETTLE_S: Final = 2.0  # how long figures wait for a mount to commit: a commit t
 def open_store(path: str | os.PathLike[str] | None = None, *, create: bool = True) -> Store:
     """Opens a store: `path`, else `TZFS_STORE`, else the data directory's; `create` makes one where there is none.
 
-    Raises `NotFound`, `ForeignStore` (the folder holds something else, or a newer format), `PermissionDenied`.
+    Raises `NotFound`, `ForeignStore` (the folder holds something else, or a newer format), `PermissionDenied`, and
+    `InvalidArgument` for an empty path.
     """
+    if path is not None and not os.fspath(path):
+        raise InvalidArgument(
+            "the path of the store is empty", hint="name a folder, or none: then it is the user's own"
+        )
     where = Path(path) if path is not None else default_store()
     if create:
         with translating(f"store {where}"), suppress(FileExistsError):

@@ -15,7 +15,8 @@ from tests.cli.command_line import Answer, CommandLine, check_words
 from tests.mount.workspace import Workspace
 from tests.store.stores import python
 from tzfs import catalog_rows as rows
-from tzfs.cli import COMMANDS
+from tzfs.cli import COMMANDS, run
+from tzfs.errors import InvalidArgument
 from tzfs.management import open_store
 
 NAMES = {
@@ -164,6 +165,21 @@ def test_a_folder_that_is_no_store_is_left_alone(tzfs: CommandLine) -> None:
         assert str(tzfs.store) in told
         assert "not a tzfs store\nhint: give an empty or a new folder\n" in told
     assert tree(tzfs.store) == ["thesis.tex"]
+
+
+def test_an_empty_path_is_not_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in (["list"], ["create", "ws"]):
+        assert run(["--store", "", *line]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        check_words(said.err)
+        assert "the path of the store is empty\n" in said.err
+    with pytest.raises(InvalidArgument):
+        open_store("")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_where_the_store_should_be(tzfs: CommandLine) -> None:
