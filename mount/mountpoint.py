@@ -198,7 +198,7 @@ def unmount(path: Path, *, lazy: bool = False, daemon: int | None = None, timeou
             raise Busy(
                 f"{path} is unmounted, but process {daemon} is still at work",
                 holders=(f"process {daemon}",),
-                hint="its log says at what",
+                hint=f"its log says at what; where a container has {path} too, what ends that is: kill {daemon}",
             )
     finally:
         if pidfd is not None:

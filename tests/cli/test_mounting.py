@@ -16,6 +16,7 @@ from tests.cli.command_line import check_words
 from tests.mount.test_mountpoint import move
 from tests.mount.workspace import NAME, PROJECT, Workspace
 from tzfs.control import connect
+from tzfs.errors import Busy
 from tzfs.mount import mountpoint
 
 
@@ -163,6 +164,25 @@ def test_of_dead_mounts_on_top_of_each_other_the_topmost_is_shown_and_unmounted(
     assert workspace.tzfs("status", "-H") == ""
     with workspace.mounted():  # which takes over what the killed ones have left: their sockets
         pass
+
+
+@pytest.mark.needs("root")
+def test_a_mount_that_is_in_another_namespace_too_is_unmounted_here_and_what_ends_it_is_said(
+    workspace: Workspace,
+) -> None:
+    pid = workspace.mount()
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE
+    ) as container:
+        assert container.stdout is not None
+        assert container.stdout.readline() == b"\n"
+        with pytest.raises(Busy, match=f"is unmounted, but process {pid} is still at work") as caught:
+            mountpoint.unmount(workspace.mnt, daemon=pid, timeout_s=0.5)
+        assert str(caught.value.hint).endswith(f": kill {pid}")
+        assert not os.path.ismount(workspace.mnt)
+        workspace.kill(pid, signal.SIGTERM)
+        container.kill()
+    assert workspace.problems() == []
 
 
 def test_a_mount_of_a_snapshot_says_of_which(workspace: Workspace) -> None:
