@@ -164,7 +164,7 @@ static int post_unlink(struct tzfs_answers *a, int fd, const struct fuse_in_head
     const struct name *name =
         *tzfs_answers_name_slot(a, in->nodeid, text, bytes, tzfs_answers_hash(in->nodeid, text, bytes));
     const struct node *node = name ? *tzfs_answers_node_slot(a, name->node) : NULL;
-    if (!node || !node->has_attr || S_ISDIR(node->attr.mode))
+    if (!node || !node->attr.mode || S_ISDIR(node->attr.mode)) /* that stays, when other attributes have changed */
         return 0;
     next_posted(a, in->nodeid, text, bytes)->removes = 1;
     tzfs_answers_removed(a, in->nodeid, text, bytes, node->id);

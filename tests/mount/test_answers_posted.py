@@ -118,6 +118,15 @@ def test_every_other_unlink_is_left_to_the_operations(kernel: Kernel, answers: A
     assert kernel.unlink(DIRECTORY, b"there")
 
 
+def test_what_has_changed_is_as_much_a_file_as_before(kernel: Kernel, answers: Answers) -> None:
+    for name, node, mode in ((b"file", 20, 0o100644), (b"folder", 21, 0o040755)):
+        answers.entry(DIRECTORY, name, inode(node, mode=mode))
+        answers.drop(node)  # renamed, say
+    answers.state.removes = 1
+    assert not kernel.unlink(DIRECTORY, b"folder")
+    assert kernel.unlink(DIRECTORY, b"file")
+
+
 def test_no_more_is_removed_than_can_be_remembered(kernel: Kernel, answers: Answers) -> None:
     for i in range(POSTED_MAX + 1):
         answers.entry(DIRECTORY, b"%d" % i, inode(20 + i))
