@@ -133,7 +133,7 @@ class Committer:
             try:
                 return work()
             finally:
-                self._report_failure()
+                self.report_failure()
 
     def _finish(self, commit: Callable[[], T]) -> T:
         upto = self._asked
@@ -141,7 +141,7 @@ class Committer:
         try:
             answer = commit()
         finally:
-            self._report_failure()
+            self.report_failure()
         if self._engine.hardened:  # where nothing had to be changed, nothing was committed
             self._done = upto
         self.last_commit_ms = (time.perf_counter() - began) * 1e3
@@ -166,7 +166,7 @@ class Committer:
                 try:
                     engine.end_flush()
                 finally:
-                    self._report_failure()
+                    self.report_failure()
                 self._leave = max(enough, limits.FLUSH_REMAINDER_BYTES_MAX)
         finally:
             self._leave = None
@@ -178,7 +178,7 @@ class Committer:
             try:
                 step()
             finally:
-                self._report_failure()
+                self.report_failure()
         self.changed()
 
     async def alone(self, begin: Callable[[], Callable[[], object]], end: Callable[[], None]) -> None:
@@ -197,7 +197,7 @@ class Committer:
                 try:
                     end()
                 finally:
-                    self._report_failure()
+                    self.report_failure()
             finally:
                 self._alone = False
         self.changed()
@@ -208,7 +208,8 @@ class Committer:
             if self._engine.dirty_bytes >= self._engine.settings.dirty_bytes_max:
                 await self._flush(self._engine.settings.dirty_bytes_max // 2)
 
-    def _report_failure(self) -> None:
+    def report_failure(self) -> None:
+        """Says what has failed the engine, if anything has."""
         if self._engine.failed is not None:
             self._failed(self._engine.failed)
 
@@ -236,7 +237,7 @@ class Committer:
                         try:
                             engine.absorb()
                         finally:
-                            self._report_failure()
+                            self.report_failure()
                 if self._memory_due and trio.current_time() >= self._streamed_at + REST_S:
                     self._streamed_bytes = 0
                     self.rested()

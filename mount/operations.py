@@ -259,7 +259,8 @@ class Operations(Looking):
             inode = engine.lookup(parent, name)
         else:
             flags &= ~os.O_TRUNC
-        return self._open(inode.ino, flags, uid=uid), self._made(parent, name, inode)
+        handle = self._open(inode.ino, flags, uid=uid)
+        return handle, self._made(parent, name, engine.inode(inode.ino))
 
     @answered_at_once("create")
     def create_at_once(self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> int:
@@ -335,6 +336,8 @@ class Operations(Looking):
             log.exception("a posted request failed")
             engine.fail(f"what had been answered could not be done: {error}")
             self.stop_if_failed()
+            if self._committer is not None:
+                self._committer.report_failure()
         self._changed()
 
     @property

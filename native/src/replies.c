@@ -138,7 +138,8 @@ static struct tzfs_posted *next_posted(struct tzfs_answers *a, uint64_t node, co
 static int post_write(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, const struct fuse_write_in *write_in)
 {
     const uint64_t size = write_in->size;
-    const uint64_t cost = (size + 2 * DISK_PAGE_BYTES - 1) / DISK_PAGE_BYTES * DISK_PAGE_BYTES; /* and a page */
+    /* and a page for each of the chunks it may lie in, which may be two */
+    const uint64_t cost = (size + 3 * DISK_PAGE_BYTES - 1) / DISK_PAGE_BYTES * DISK_PAGE_BYTES;
     if (cost > a->room || a->posted == TZFS_ANSWERS_POSTED_MAX || size == 0 || size > TZFS_ANSWERS_POSTED_BYTES_MAX ||
         write_in->offset != 0 || in->nodeid > a->live_max || write_in->fh != (in->nodeid | a->writing))
         return 0;

@@ -17,8 +17,8 @@ SIZES = st.sampled_from([1, 100, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1, PAGE_BY
 
 
 def cost(size: int) -> int:
-    """What such a write takes of the headroom: its pages, and one more."""
-    return -(-size // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
+    """What such a write takes of the headroom: its pages, and two more."""
+    return -(-size // PAGE_BYTES) * PAGE_BYTES + 2 * PAGE_BYTES
 
 
 @given(
@@ -84,6 +84,20 @@ def test_there_is_none_where_something_may_refuse_or_nothing_is_reserved(ws: Wor
     ws.engine.configure(Settings(quota_bytes=10**9))
     assert ws.engine.headroom(32) == 0
     assert ws.engine.unhindered(32)
+
+
+def test_what_a_flush_places_meanwhile_is_no_room(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    ino = ws.file(b"f")
+    ws.engine.write(ino, 0, noise(50_000))
+    ws.payload.reserved = 100 * PAGE_BYTES
+    true, unplaced = ws.engine.headroom(32), ws.engine._txg.unplaced
+
+    def placed() -> int:
+        ws.payload.reserved -= PAGE_BYTES
+        return unplaced() - PAGE_BYTES
+
+    monkeypatch.setattr(ws.engine._txg, "unplaced", placed)
+    assert ws.engine.headroom(32) == true > 0
 
 
 def test_there_is_none_in_an_engine_that_has_failed() -> None:

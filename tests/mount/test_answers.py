@@ -307,7 +307,7 @@ def test_figures_are_by_kind(kernel: Kernel, answers: Answers) -> None:
     assert handle is not None
     kernel.release(FILE, handle)
     kernel.access(FILE, 0)
-    answers.state.room = 12288
+    answers.state.room = 16384
     assert kernel.write(FILE, FILE | WRITING, bytes(4097)) == 4097
     answers.state.removes = 1
     assert kernel.unlink(DIRECTORY, b"there")

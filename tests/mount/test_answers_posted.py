@@ -59,11 +59,11 @@ def test_no_more_is_posted_than_there_is_room_for(kernel: Kernel, answers: Answe
     answers.put(inode(FILE))
     for room, size, count in (
         (0, 1, 0),
-        (8191, 1, 0),
-        (8192, 1, 1),
-        (8192, 4096, 1),
-        (8192, 4097, 0),
-        (3 * 8192 + 4095, 4096, 3),
+        (12287, 1, 0),
+        (12288, 1, 1),
+        (12288, 4096, 1),
+        (12288, 4097, 0),
+        (3 * 12288 + 4095, 4096, 3),
         (1 << 40, 8192, POSTED_MAX),
     ):
         answers.put(inode(FILE))

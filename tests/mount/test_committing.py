@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import threading
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ import trio
 import trio.testing
 
 from tests.engine.world import MemoryStores
+from tests.mount.wire import Kernel
 from tzfs import failpoints, limits
 from tzfs.engine.engine import Engine, Settings
 from tzfs.engine.reclaim import Backlog
+from tzfs.errors import CorruptionError
 from tzfs.format.keys import ExtentId
 from tzfs.mount.committing import BACKGROUND_PAUSE_S, BUSY_PAUSE_S, Committer
+from tzfs.mount.operations import Operations
 from tzfs.store.interface import Buffer
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 
@@ -252,4 +256,24 @@ def test_what_cannot_wait_ends_the_pause_of_the_background(monkeypatch: pytest.M
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock())
+    engine.close()
+
+
+def test_a_posted_write_that_cannot_be_done_fails_the_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[str] = []
+    engine = Engine(*MemoryStores().stores()[:2], settings=Settings())
+    operations = Operations(engine, Committer(engine, failed=failures.append))
+    operations.answers.start(unchecked=True)
+    handle = operations.create_at_once(1, b"f", 0o100644, os.O_RDWR, 0, 0)
+    assert operations.write_at_once(handle, 0, b"x") == 1
+    assert operations.begin_posting()
+    with Kernel(operations.answers) as kernel:
+        assert kernel.write(handle & limits.INO_MAX, handle, b"yy") == 2
+
+        def impossible(*arguments: object) -> int:
+            raise CorruptionError("damaged")
+
+        monkeypatch.setattr(engine, "write", impossible)
+        operations.end_posting()
+    assert failures == ["what had been answered could not be done: damaged"]
     engine.close()

@@ -42,7 +42,7 @@ failpoints.declare("commit.publish", "payload is durable; rows are about to be w
 failpoints.declare("commit.rows", "rows are written; the tables are about to be committed")
 failpoints.declare("commit.done", "the tables are committed; nobody has been told")
 
-CHANGE_ROWS_MAX = 8  # what a small write (of a file that was inline and is not any more), or an unlink, adds at most
+CHANGE_ROWS_MAX = 10  # what a small write adds at most, or an unlink (of the last of what had been two names)
 SLACK_BYTES = 4 * limits.MIB  # payload reserved beyond the dirty limit: what compaction and merged chunks come to
 
 
@@ -158,12 +158,13 @@ class TxgCommitter:
         )
 
     def headroom(self, changes: int) -> int:
-        """How many bytes so many changes, writes or unlinks, may bring, a page more for each write, without one being
-        refused or having to reserve or commit; 0 where that cannot be said."""
+        """How many bytes so many changes, writes or unlinks, may bring, two pages more for each write, without one
+        being refused or having to reserve or commit; 0 where that cannot be said."""
         head = self._head
         if head.room is not None or self._reserved_txg != head.counters.txg or not self.unhindered(changes):
             return 0
-        return min(head.payload.reserved - self.unplaced(), 2 * head.settings.dirty_bytes_max - head.dirty_bytes)
+        unplaced = self.unplaced()  # before what is reserved: a flush that places some of it lowers that first
+        return min(head.payload.reserved - unplaced, 2 * head.settings.dirty_bytes_max - head.dirty_bytes)
 
     def reserve(self, nbytes: int) -> None:
         """Room for `nbytes` more of payload, or for a few more rows, within the limits of a group."""
