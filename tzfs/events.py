@@ -16,12 +16,13 @@ from contextlib import suppress
 from typing import Final
 
 from tzfs import journal
+from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import ControlClient
 from tzfs.errors import TzfsError
 from tzfs.format.log import Field
 from tzfs.jsonrpc import Json
-from tzfs.management import Name, Store
+from tzfs.management import Store
 
 LOOK_S: Final = 0.5
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tzfs import runs
+from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
 from tzfs.format.log import Entry, Field, Fields
 from tzfs.lifecycle import State
-from tzfs.management import Name, Store
+from tzfs.management import Store
 from tzfs.opening import committed_log
 
 

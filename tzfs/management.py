@@ -16,23 +16,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Self
 
 from tzfs import collecting, flattening
 from tzfs import properties as props
-from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
+from tzfs.access import Access, Name
+from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.catalog_rows import origin_text
 from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
 from tzfs.collecting import Collected
-from tzfs.control import TIMEOUT_S, ControlClient, connect
-from tzfs.dependants import check_empty, check_free, with_clones
+from tzfs.dependants import check_empty, check_free
 from tzfs.errors import (
     Busy,
     CorruptionError,
     Exists,
     InvalidArgument,
     NotFound,
-    ReadOnly,
     TzfsError,
     WrongState,
     from_os_error,
@@ -40,21 +38,16 @@ from tzfs.errors import (
 from tzfs.facts import SnapshotInfo, clones_of, facts_of, snapshot_info
 from tzfs.filesystem import FileSystem
 from tzfs.flattening import Flattened
-from tzfs.layout import Layout, translating
-from tzfs.ledger import Ledger
+from tzfs.layout import translating
 from tzfs.lifecycle import Command, State, allowed
 from tzfs.names import STORE_SCOPE, FilesystemName, Scope, SnapshotName, parse_property_target, parse_snapshot
-from tzfs.opening import HeadReader, Reader, Writer, committed_state, format_clone_of, format_filesystem
+from tzfs.opening import Writer, committed_state, format_clone_of, format_filesystem
 from tzfs.runtime import default_store
-from tzfs.settings import check_changeable, settings_of
+from tzfs.settings import check_changeable
 from tzfs.space import check_quota
 from tzfs.status import MountStatus, statuses
 from tzfs.tasks import COLLECTING, Tasks
 from tzfs.tree import SnapshotView, Tree
-
-Name = str | FilesystemName
-
-SETTLE_S: Final = 2.0  # how long figures wait for a mount to commit: a commit takes 20 ms
 
 
 def open_store(path: str | os.PathLike[str] | None = None, *, create: bool = True) -> Store:
@@ -74,26 +67,8 @@ def open_store(path: str | os.PathLike[str] | None = None, *, create: bool = Tru
     return Store(Catalog.open(where, create=create))
 
 
-class Store:
+class Store(Access):
     """An open store; a context manager.  Names may be given as text."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of the store; doing it twice is harmless.  What has been opened from it stays open."""
-        self.catalog.close()
-
-    @property
-    def path(self) -> Path:
-        """The store's folder, without symbolic links."""
-        return self.catalog.info.path
 
     # -- filesystems -------------------------------------------------------------------------------------------------
 
@@ -187,38 +162,6 @@ class Store:
         info = self.catalog.get(name)
         return Tasks(writer.engine, lambda prop: info.property(prop).parsable, info.state)
 
-    def writer(self, name: Name, told: Mapping[str, str], command: Command) -> Writer:
-        """The lease, the tables and the engine of a filesystem; `told` says to others who has it."""
-        info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=command)
-        if command is Command.OPEN and info.property("readonly").exact == "on":
-            lease.release()
-            raise ReadOnly(f"filesystem {name} is read-only", hint=f"tzfs set readonly=off {name}")
-        settings, receiving = settings_of(info), command is Command.RECEIVE
-        writer = Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings, receiving=receiving)
-        ledger, partition = self.ledger(), info.partition
-        try:
-            writer.share(
-                lambda used, need, quota: ledger.claim(partition, used=used, need=need, quota=quota),
-                lambda: ledger.release(partition),
-            )
-            destroyer = writer.engine.destroyer
-            destroyer.readers = with_clones(destroyer.readers, writer.engine, self.catalog, info)
-            if info.origin is not None and not writer.engine.cloned:  # flattened, and then something came between
-                self.catalog.release_origin(info)
-        except BaseException:
-            writer.close()
-            raise
-        return writer
-
-    def ledger(self) -> Ledger:
-        """Who has how much of the store's quota."""
-        return Ledger(Layout(self.path))
-
-    def head_reader(self, name: Name, told: Mapping[str, str]) -> HeadReader:
-        """A filesystem that nobody writes, archived or not, for reading; nobody can write it meanwhile."""
-        info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=Command.MOUNT_READONLY)
-        return HeadReader(info.folder, bytes.fromhex(info.guid), lease=lease)
-
     @contextmanager
     def open_readonly(self, name: Name) -> Iterator[Tree]:
         """The tree of a filesystem that nobody writes, archived or not.  `Busy` where somebody does."""
@@ -228,23 +171,6 @@ class Store:
                 yield tree
             finally:
                 tree.end()
-
-    def reader(
-        self,
-        name: str | SnapshotName,
-        told: Mapping[str, str] | None = None,
-        command: Command = Command.OPEN_SNAPSHOT,
-    ) -> Reader:
-        """A snapshot, held against its destruction; `reader.view` has the calls by inode number."""
-        parsed = parse_snapshot(name) if isinstance(name, str) else name
-        info = self.catalog.get(parsed.filesystem, command)
-        reader = Reader(info.folder, bytes.fromhex(info.guid), parsed.snapshot, told, of=str(info.name))
-        try:
-            self.catalog.confirm(info, command)
-        except BaseException:
-            reader.close()
-            raise
-        return reader
 
     @contextmanager
     def open_snapshot(self, name: str | SnapshotName) -> Iterator[SnapshotView]:
@@ -257,19 +183,6 @@ class Store:
                 view.end()
 
     # -- verbs that a mount answers, if there is one ---------------------------------------------------------------
-
-    def mounted(self, info: FilesystemInfo, *, timeout_s: float = TIMEOUT_S) -> ControlClient | None:
-        """A connection to the filesystem's mount; None where nobody holds it.  `Busy` where a program has it open."""
-        holder = self.catalog.holder(info)
-        if holder is None:
-            return None
-        where = holder.get("socket")
-        if not isinstance(where, str):
-            text = describe_holder(holder)
-            raise Busy(
-                f"filesystem {info.name} is in use by {text}", holders=(text,), hint="try again when it has ended"
-            )
-        return connect(Path(where), timeout_s=timeout_s)
 
     def snapshot(self, name: str | SnapshotName, properties: Mapping[str, str] | None = None) -> SnapshotInfo:
         """A snapshot of everything answered so far, durable when it returns.  `Exists`, `NoSpace`, `WrongState`."""
@@ -387,14 +300,6 @@ class Store:
         facts = facts_of(self.catalog, self.ledger(), info, also)
         found = info.properties(facts)
         return found | {name: info.property(name, facts) for name in also}
-
-    def settle(self, info: FilesystemInfo) -> None:
-        """Has the mount, if there is one, commit what it has in memory.  One that cannot changes nothing."""
-        with suppress(TzfsError):
-            mount = self.mounted(info, timeout_s=SETTLE_S)
-            if mount is not None:
-                with mount:
-                    mount.ask("settle", {}, timeout_s=SETTLE_S)
 
     def used(self) -> int:
         """What all filesystems are charged together."""

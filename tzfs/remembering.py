@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Final
 
 from tzfs import comparing, runs, time_travel
+from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import connect
 from tzfs.errors import MountFailed, NotFound, WrongState
 from tzfs.format.log import Entry, readable
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
-from tzfs.management import Name, Store
+from tzfs.management import Store
 from tzfs.names import SnapshotName
 from tzfs.opening import committed_log, committed_points
 from tzfs.rolling_back import Progress
