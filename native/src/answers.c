@@ -304,6 +304,12 @@ void tzfs_answers_drop(struct tzfs_answers *a, uint64_t node)
 
 /* -- names ----------------------------------------------------------------------------------------------------------- */
 
+size_t tzfs_answers_name_bytes(const char *text, size_t room)
+{
+    const size_t bytes = strnlen(text, room);
+    return bytes + 1 == room && bytes <= TZFS_ANSWERS_NAME_BYTES_MAX ? bytes : 0;
+}
+
 uint32_t tzfs_answers_hash(uint64_t directory, const char *text, size_t bytes)
 {
     uint64_t h = tzfs_fnv1a64((const uint8_t *)text, bytes, TZFS_FNV_OFFSET ^ directory * UINT64_C(0x9E3779B97F4A7C15));

@@ -110,6 +110,9 @@ int tzfs_answers_created(struct tzfs_answers *a, int fd, uint64_t unique, uint64
 /* The changes that have been posted, in order, `posted` of them. */
 const struct tzfs_posted *tzfs_answers_posted(const struct tzfs_answers *a);
 
+/* The bytes of the name that takes all of `room`, its end included; 0: that is none which an entry can have. */
+size_t tzfs_answers_name_bytes(const char *text, size_t room);
+
 /* Answers the request on `fd`: 1, and it is done; or 0, and it is the caller's. */
 int tzfs_answers_try(struct tzfs_answers *a, int fd, const void *request, size_t bytes);
 

@@ -192,8 +192,8 @@ static int asks_by_name(struct tzfs_pump *pump, int verdict, const char *name, s
     const struct tzfs_answers *answers = pump->answers;
     if (!answers->enabled || !answers->writable || pump->node > answers->live_max)
         return 0;
-    const size_t bytes = strnlen(name, room);
-    return bytes && bytes + 1 == room ? asks(pump, verdict, name, bytes) : 0;
+    const size_t bytes = tzfs_answers_name_bytes(name, room);
+    return bytes ? asks(pump, verdict, name, bytes) : 0;
 }
 
 /* The verdict of a request that the caller may answer, and the pump says what it asks for; else 0. */

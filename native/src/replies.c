@@ -31,8 +31,8 @@ static struct fuse_entry_out entry_of(const struct tzfs_answers *a, const struct
 
 static int lookup(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, const char *text, size_t room)
 {
-    size_t bytes = strnlen(text, room);
-    if (bytes == room || bytes == 0 || bytes > TZFS_ANSWERS_NAME_BYTES_MAX)
+    const size_t bytes = tzfs_answers_name_bytes(text, room);
+    if (!bytes)
         return 0;
     struct name *name = *tzfs_answers_name_slot(a, in->nodeid, text, bytes, tzfs_answers_hash(in->nodeid, text, bytes));
     if (!name) {
@@ -157,10 +157,8 @@ static int post_write(struct tzfs_answers *a, int fd, const struct fuse_in_heade
 
 static int post_unlink(struct tzfs_answers *a, int fd, const struct fuse_in_header *in, const char *text, size_t room)
 {
-    if (!a->removes || a->posted == TZFS_ANSWERS_POSTED_MAX || in->nodeid > a->live_max)
-        return 0;
-    const size_t bytes = strnlen(text, room);
-    if (bytes + 1 != room || bytes == 0 || bytes > TZFS_ANSWERS_NAME_BYTES_MAX)
+    const size_t bytes = tzfs_answers_name_bytes(text, room);
+    if (!bytes || !a->removes || a->posted == TZFS_ANSWERS_POSTED_MAX || in->nodeid > a->live_max)
         return 0;
     const struct name *name =
         *tzfs_answers_name_slot(a, in->nodeid, text, bytes, tzfs_answers_hash(in->nodeid, text, bytes));
