@@ -10,7 +10,10 @@ from typing import Final
 
 import trio
 
-CATCH_UP_S: Final = 0.01  # where requests never end, who waits for the end goes on in the midst of them
+# Where requests never end, who waits for the end goes on in the midst of them: when they have taken so much work, or so
+# much time, of the disk's as a rule.
+CATCH_UP_WORK_S: Final = 0.01
+CATCH_UP_S: Final = 0.25
 
 
 class KernelQueue:
@@ -33,8 +36,10 @@ class KernelQueue:
         return not self._found or any(events & select.POLLIN for _, events in self._poll.poll(0))
 
     async def catch_up(self) -> None:
-        """Serves what is in it, until nothing is or this thread has worked for `CATCH_UP_S`: what others take of the
-        processor meanwhile does not count."""
-        until = time.thread_time() + CATCH_UP_S
-        while self and time.thread_time() < until:
+        """Serves what is in it, until nothing is; but see `CATCH_UP_S`.
+
+        On a busy machine little work takes long, which alone is no reason to go on.
+        """
+        work_until, until = time.thread_time() + CATCH_UP_WORK_S, trio.current_time() + CATCH_UP_S
+        while self and time.thread_time() < work_until and trio.current_time() < until:
             await trio.lowlevel.checkpoint()
