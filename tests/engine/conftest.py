@@ -8,6 +8,7 @@ import pytest
 
 from tzfs.engine.compression import OFF, Compression
 from tzfs.engine.engine import Engine, Settings
+from tzfs.limits import CHUNK_SHIFT_DEFAULT
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 
 GUID = bytes(range(16))
@@ -16,9 +17,9 @@ GUID = bytes(range(16))
 class Workspace:
     """An engine that can be closed, or broken off, and opened again."""
 
-    def __init__(self, compression: Compression = OFF) -> None:
+    def __init__(self, compression: Compression = OFF, *, chunk_shift: int = CHUNK_SHIFT_DEFAULT) -> None:
         self.meta, self.payload = MemoryMeta(), MemoryPayload()
-        self.settings = Settings(compression=compression)
+        self.settings = Settings(compression=compression, chunk_shift=chunk_shift)
         Engine.format(self.meta, guid=GUID, now_ns=1)
         self.engine = Engine(self.meta, self.payload, settings=self.settings)
 

@@ -10,8 +10,9 @@ from tests.engine.conftest import Workspace
 from tests.noise import noise
 from tzfs import failpoints
 from tzfs.engine.engine import Settings
+from tzfs.engine.txg import CHANGE_ROWS_MAX
 from tzfs.errors import MountFailed
-from tzfs.limits import INLINE_BYTES_MAX, PAGE_BYTES
+from tzfs.limits import CHUNK_SHIFT_DEFAULT, CHUNK_SHIFT_MIN, INLINE_BYTES_MAX, PAGE_BYTES
 
 SIZES = st.sampled_from([1, 100, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1, PAGE_BYTES, PAGE_BYTES + 1, 2 * PAGE_BYTES])
 
@@ -26,11 +27,16 @@ def cost(size: int) -> int:
     st.lists(st.tuples(st.integers(0, 5), SIZES | st.none()), max_size=32),
     st.integers(0, 64),
     st.booleans(),
+    st.sampled_from([CHUNK_SHIFT_MIN, CHUNK_SHIFT_DEFAULT]),
 )
 def test_what_there_is_headroom_for_needs_no_space_and_no_commit(
-    before: list[tuple[str, int, int]], changes: list[tuple[int, int | None]], reserved: int, known: bool
+    before: list[tuple[str, int, int]],
+    changes: list[tuple[int, int | None]],
+    reserved: int,
+    known: bool,
+    chunk_shift: int,
 ) -> None:
-    ws = Workspace()
+    ws = Workspace(chunk_shift=chunk_shift)
     inos = [ws.file(b"%d" % i) for i in range(6)]
     for i in range(3):
         ws.engine.link(inos[i], 1, b"other %d" % i)
@@ -45,8 +51,10 @@ def test_what_there_is_headroom_for_needs_no_space_and_no_commit(
         else:
             ws.beside(kind)
     ws.payload.reserved = min(ws.payload.reserved, reserved * PAGE_BYTES)
-    room, removes = ws.engine.headroom(32), ws.engine.unhindered(32)
+    room = granted = ws.engine.headroom(32)
+    removes = ws.engine.unhindered(32)
     assert removes or not room
+    rows = ws.engine._head.dirty_rows
     ws.payload.full = ws.meta.full = True
     with failpoints.counting() as counts:
         for n, (i, change) in enumerate(changes):
@@ -64,7 +72,8 @@ def test_what_there_is_headroom_for_needs_no_space_and_no_commit(
             assert ws.engine.inode(inos[i]).mtime_ns == 10**18 + n
             assert ws.engine.read(inos[i], 0, size + 1) == noise(size, str(n))
     assert not counts
-    assert ws.engine._head.dirty_rows <= ws.engine._head.settings.dirty_rows_max
+    assert ws.engine._head.dirty_rows - rows <= CHANGE_ROWS_MAX * len(changes)
+    assert granted <= 0 or ws.engine._txg.unplaced() <= ws.payload.reserved
     ws.payload.full = ws.meta.full = False
     for ino in inos:
         ws.engine.forget(ino)
@@ -84,6 +93,16 @@ def test_there_is_none_where_something_may_refuse_or_nothing_is_reserved(ws: Wor
     ws.engine.configure(Settings(quota_bytes=10**9))
     assert ws.engine.headroom(32) == 0
     assert ws.engine.unhindered(32)
+
+
+def test_the_last_of_two_names_adds_as_many_rows_as_are_counted_for_a_change(ws: Workspace) -> None:
+    ino = ws.file(b"f", b"contents")
+    ws.engine.link(ino, 1, b"g")
+    for name in (b"f", b"g"):
+        ws.engine.commit()
+        assert ws.engine._head.dirty_rows == 0
+        ws.engine.unlink(1, name)
+    assert ws.engine._head.dirty_rows == CHANGE_ROWS_MAX
 
 
 def test_what_a_flush_places_meanwhile_is_no_room(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from tests.mount.answers_world import (
     Refused,
     at,
     create,
+    create_at_once,
     evict,
     link,
     look_at,
@@ -44,6 +45,7 @@ from tests.mount.answers_world import (
 from tests.mount.wire import Kernel
 from tzfs.engine.engine import Engine, Settings
 from tzfs.format.keys import ROOT
+from tzfs.format.records import Inode
 from tzfs.mount.operations import Operations
 from tzfs.store.memory import MemoryMeta, MemoryPayload
 
@@ -95,6 +97,24 @@ def test_unlinks_of_what_is_known_are_posted() -> None:
     w = run([*steps, *two_names, at(look_at, 8), at(release)], warm=True)
     assert len(w.nodes) == 9
     assert w.unlinked == 4
+
+
+def test_a_file_found_and_cut_by_a_create_is_told_as_it_is_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = made()
+    with w.kernel:
+        create(w, 0, 0, 0)
+        assert w.operations.write_at_once(w.writing[0], 0, b"contents") == 8
+        setattr_ = w.engine.setattr
+
+        def forgetful(*arguments: Any, **changes: Any) -> Inode:
+            """A commit comes first, and the inode leaves the engine's cache."""
+            w.engine.commit()
+            w.engine._head.inodes.clear()
+            return setattr_(*arguments, **changes)
+
+        monkeypatch.setattr(w.engine, "setattr", forgetful)
+        create_at_once(w, 0, 0, 1)
+        w.check()
 
 
 def test_a_write_of_nothing_changes_no_time() -> None:
