@@ -20,7 +20,8 @@ States of a wait, and what ends it:
 Invariants:
 
 * Trio runs at least every TURN_MAX_NS, whatever the load, and when a thread job, a signal or a message from a socket
-  waits for it: its epoll descriptor is polled beside the FUSE descriptor, at every fifth look for a request.
+  waits for it: its epoll descriptor is polled beside the FUSE descriptor, at every fifth look for a request.  Once it
+  runs, whatever is runnable has run before the next request.
 * An idle process does not wake: at most one spin follows the last request, then the wait is trio's.  Spins in vain make
   spinning rarer, down to one wait in 16, so that slow traffic costs no processor time either.
 * A request may be withdrawn (its client was killed) between poll and read.  A blocking read would then hold the
@@ -72,10 +73,10 @@ _NO_REQUEST: Final = (_IDLE, _TURN, _WOKEN)
 
 KEPT_BYTES_MIN: Final = 32 * 1024  # from here on a payload is kept in memory of its own, else it is copied
 
-# Rounds of trio's loop until what became due has run.  A timer's task runs in the round that finds it, but perhaps
-# after us; a thread's completion first wakes trio's queue of callbacks, which wakes the task in the round after.
-_ROUNDS_OF_TURN: Final = 2
-_ROUNDS_OF_WAKE: Final = 3
+# A turn of trio ends when nobody but us was made runnable in two rounds of its loop: what the first of them found may
+# run after us, but before the second.  A chain without end, as of one who only yields, does not keep requests waiting.
+_QUIET_ROUNDS: Final = 2
+_ROUNDS_MAX: Final = 8
 
 
 class _State(Protocol):
@@ -222,6 +223,16 @@ class _Lock:
         return _DONE
 
 
+class _Scheduled(trio.abc.Instrument):
+    """Counts how often trio has made a task runnable."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
 class _Lowlevel(types.ModuleType):
     """`trio.lowlevel` but for what is set on it."""
 
@@ -253,6 +264,7 @@ class Pump:
         self._state.deadline_ns = NO_DEADLINE
         self._wake_fd = -1
         self._token: trio.lowlevel.TrioToken | None = None
+        self._scheduled = _Scheduled()
         self._closing = False
         self._guarded = guarded
         self._nonblocking = False
@@ -368,6 +380,7 @@ class Pump:
         """pyfuse3 makes one lock for each session, before its first wait."""
         self._closing = False
         self._nonblocking = False
+        self._state.turn_ns = 0  # the first wait begins with a turn, which gets to know the trio that runs
         self._state.answers = _ffi.NULL
         self._received_before = _lib.tzfs_pump_received()
         return _Lock()
@@ -400,8 +413,7 @@ class Pump:
                 if self._state.answers == _ffi.NULL:
                     return
                 continue  # C may have the answer
-            for _ in range(_ROUNDS_OF_WAKE if verdict == _WOKEN else _ROUNDS_OF_TURN):
-                await trio.lowlevel.checkpoint()
+            await self._let_trio_run()
             self._trio_ran(fd)
 
     def _notify_closing(self, fd: int) -> None:
@@ -410,6 +422,22 @@ class Pump:
 
     # -- between the two -----------------------------------------------------------------------------------------------
 
+    async def _let_trio_run(self) -> None:
+        """All that is runnable runs, and what that makes runnable."""
+        token = trio.lowlevel.current_trio_token()
+        if token is not self._token:
+            self._token = token
+            self._wake_fd = _wake_descriptor()
+            self._scheduled = _Scheduled()
+            trio.lowlevel.add_instrument(self._scheduled)
+        scheduled, quiet = self._scheduled, 0
+        for _ in range(_ROUNDS_MAX):
+            before = scheduled.count
+            await trio.lowlevel.checkpoint()
+            quiet = quiet + 1 if scheduled.count == before + 1 else 0
+            if quiet == _QUIET_ROUNDS:
+                break
+
     def _trio_ran(self, fd: int) -> None:
         """Start the next turn's time, and look when trio's next timer is due.  A timer set by a request served in
         between is seen at the next turn."""
@@ -417,10 +445,6 @@ class Pump:
         due_s = trio.lowlevel.current_statistics().seconds_to_next_deadline
         self._state.turn_ns = now_ns
         self._state.deadline_ns = NO_DEADLINE if math.isinf(due_s) else now_ns + int(due_s * 1e9)
-        token = trio.lowlevel.current_trio_token()
-        if token is not self._token:
-            self._token = token
-            self._wake_fd = _wake_descriptor()
         if self._guarded and not self._nonblocking and _lib.tzfs_pump_received() > self._received_before:
             # Only now is it certain that pyfuse3 reads through the guard; its first request is the kernel's INIT,
             # which nobody withdraws.

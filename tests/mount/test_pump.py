@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, cast
 
 import pyfuse3
@@ -51,13 +51,13 @@ def never_by_time(made: pump.Pump) -> None:
     made._state.turn_max_ns = NEVER_NS
 
 
-async def serve_until(made: pump.Pump, fd: int, event: trio.Event) -> int:
-    """What a worker of pyfuse3 does at full load, with requests that take no time; answers their number."""
-    for count in range(WAITS_MAX):
+async def serve_until(made: pump.Pump, fd: int, event: trio.Event, waits_max: int = WAITS_MAX) -> None:
+    """What a worker of pyfuse3 does at full load, with requests that take no time."""
+    for _ in range(waits_max):
         if event.is_set():
-            return count
+            return
         await made._wait_readable(fd)
-    raise AssertionError(f"trio did not run during {WAITS_MAX} requests")
+    raise AssertionError(f"trio did not run during {waits_max} requests")
 
 
 # -- alone -------------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_other_tasks_run_again_and_again_under_full_load(installed: pump.Pump, f
         enough = trio.Event()
 
         async def other() -> None:
-            for _ in range(50):
+            for _ in range(100):
                 await trio.lowlevel.checkpoint()
             enough.set()
 
@@ -184,6 +184,56 @@ def test_a_timer_interrupts_full_load(installed: pump.Pump, full: int) -> None:
             await serve_until(installed, full, over)
 
     trio.run(main)
+
+
+class InRound(trio.abc.Instrument):
+    """Does something in the `number`th round of trio's loop from when it is added, between its looks for work."""
+
+    def __init__(self, number: int, do: Callable[[], None]) -> None:
+        self.left, self.do = number, do
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.do()
+
+
+@pytest.mark.parametrize("of", ["thread", "timer"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_comes_up_while_trio_runs_is_not_left_for_later(
+    installed: pump.Pump, full: int, number: int, of: str
+) -> None:
+    """In whatever round of a turn a thread is done or a time is over: nothing wakes the pump for it again."""
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        done, over = trio.Event(), trio.Event()
+
+        async def other() -> None:
+            with trio.move_on_after(1):
+                await done.wait()
+            over.set()
+
+        def come_up() -> None:
+            if of == "thread":
+                token.run_sync_soon(done.set)
+            else:
+                clock.jump(1)
+
+        token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.add_instrument(instrument := InRound(number, come_up))
+            await installed._wait_readable(full)
+            never_by_time(installed)
+            assert instrument.left <= 0
+            await serve_until(installed, full, over, 1000)
+            trio.lowlevel.remove_instrument(instrument)
+
+    for _ in range(20):  # trio tosses a coin for the order of who runs
+        installed._state.turn_ns, installed._state.turn_max_ns = 0, pump.TURN_MAX_NS
+        trio.run(main, clock=clock)
 
 
 def test_cancelling_ends_a_wait_under_full_load(installed: pump.Pump, full: int) -> None:
