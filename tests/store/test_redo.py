@@ -119,12 +119,37 @@ def test_a_cut_anywhere_leaves_whole_groups(path: Path) -> None:
     assert sizes == {0, 1, 2, 3}
 
 
-def test_a_torn_piece_ends_the_log(path: Path) -> None:
-    filled(path, 3)
+def test_a_torn_piece_of_the_last_group_ends_the_log(path: Path) -> None:
+    filled(path, 2)
     whole = path.read_bytes()
     for at in range(0, 5000, 512):
         path.write_bytes(whole[: 8192 + at] + bytes(512) + whole[8192 + at + 512 :])
         assert logged(path, 7) == [WRITE, unlink(0)]
+
+
+@pytest.mark.parametrize("group", [0, 1, 3])
+@pytest.mark.parametrize("at", [44, 64, HEADER_BYTES, 512, 5000])
+def test_damage_before_a_whole_group_is_told_and_can_be_given_up(path: Path, group: int, at: int) -> None:
+    """The later one was written when this one was durable."""
+    filled(path, 5)
+    raw = bytearray(path.read_bytes())
+    raw[group * 8192 + at] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CorruptionError, match=f"byte {group * 8192} is damaged") as told:
+        logged(path, 7)
+    assert told.value.hint is not None
+    command, option, size, name = told.value.hint.rsplit(": ", 1)[1].split()
+    assert (command, option, name) == ("truncate", "-s", str(path))
+    os.truncate(path, int(size))
+    assert logged(path, 7) == [operation for n in range(group) for operation in (WRITE, unlink(n))]
+
+
+def test_damage_to_the_last_group_cannot_be_told_from_a_write_that_was_cut_off(path: Path) -> None:
+    filled(path, 3)
+    raw = bytearray(path.read_bytes())
+    raw[2 * 8192 + 600] ^= 1
+    path.write_bytes(raw)
+    assert logged(path, 7) == [operation for n in range(2) for operation in (WRITE, unlink(n))]
 
 
 def forged(tmp_path: Path, guid: bytes, base: int) -> bytes:

@@ -25,9 +25,11 @@ Integers are big-endian.  Invariants:
   commit of the tables makes all groups before it void without a write here, and the next group overwrites the first.
 - A base is never used again for other contents: commits are numbered upwards, and `clear` voids the log of an earlier
   writer before this one appends.
-- What stands behind the last group is never believed, nor is the log refused for it: it may be the rest of an earlier
-  group, payload included, and payload is whatever somebody wrote to a file.  Only the first page is always the log's
-  own; a later group must have the first one's nonce, which nobody could know when that payload was written.
+- Nothing else that stands behind the last group is believed, nor is the log refused for it: it may be the rest of an
+  earlier group, payload included, and payload is whatever somebody wrote to a file.  Only the first page is always the
+  log's own; a later group must have the first one's nonce, which nobody could know when that payload was written.
+- A group is written when the one before it is durable.  So where a later one with the same base and nonce is whole, one
+  that is not has been damaged, not cut off: that is an error, and never the end of the log.
 - Nobody is told of a group before the log's own name is durable, whoever made it.
 """
 
@@ -36,9 +38,9 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from tzfs.errors import ForeignStore, NoSpace, StoreError, from_os_error
+from tzfs.errors import CorruptionError, ForeignStore, NoSpace, StoreError, from_os_error
 from tzfs.failpoints import declare, hit
 from tzfs.format.operations import Operation, unpack_operations
 from tzfs.limits import MIB, PAGE_BYTES
@@ -71,6 +73,13 @@ def _pack(guid: bytes, base: int, number: int, nonce: bytes, body: bytes) -> byt
     head = HEADER.pack(MAGIC, VERSION, 0, guid, base, number, 0, len(body), nonce)
     whole = b"".join((head, _sum(head, body), body))
     return whole.ljust(-(-len(whole) // PAGE_BYTES) * PAGE_BYTES, b"\0")
+
+
+class _Group(NamedTuple):
+    number: int
+    nonce: bytes
+    body: bytes | None  # None: the write was cut off, and nobody was told that it was durable; or it is damaged
+    end: int  # where the next one begins
 
 
 class RedoLog:
@@ -116,38 +125,50 @@ class RedoLog:
         return True
 
     def pending(self, base: int) -> list[Operation]:
-        groups: list[bytes] = []
         if self._fd < 0:
             return []
         try:
             raw = os.pread(self._fd, LOG_BYTES_MAX, 0)
         except OSError as error:
             raise from_os_error(error, f"{self._path}: read") from error
-        at, common = 0, b""
-        while at + HEADER_BYTES <= len(raw):
-            magic, version, flags, guid, after, number, _, length, nonce = HEADER.unpack_from(raw, at)
-            if magic != MAGIC or version == VERSION_DEVELOPED:
-                break
-            if not groups:  # all this is of the first sector, as the magic is: written whole or not at all
-                self._check_first(version, flags, guid)
-                common = nonce
-            if (version, flags, guid) != (VERSION, 0, self._guid) or (after, number, nonce) != (
-                base,
-                len(groups),
-                common,
-            ):
-                break
-            end = at + HEADER_BYTES + length
-            if end > len(raw):
-                break
-            head, body = raw[at : at + HEADER.size], raw[at + HEADER_BYTES : end]
-            if raw[at + HEADER.size : at + HEADER_BYTES] != _sum(head, body):
-                break  # the write was cut off: nobody was told that it was durable
-            groups.append(body)
-            at = end + -end % PAGE_BYTES
-        return unpack_operations(b"".join(groups), os.fspath(self._path))
+        if len(raw) >= HEADER_BYTES:
+            self._check_first(raw)
+        first = group = self._group(raw, 0, base)
+        if first is None:
+            return []
+        bodies: list[bytes] = []
+        at = 0
+        while group and group.body is not None and (group.number, group.nonce) == (len(bodies), first.nonce):
+            bodies.append(group.body)
+            at = group.end
+            group = self._group(raw, at, base)
+        for behind in range(at + PAGE_BYTES, len(raw), PAGE_BYTES):
+            group = self._group(raw, behind, base)
+            if group and group.body is not None and group.number > len(bodies) and group.nonce == first.nonce:
+                raise CorruptionError(
+                    f"{self._path}: what an fsync wrote at byte {at} is damaged, and what later ones wrote needs it",
+                    hint=f"restore the file from a copy, or give up what was fsynced from there on, at most the last "
+                    f"second before the crash: truncate -s {at} {self._path}",
+                )
+        return unpack_operations(b"".join(bodies), os.fspath(self._path))
 
-    def _check_first(self, version: int, flags: int, guid: bytes) -> None:
+    def _group(self, raw: bytes, at: int, base: int) -> _Group | None:
+        """What begins at `at`, if that is a group of this filesystem's that follows commit `base`."""
+        if at + HEADER_BYTES > len(raw):
+            return None
+        magic, version, flags, guid, after, number, _, length, nonce = HEADER.unpack_from(raw, at)
+        if (magic, version, flags, guid, after) != (MAGIC, VERSION, 0, self._guid, base):
+            return None
+        begin, end = at + HEADER_BYTES, at + HEADER_BYTES + length
+        head, body = raw[at : at + HEADER.size], raw[begin:end]
+        whole = end <= len(raw) and raw[at + HEADER.size : begin] == _sum(head, body)
+        return _Group(number, nonce, body if whole else None, end + -end % PAGE_BYTES)
+
+    def _check_first(self, raw: bytes) -> None:
+        """All this is of the first sector, as the magic is: written whole or not at all."""
+        magic, version, flags, guid, *_ = HEADER.unpack_from(raw)
+        if magic != MAGIC or version == VERSION_DEVELOPED:
+            return
         if version != VERSION or flags:
             raise ForeignStore(f"{self._path}: version {version}, flags {flags:#x}", hint="a newer tzfs wrote it")
         if guid != self._guid:
