@@ -13,15 +13,17 @@ A snapshot that a clone has come from stays as long as the clone, unless `clones
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tzfs.catalog import FilesystemInfo, describe_holder
 from tzfs.dependants import check_empty, check_free, naming, snapshots_of
 from tzfs.engine.committed import read_counters
 from tzfs.engine.destroy import check_unused, foreseen
 from tzfs.engine.snapshots import read_snapshots
-from tzfs.errors import Busy, InvalidArgument, MountFailed, NotFound, no_snapshot
+from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, StoreError, no_snapshot
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command, State, check
 from tzfs.management import Store
@@ -52,17 +54,20 @@ def destroy(
     dry_run: bool = False,
     recursive: bool = False,
     clones: bool = False,
+    damaged: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Destruction:
     """Destroys snapshots, or a filesystem; `dry_run` only looks, and raises whatever it would raise.
 
     `recursive`: a filesystem with its snapshots; snapshots in all filesystems of a namespace, those without them passed
-    over.  `clones`: and whatever has come from them.  `progress` hears how many bytes are still to be freed, where that
-    is done here.  `NotFound`, `NotEmpty`, `Busy` naming who is in the way,
-    `WrongState`.
+    over.  `clones`: and whatever has come from them.  `damaged`: also a filesystem that cannot be read, with whatever
+    snapshots and holds it has; of one that can, nothing more than without it.  `progress` hears how many bytes are
+    still to be freed, where that is done here.  `NotFound`, `NotEmpty`, `Busy` naming who is in the way, `WrongState`.
     """
-    plan = _Plan(store, recursive=recursive, clones=clones)
+    plan = _Plan(store, recursive=recursive, clones=clones, damaged=damaged)
     if "@" in text:
+        if damaged:
+            raise InvalidArgument(f"{text} is not a filesystem", hint="a damaged one goes whole: destroy --damaged")
         plan.snapshots(*parse_snapshots(text))
     else:
         plan.filesystem(store.get(parse_filesystem(text), Command.DESTROY), recursive=recursive or clones)
@@ -71,11 +76,13 @@ def destroy(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Snapshots of a filesystem, oldest first; `whole`: and the filesystem, whose snapshots these all are."""
+    """Snapshots of a filesystem, oldest first; `whole`: and the filesystem, whose snapshots these all are; `unread`: as
+    far as can be told."""
 
     info: FilesystemInfo
     snapshots: tuple[str, ...]
     whole: bool = False
+    unread: bool = False
 
     @property
     def names(self) -> list[SnapshotName | FilesystemName]:
@@ -86,8 +93,8 @@ class _Step:
 class _Plan:
     """What goes, in order: clones before the snapshots that they come from."""
 
-    def __init__(self, store: Store, *, recursive: bool, clones: bool) -> None:
-        self._store, self._recursive, self._clones = store, recursive or clones, clones
+    def __init__(self, store: Store, *, recursive: bool, clones: bool, damaged: bool) -> None:
+        self._store, self._recursive, self._clones, self._damaged = store, recursive or clones, clones, damaged
         self._steps: list[_Step] = []
 
     # -- which -------------------------------------------------------------------------------------------------------
@@ -98,8 +105,17 @@ class _Plan:
             return
         holder = self._store.catalog.holder(info)
         check(Command.DESTROY, info.name, info.state, None if holder is None else describe_holder(holder))
-        there = check_empty(info, recursive=recursive)
-        self._dependants(info, there)
+        try:
+            there = check_empty(info, recursive=recursive)
+        except (CorruptionError, StoreError) as error:
+            if not self._damaged:
+                give_up = f"to give up all that is in it: tzfs destroy --damaged {info.name}"
+                error.hint = give_up if error.hint is None else f"{error.hint}; {give_up}"
+                raise
+            self._clones_of(info, None)
+            self._steps.append(_Step(info, (), whole=True, unread=True))
+            return
+        self._clones_of(info, there)
         self._steps.append(_Step(info, tuple(there), whole=True))
 
     def snapshots(self, where: FilesystemName | Scope, ranges: Sequence[SnapshotRange]) -> None:
@@ -111,7 +127,7 @@ class _Plan:
                 if not self._recursive:
                     raise
                 continue
-            self._dependants(info, names)
+            self._clones_of(info, names)
             self._steps.append(_Step(info, tuple(names)))
         if not self._steps:
             raise NotFound(f"{where} has no such snapshot", hint="tzfs list -t snapshot shows what there is")
@@ -130,11 +146,13 @@ class _Plan:
         below = self._store.filesystems(Scope(where.name))
         return [own, *(info for info in below if info.state is State.ACTIVE)]
 
-    def _dependants(self, info: FilesystemInfo, names: Iterable[str]) -> None:
-        """The clones of these snapshots go first, or nothing goes."""
-        snapshots = committed_state(info.folder).snapshots
-        origins = {snapshots[name].guid.hex(): name for name in names if name in snapshots}
-        clones = [(origins[guid], name) for guid, name in self._store.catalog.clones(info) if guid in origins]
+    def _clones_of(self, info: FilesystemInfo, names: Iterable[str] | None) -> None:
+        """The clones of these snapshots go first, or nothing goes; None: of all, whatever they are called."""
+        clones = [("?", name) for _, name in self._store.catalog.clones(info)]
+        if names is not None:
+            snapshots = committed_state(info.folder).snapshots
+            origins = {snapshots[name].guid.hex(): name for name in names if name in snapshots}
+            clones = [(origins[guid], name) for guid, name in self._store.catalog.clones(info) if guid in origins]
         if not clones:
             return
         found = [self._store.get(name) for _, name in clones]
@@ -165,7 +183,9 @@ class _Plan:
         store, info = self._store, step.info
         if step.whole:
             size = 0
-            if info.state in (State.ACTIVE, State.ARCHIVED):
+            if step.unread:
+                size = _on_disk(info.folder)
+            elif info.state in (State.ACTIVE, State.ARCHIVED):
                 check_free(info)
                 charged = committed_state(info.folder).accounts.charged
                 size = charged.used + charged.freeing
@@ -200,6 +220,11 @@ class _Plan:
                 return foreseen(txn, names, read_counters(txn).epoch).bytes
             finally:
                 txn.close()
+
+
+def _on_disk(folder: Path) -> int:
+    """What the files in a folder take, in bytes."""
+    return sum(os.lstat(os.path.join(at, name)).st_blocks * 512 for at, _, names in os.walk(folder) for name in names)
 
 
 def _select(name: FilesystemName, there: Mapping[str, Snapshot], ranges: Iterable[SnapshotRange]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -9,8 +10,11 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 from tests.noise import noise
+from tzfs.format.keys import Table
+from tzfs.layout import META
 from tzfs.management import open_store
 from tzfs.store.lease import ViewHold
+from tzfs.store.lmdb_store import LmdbMeta
 
 
 @pytest.fixture
@@ -77,6 +81,11 @@ def test_what_is_said_before_is_what_is_done_and_freed(ws: CommandLine, which: s
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (
+            ["--damaged", "ws@a"],
+            2,
+            "tzfs: ws@a is not a filesystem\nhint: a damaged one goes whole: destroy --damaged\n",
+        ),
         (["ws@none"], 1, "tzfs: no snapshot ws@none\nhint: tzfs list -t snapshot ws\n"),
         (["ws@a,none"], 1, "no snapshot ws@none"),
         (["ws@a%none"], 1, "no snapshot ws@none"),
@@ -158,3 +167,64 @@ def test_an_archived_filesystem_keeps_its_snapshots(ws: CommandLine) -> None:
     ws.ok("archive", "ws")
     assert "cannot destroy a snapshot of ws: it is ARCHIVED" in ws.refused("destroy", "ws@a", code=75)
     ws.ok("destroy", "-r", "ws")
+
+
+# -- what cannot be read -----------------------------------------------------------------------------------------------
+
+
+def damage(tzfs: CommandLine, kind: str) -> None:
+    with open_store(tzfs.store) as store:
+        data = store.get("ws").folder / META / "data.mdb"
+    if kind == "truncated":
+        os.truncate(data, data.stat().st_size // 2)
+    elif kind == "lost":
+        data.unlink()
+    elif kind == "overwritten":
+        with data.open("r+b") as file:
+            file.write(bytes(8192))
+    else:
+        meta = LmdbMeta(data.parent)
+        txn = meta.begin_write()
+        key, value = next(iter(txn.range(Table[kind.upper()], b"")))
+        txn.put(Table[kind.upper()], key, value[:-1] + bytes([value[-1] ^ 1]))
+        txn.commit()
+        meta.close()
+
+
+DAMAGES = {"snapshot": 65, "cell": 65, "truncated": 65, "lost": 78, "overwritten": 78}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_filesystem_is_named_and_can_be_given_up(ws: CommandLine, kind: str) -> None:
+    ws.ok("create", "other")
+    damage(ws, kind)
+    listed = ws("list", "-H", "-o", "name")
+    assert (listed.code, listed.out) == (DAMAGES[kind], "other\nws\n")
+    assert listed.err.startswith("tzfs: ws: ")
+    for arguments in (["ws"], ["-r", "ws"], ["-R", "ws"]):
+        said = ws.refused("destroy", *arguments, code=DAMAGES[kind])
+        assert said.endswith("to give up all that is in it: tzfs destroy --damaged ws\n")
+    assert ws.ok("destroy", "-nv", "--damaged", "ws").startswith("would destroy ws\nwould reclaim ")
+    told = ws.json("destroy", "--damaged", "--json", "ws")
+    assert isinstance(told, dict)
+    assert told["destroyed"] == ["ws"]
+    assert told["bytes"] > 4096
+    assert ws.ok("list", "-H", "-o", "name", "-t", "all") == "other\n"
+    assert len(os.listdir(ws.store / "fs")) == 1
+
+
+def test_a_damaged_filesystem_stays_as_long_as_it_has_clones(ws: CommandLine) -> None:
+    ws.ok("clone", "ws@a", "copy")
+    damage(ws, "cell")
+    told = ws.refused("destroy", "--damaged", "ws", code=75)
+    assert "there are clones of it: copy" in told
+    ws.ok("destroy", "-R", "--damaged", "ws")
+    assert ws.ok("list", "-H", "-o", "name") == ""
+
+
+def test_of_a_sound_filesystem_nothing_more_is_destroyed(ws: CommandLine) -> None:
+    assert "it has snapshots" in ws.refused("destroy", "--damaged", "ws", code=1)
+    ws.ok("hold", "keep", "ws@b")
+    assert "keep" in ws.refused("destroy", "-r", "--damaged", "ws", code=75)
+    assert names(ws) == [*"abcde"]
+    ws.ok("release", "keep", "ws@b")

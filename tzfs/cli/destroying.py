@@ -17,6 +17,7 @@ from tzfs.units import human_size
 @click.option("-p", "parsable", is_flag=True, help="As -v, for scripts: `destroy<tab>NAME`, `reclaim<tab>BYTES`.")
 @click.option("-r", "recursive", is_flag=True, help="A filesystem's snapshots too; snapshots in all of a namespace.")
 @click.option("-R", "clones", is_flag=True, help="As -r, and whatever was cloned from them.")
+@click.option("--damaged", is_flag=True, help="Also a filesystem that cannot be read, with whatever it has.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("name", metavar="FILESYSTEM[@SNAPSHOT[%SNAPSHOT][,...]]", type=FILESYSTEM)
 @click.pass_context
@@ -27,6 +28,7 @@ def destroy_command(
     parsable: bool,
     recursive: bool,
     clones: bool,
+    damaged: bool,
     as_json: bool,
     name: str,
 ) -> None:
@@ -58,6 +60,7 @@ def destroy_command(
             dry_run=dry_run,
             recursive=recursive,
             clones=clones,
+            damaged=damaged,
             progress=lambda left: tell(f"destroying {name}: {human_size(left)} to be freed"),
         )
     if as_json:

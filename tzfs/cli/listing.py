@@ -61,15 +61,15 @@ class Listing:
     store: Store
     also: tuple[str, ...] = ()  # properties beyond those that every filesystem has
     rows: list[Row] = field(default_factory=list)
-    failures: list[TzfsError] = field(default_factory=list)
+    failures: dict[str, TzfsError] = field(default_factory=dict)  # by what is said of them
 
     def collect(self, kind: str, names: tuple[str, ...]) -> None:
         if not names:
-            for info in self.store.filesystems(on_damage=self.failures.append):
+            for info in self.store.filesystems(on_damage=self._failed):
                 self._add(info, kind)
         for name in names:
             if name.endswith("/"):
-                for info in self.store.filesystems(parse_scope(name), on_damage=self.failures.append):
+                for info in self.store.filesystems(parse_scope(name), on_damage=self._failed):
                     self._add(info, kind)
                 continue
             if "#" in name:
@@ -88,29 +88,31 @@ class Listing:
                 raise no_snapshot(parsed.filesystem, parsed.snapshot)
             self.rows += [Row(str(s.name), s.properties) for s in found]
 
+    def _failed(self, error: TzfsError) -> None:
+        self.failures.setdefault(str(error), error)
+
     def _add(self, info: FilesystemInfo, kind: str) -> None:
         if kind in ("filesystem", "all"):
             self.rows.append(
                 Row(
                     str(info.name),
-                    self._readable(lambda: self.store.properties(info, also=self.also), info.properties()),
+                    self._readable(info, lambda: self.store.properties(info, also=self.also), info.properties()),
                 )
             )
         if kind in ("snapshot", "all"):
             none: list[SnapshotInfo] = []
-            found = self._readable(lambda: self.store.snapshots(info, also=self.also), none)
+            found = self._readable(info, lambda: self.store.snapshots(info, also=self.also), none)
             self.rows += [Row(str(s.name), s.properties) for s in found]
         if kind in ("bookmark", "all"):
             no_marks: list[marking.BookmarkInfo] = []
-            marks = self._readable(lambda: marking.bookmarks(self.store, info), no_marks)
+            marks = self._readable(info, lambda: marking.bookmarks(self.store, info), no_marks)
             self.rows += [Row(str(m.name), m.properties) for m in marks]
 
-    def _readable(self, read: Callable[[], T], otherwise: T) -> T:
+    def _readable(self, info: FilesystemInfo, read: Callable[[], T], otherwise: T) -> T:
         try:
             return read()
         except TzfsError as error:
-            if not any(str(error) == str(other) for other in self.failures):
-                self.failures.append(error)
+            self.failures.setdefault(f"{info.name}: {error}", error)
             return otherwise
 
     def sort(self, column: str, *, descending: bool) -> None:
@@ -204,9 +206,9 @@ def list_command(
             scripted=scripted,
             right=[HEADS.get(c, c) for c in shown if _kind(c) in NUMBERS],
         )
-    for failure in listing.failures:
-        say("tzfs", str(failure))
-    return exit_code_of(listing.failures[0]) if listing.failures else 0
+    for text in listing.failures:
+        say("tzfs", text)
+    return next(map(exit_code_of, listing.failures.values()), 0)
 
 
 def _columns(text: str) -> list[str]:
