@@ -6,6 +6,7 @@ Handles of directories keep a listing's place; all others are node ids (`nodes`)
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -18,9 +19,9 @@ from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken, RequestContext, St
 from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.view import View
-from tzfs.errors import MountFailed
+from tzfs.errors import CorruptionError, MountFailed
 from tzfs.format.keys import ROOT
-from tzfs.format.records import Inode
+from tzfs.format.records import Inode, UnreadableInode
 from tzfs.mount.answers import Answers
 from tzfs.mount.nodes import (
     CONTROL_TREE,
@@ -33,9 +34,12 @@ from tzfs.mount.nodes import (
     Views,
     absent,
     attributes_of,
+    attributes_of_unreadable,
 )
 from tzfs.mount.requests import KINDS, RequestStatistics, answered
 from tzfs.opening import HeadReader
+
+log = logging.getLogger(__name__)
 
 WRITING = 1 << 63  # in a file handle: it may write
 LISTING_BATCH = 48  # entries with attributes that fit the kernel's 4-8 KiB of a READDIR, and a few
@@ -44,15 +48,17 @@ LISTING_BATCH = 48  # entries with attributes that fit the kernel's 4-8 KiB of a
 class _Listing:
     """A directory being listed: the names answered so far; entry i has the position i + 3, after `.` and `..`.
 
-    `evictions` is what the answers' counter said at its beginning.
+    `evictions` is what the answers' counter said at its beginning.  `damaged` says that entries are left out: it ends
+    with EIO, after all the others.
     """
 
-    __slots__ = ("evictions", "names", "node")
+    __slots__ = ("damaged", "evictions", "names", "node")
 
     def __init__(self, node: int) -> None:
         self.node = node
         self.names: list[bytes] = []
         self.evictions = 0
+        self.damaged = False
 
 
 class Looking(pyfuse3.Operations):
@@ -122,7 +128,10 @@ class Looking(pyfuse3.Operations):
     @answered
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if parent_inode <= INO_MASK:
-            found = self._live.find(parent_inode, name)
+            try:
+                found = self._live.find(parent_inode, name)
+            except CorruptionError:
+                return self._found_damaged(parent_inode, name)
             if found is not None:
                 return self._told(parent_inode, name, found)
             if name == ZFS_NAME and parent_inode == ROOT and self._snapshots is not None:
@@ -132,8 +141,18 @@ class Looking(pyfuse3.Operations):
         if parent_inode >> limits.INO_BITS == CONTROL_TREE:
             return self._lookup_control(parent_inode, name)
         tree = parent_inode & ~INO_MASK
-        found = self._tree(parent_inode).lookup(parent_inode & INO_MASK, name)
+        try:
+            found = self._tree(parent_inode).lookup(parent_inode & INO_MASK, name)
+        except CorruptionError:
+            return self._found_damaged(parent_inode, name)
         return self._told(parent_inode, name, found, tree)
+
+    def _found_damaged(self, parent: int, name: bytes) -> EntryAttributes:
+        """It has its name, by which it can be removed; what is wrong, who asks for its attributes hears."""
+        bits = parent & ~INO_MASK
+        found = self._tree(parent).find_damaged(parent & INO_MASK, name)
+        self.answers.told(found.ino | bits)
+        return attributes_of_unreadable(found, bits)
 
     def _lookup_control(self, parent: int, name: bytes) -> EntryAttributes:
         if parent == ZFS_NODE:
@@ -216,11 +235,13 @@ class Looking(pyfuse3.Operations):
         if start_id == 0:
             names.clear()
             listing.evictions = answers.evictions
+            listing.damaged = False
         if node >> limits.INO_BITS == CONTROL_TREE:
             self._list_control(node, start_id, token)
             return
         tree, ino = self._tree(node), node & INO_MASK
         bits = node & ~INO_MASK
+        begun = start_id > 1
         if start_id == 0 and not reply(token, b".", attributes_of(tree.inode(ino), bits), 1):
             return
         if start_id <= 1:
@@ -231,9 +252,19 @@ class Looking(pyfuse3.Operations):
         shows_zfs = node == ROOT and self._snapshots is not None and self._snapdir_visible()
         del names[start_id - 2 :]  # a program may have gone back
         after = names[-1] if names else b""
+        told = len(names)
         while True:
-            batch = tree.readdir_plus(ino, after, LISTING_BATCH)
+            try:
+                batch = tree.readdir_plus(ino, after, LISTING_BATCH)
+            except CorruptionError:
+                batch = self._list_damaged(listing, after)
             for name, inode in batch:
+                if isinstance(inode, UnreadableInode):
+                    if not reply(token, name, attributes_of_unreadable(inode, bits), len(names) + 3):
+                        return
+                    answers.told(inode.ino | bits)
+                    names.append(name)
+                    continue
                 if not reply(token, name, attributes_of(inode, bits), len(names) + 3):
                     return
                 answers.told(inode.ino | bits)
@@ -249,6 +280,18 @@ class Looking(pyfuse3.Operations):
             names.append(b"\xff")  # after every name there can be in a listing that shows it
             if reply(token, ZFS_NAME, self._views.attributes(ZFS_NODE), len(names) + 2):
                 answers.told(ZFS_NODE)
+        if listing.damaged and begun and len(names) == told:
+            raise FUSEError(errno.EIO)
+
+    def _list_damaged(self, listing: _Listing, after: bytes) -> list[tuple[bytes, Inode]]:
+        """The entries that can be told; it is in the log which cannot."""
+        node = listing.node
+        batch, damaged = self._tree(node).readdir_damaged(node & INO_MASK, after, LISTING_BATCH)
+        for error in damaged:
+            log.error("listing of inode %d ends with EIO: an entry is left out: %s", node & INO_MASK, error)
+        listing.damaged |= bool(damaged)
+        listing.evictions = -1  # C must not take what it has been told of for all
+        return batch
 
     def _list_control(self, node: int, start_id: int, token: ReaddirToken) -> None:
         reply = cast(Any, pyfuse3.readdir_reply)

@@ -50,6 +50,13 @@ def attributes_of(inode: Inode, tree: int = 0) -> EntryAttributes:
     return entry
 
 
+def attributes_of_unreadable(inode: Inode, tree: int = 0) -> EntryAttributes:
+    """Enough for the name to be listed and removed: whoever wants to know more asks again, and hears what is wrong."""
+    entry = attributes_of(inode, tree)
+    entry.attr_timeout = 0
+    return entry
+
+
 def absent() -> EntryAttributes:
     """A negative look-up that the kernel may remember."""
     entry = EntryAttributes()

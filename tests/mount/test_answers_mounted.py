@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from tests.mount.workspace import PATIENCE_S, PROJECT, Workspace, eventually
+from tests.mount.workspace import PATIENCE_S, PROJECT, Workspace, eventually, number_of
 from tests.noise import noise
 
 pytestmark = pytest.mark.needs("root")  # who alone can have the kernel forget
@@ -36,15 +36,6 @@ def answered(workspace: Workspace) -> dict[str, int]:
     found = workspace.stats("answered_in_c")
     assert isinstance(found, dict)
     return {kind: count for kind, count in found.items() if isinstance(count, int)}
-
-
-def number_of(act: Callable[[], object]) -> int:
-    """The errno it fails with; 0 where it does not."""
-    try:
-        act()
-    except OSError as error:
-        return error.errno or -1
-    return 0
 
 
 def work(top: Path) -> None:

@@ -17,20 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.workspace import Workspace, eventually
+from tests.mount.workspace import Workspace, eventually, number_of
 from tests.noise import noise
 
 MIB = 1 << 20
 SMALL, LARGE = b"small " * 50, noise(MIB)  # a row; a MiB, which goes to its extents in a thread
-
-
-def number_of(act: Callable[[], object]) -> int:
-    """The errno it fails with; 0 where it does not."""
-    try:
-        act()
-    except OSError as error:
-        return error.errno or -1
-    return 0
 
 
 def fsync(path: Path) -> None:

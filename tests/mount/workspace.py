@@ -28,6 +28,15 @@ PATIENCE_S: Final = 60.0  # far beyond whatever is waited for; what is late is h
 NAME: Final = "ws"
 
 
+def number_of(act: Callable[[], object]) -> int:
+    """The errno it fails with; 0 where it does not."""
+    try:
+        act()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
 def eventually(happened: Callable[[], bool]) -> bool:
     """Whether it happens within `PATIENCE_S`."""
     until = time.monotonic() + PATIENCE_S

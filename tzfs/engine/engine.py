@@ -148,6 +148,8 @@ class Engine:
         self.readlink = namespace.readlink
         self.readdir = listings.readdir
         self.readdir_plus = listings.readdir_plus
+        self.readdir_damaged = listings.readdir_damaged
+        self.find_damaged = listings.find_damaged
         self.mknod = namespace.mknod
         self.mkdir = namespace.mkdir
         self.symlink = namespace.symlink

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tzfs.engine import reads
 from tzfs.engine.head import Head
+from tzfs.errors import CorruptionError, NotFound
 from tzfs.format import keys
 from tzfs.format.keys import Ino, Table
 from tzfs.format.records import Inode, unpack_dirent
@@ -15,10 +16,12 @@ class Listings:
     def __init__(self, head: Head) -> None:
         self._head = head
 
-    def readdir(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Ino, int]]:
+    def readdir(
+        self, ino: int, after: bytes, limit: int, damaged: list[CorruptionError] | None = None
+    ) -> list[tuple[bytes, Ino, int]]:
         """At most `limit` entries (name, inode, file type) with names above `after`, ascending; no `.`, no `..`.
 
-        Fewer than `limit` do not mean the end; none do.
+        Fewer than `limit` do not mean the end; none do.  `damaged`: as for `reads.named_rows`.
         """
         head = self._head
         head.check()
@@ -28,7 +31,13 @@ class Listings:
         if ino < head.first_ino:
             hidden = len(changed) if changed else 0  # so many rows at most may turn out to be replaced or gone
             rows = reads.named_rows(
-                head.look, Table.DIRENT, keys.u64(ino), after, head.epoch_of(ino), min(limit + hidden, 2 * limit)
+                head.look,
+                Table.DIRENT,
+                keys.u64(ino),
+                after,
+                head.epoch_of(ino),
+                min(limit + hidden, 2 * limit),
+                damaged,
             )
             for key, body in rows:
                 name = keys.dirent_name(key)
@@ -38,7 +47,7 @@ class Listings:
                 last = keys.dirent_name(rows[-1][0])  # beyond it there may be rows that were not read
                 new = [(n, *e) for n, e in changed.items() if e is not None and after < n <= last]
                 if not out and not new:
-                    return self.readdir(ino, last, limit)
+                    return self.readdir(ino, last, limit, damaged)
             else:
                 new = [(n, *e) for n, e in changed.items() if e is not None and n > after] if changed else []
         else:
@@ -68,3 +77,21 @@ class Listings:
                     known[i] = inode
             out.append((name, inode))
         return out
+
+    def readdir_damaged(
+        self, ino: int, after: bytes, limit: int
+    ) -> tuple[list[tuple[bytes, Inode]], list[CorruptionError]]:
+        """What can be told where `readdir_plus` fails: the entries, with `UnreadableInode` for inodes that cannot be
+        read, and what is wrong with entries that are not among them."""
+        damaged: list[CorruptionError] = []
+        entries = self.readdir(ino, after, limit, damaged)
+        return [(name, reads.inode_or_less(self._head.inode, i, kind)) for name, i, kind in entries], damaged
+
+    def find_damaged(self, parent: int, name: bytes) -> Inode:
+        """What the entry tells where `find` fails; `CorruptionError` where that is what is damaged."""
+        head = self._head
+        changed = head.dirents.get(parent, {})
+        entry = changed[name] if name in changed else reads.dirent_at(head.look, parent, name, head.epoch_of(parent))
+        if entry is None:
+            raise NotFound(f"no entry {name!r} in directory {parent}")
+        return reads.inode_or_less(head.inode, *entry)

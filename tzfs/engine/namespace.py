@@ -19,6 +19,7 @@ from tzfs.engine.contents import ContentsTable
 from tzfs.engine.entry_rows import EntryRows
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head, check_name
 from tzfs.errors import (
+    CorruptionError,
     Exists,
     InvalidArgument,
     IsADirectory,
@@ -32,7 +33,7 @@ from tzfs.errors import (
 from tzfs.format import keys
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino
 from tzfs.format.operations import Op
-from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, UnreadableInode
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -52,11 +53,14 @@ class Namespace:
     # -- looking up ------------------------------------------------------------------------------------------------
 
     def _must(self, directory: int, name: bytes) -> Inode:
+        return self._head.inode(self._entry(directory, name)[0])
+
+    def _entry(self, directory: int, name: bytes) -> tuple[Ino, int]:
         entry = self._entries.to_change(directory, name)
         if entry is None:
             check_name(name)  # what cannot be there is told apart only where it is not
             raise NotFound(f"no entry {name!r} in directory {directory}")
-        return self._head.inode(entry[0])
+        return entry
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode under a name.  `NotFound`, `NotADirectory`, `NameTooLong`, `Stale`."""
@@ -240,7 +244,13 @@ class Namespace:
         head.check()
         head.pace()
         directory = head.directory(parent)
-        inode = self._must(parent, name)
+        ino, kind = self._entry(parent, name)
+        try:
+            inode = head.inode(ino)
+        except CorruptionError as error:
+            if kind == S_IFDIR >> 12:
+                raise
+            return self._unlink_damaged(directory, name, UnreadableInode(ino, kind), error, now_ns)
         if inode.mode & S_IFMT == S_IFDIR:
             raise IsADirectory(f"{name!r} in directory {parent} is a directory")
         head.begin_change()
@@ -249,6 +259,28 @@ class Namespace:
         self._unname(inode, parent, name, now)
         head.end_change((Op.UNLINK, now, parent, name))
         return inode.ino
+
+    def _unlink_damaged(
+        self, directory: Inode, name: bytes, inode: UnreadableInode, error: CorruptionError, now_ns: int | None
+    ) -> Ino:
+        """Removes a name of what is not a directory, and whose record is damaged.  With its last name the record goes;
+        what it held, nobody knows: it stays."""
+        head, ino = self._head, inode.ino
+        names = {keys.link_name(key) for key in reads.linked_rows(head.look, ino, head.epoch)}
+        for (linked, parent, other), present in head.links.items():
+            if linked == ino:
+                (names.add if present else names.discard)((Ino(parent), other))
+        head.begin_change()
+        now = head.clock() if now_ns is None else now_ns
+        self._set_entry(directory, name, None, now)
+        if names:
+            self._set_link(ino, directory.ino, name, present=False)
+        if not names - {(directory.ino, name)}:
+            self._count(inode, -1)
+            self._bury(inode, head.epoch)
+            head.drift.append(f"{error}; what it held is not given back")
+        head.end_change((Op.UNLINK, now, directory.ino, name))
+        return ino
 
     def rmdir(self, parent: int, name: bytes) -> Ino:
         """Removes an empty directory; its inode number.  `NotFound`, `NotADirectory`, `NotEmpty`."""

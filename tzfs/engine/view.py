@@ -116,9 +116,16 @@ class View:
         """At most `limit` entries (name, inode, file type) with names above `after`, ascending; none at the end."""
         return self._in(lambda txn: self._readdir(txn, ino, after, limit))
 
-    def _readdir(self, txn: ReadTransaction, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Ino, int]]:
+    def _readdir(
+        self,
+        txn: ReadTransaction,
+        ino: int,
+        after: bytes,
+        limit: int,
+        damaged: list[CorruptionError] | None = None,
+    ) -> list[tuple[bytes, Ino, int]]:
         self._directory(txn, ino)
-        rows = reads.named_rows(txn, Table.DIRENT, keys.u64(ino), after, self._epoch, limit)
+        rows = reads.named_rows(txn, Table.DIRENT, keys.u64(ino), after, self._epoch, limit, damaged)
         return [(keys.dirent_name(key), *unpack_dirent(key, body)) for key, body in rows]
 
     def readdir_plus(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
@@ -135,6 +142,30 @@ class View:
                     raise CorruptionError(f"entry {name!r} of directory {ino} names inode {i}, which does not exist")
                 out.append((name, inode))
             return out
+
+        return self._in(look)
+
+    def readdir_damaged(
+        self, ino: int, after: bytes, limit: int
+    ) -> tuple[list[tuple[bytes, Inode]], list[CorruptionError]]:
+        """As the engine's."""
+        damaged: list[CorruptionError] = []
+
+        def look(txn: ReadTransaction) -> list[tuple[bytes, Inode]]:
+            entries = self._readdir(txn, ino, after, limit, damaged)
+            load = partial(self._inode, txn)
+            return [(name, reads.inode_or_less(load, i, kind)) for name, i, kind in entries]
+
+        return self._in(look), damaged
+
+    def find_damaged(self, parent: int, name: bytes) -> Inode:
+        """As the engine's."""
+
+        def look(txn: ReadTransaction) -> Inode:
+            entry = reads.dirent_at(txn, parent, name, self._epoch)
+            if entry is None:
+                raise NotFound(f"no entry {name!r} in directory {parent} of snapshot {self.name}")
+            return reads.inode_or_less(partial(self._inode, txn), *entry)
 
         return self._in(look)
 

@@ -154,6 +154,15 @@ class Inode:
     name: bytes
 
 
+class UnreadableInode(Inode):
+    """What the entry that names it tells of an inode whose record is damaged: number and type."""
+
+    __slots__ = ()
+
+    def __init__(self, ino: Ino, kind: int) -> None:
+        super().__init__(ino, kind << 12, 0, 0, 1, 0, DataId(0), 0, 0, 0, 0, 0, 0, 0, Ino(0), b"")
+
+
 _INODE: Final = struct.Struct(">IIIIQQQqqqqIBQ")
 INODE_BYTES: Final = _INODE.size
 
