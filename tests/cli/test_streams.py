@@ -117,7 +117,7 @@ def test_ctrl_c_in_the_middle_ends_with_130_and_the_command_can_be_given_again(
 
     assert eventually(in_the_delay)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.strip()) == (130, "", "tzfs: interrupted")
     states = tzfs.ok("list", "-H", "-o", "name,state", "-t", "all")
     assert set(states.split()) <= {"ws", State.ACTIVE.value}, states
