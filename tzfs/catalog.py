@@ -228,16 +228,22 @@ class Catalog:
             return self._transitions.activate(parsed)
 
     def destroy(
-        self, name: str | FilesystemName, *, dry_run: bool = False, clones_first: bool = False
+        self,
+        name: str | FilesystemName,
+        *,
+        dry_run: bool = False,
+        clones_first: bool = False,
+        agreed: Callable[[FilesystemInfo], None] = lambda info: None,
     ) -> FilesystemInfo:
         """Removes a filesystem, its snapshots and its folder; the answer is what it was.
 
         `Busy` while it is mounted, or a process reads one of its snapshots.  `dry_run` only looks whether it could be
-        done; with `clones_first`, once its clones are gone.
+        done; with `clones_first`, once its clones are gone.  `agreed` is asked when nobody else can have it any more:
+        what that raises, refuses.
         """
         parsed = _parsed(name)
         with translating(f"destroy {parsed}"):
-            return self._transitions.destroy(parsed, dry_run=dry_run, clones_first=clones_first)
+            return self._transitions.destroy(parsed, dry_run=dry_run, clones_first=clones_first, agreed=agreed)
 
     def acquire(
         self, name: str | FilesystemName, *, info: Mapping[str, Value], command: Command = Command.OPEN

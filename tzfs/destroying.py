@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tzfs.dependants import check_empty, check_free, naming, snapshots_of
 from tzfs.engine.committed import read_counters
 from tzfs.engine.destroy import check_unused, foreseen
 from tzfs.engine.snapshots import read_snapshots
-from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, StoreError, no_snapshot
+from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, TablesLost, no_snapshot
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command, State, check
 from tzfs.management import Store
@@ -107,7 +108,8 @@ class _Plan:
         check(Command.DESTROY, info.name, info.state, None if holder is None else describe_holder(holder))
         try:
             there = check_empty(info, recursive=recursive)
-        except (CorruptionError, StoreError) as error:
+        except (CorruptionError, TablesLost) as error:
+            self._store.get(info.name)  # unless somebody has just destroyed it
             if not self._damaged:
                 give_up = f"to give up all that is in it: tzfs destroy --damaged {info.name}"
                 error.hint = give_up if error.hint is None else f"{error.hint}; {give_up}"
@@ -148,17 +150,17 @@ class _Plan:
 
     def _clones_of(self, info: FilesystemInfo, names: Iterable[str] | None) -> None:
         """The clones of these snapshots go first, or nothing goes; None: of all, whatever they are called."""
-        clones = [("?", name) for _, name in self._store.catalog.clones(info)]
+        clones = [(str(info.name), name) for _, name in self._store.catalog.clones(info)]
         if names is not None:
-            snapshots = committed_state(info.folder).snapshots
-            origins = {snapshots[name].guid.hex(): name for name in names if name in snapshots}
+            there = committed_state(info.folder).snapshots
+            origins = {there[name].guid.hex(): f"{info.name}@{name}" for name in names if name in there}
             clones = [(origins[guid], name) for guid, name in self._store.catalog.clones(info) if guid in origins]
         if not clones:
             return
         found = [self._store.get(name) for _, name in clones]
         if not self._clones:
             who = [str(other.name) for other in found]
-            what = ", ".join(sorted({f"{info.name}@{name}" for name, _ in clones}))
+            what = ", ".join(sorted({origin for origin, _ in clones}))
             raise Busy(
                 f"cannot destroy {what}: there are clones of it: {', '.join(who)}",
                 holders=who,
@@ -189,7 +191,8 @@ class _Plan:
                 check_free(info)
                 charged = committed_state(info.folder).accounts.charged
                 size = charged.used + charged.freeing
-            store.catalog.destroy(info.name, dry_run=dry_run, clones_first=True)
+            agreed = _check_damaged if step.unread else lambda _: None
+            store.catalog.destroy(info.name, dry_run=dry_run, clones_first=True, agreed=agreed)
             return size
         mount = store.mounted(info)
         if mount is not None:
@@ -222,9 +225,23 @@ class _Plan:
                 txn.close()
 
 
+def _check_damaged(info: FilesystemInfo) -> None:
+    """`Busy` where it can be read after all."""
+    try:
+        committed_state(info.folder)
+    except (CorruptionError, TablesLost):
+        return
+    raise Busy(f"cannot destroy {info.name}: it has become readable just now", hint="without --damaged")
+
+
 def _on_disk(folder: Path) -> int:
     """What the files in a folder take, in bytes."""
-    return sum(os.lstat(os.path.join(at, name)).st_blocks * 512 for at, _, names in os.walk(folder) for name in names)
+    found = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # somebody else may be faster
+                found += os.lstat(os.path.join(at, name)).st_blocks * 512
+    return found
 
 
 def _select(name: FilesystemName, there: Mapping[str, Snapshot], ranges: Iterable[SnapshotRange]) -> list[str]:

@@ -150,6 +150,10 @@ class ForeignStore(StoreError):
     """The directory is not a tzfs store, or is one of a format this version cannot read."""
 
 
+class TablesLost(ForeignStore):
+    """There are no tables of tzfs where some must be: lost or overwritten, or the folder was never tzfs's."""
+
+
 class MountFailed(StoreError):
     """A mount could not be made, or failed and answers nothing any more until it is mounted again."""
 

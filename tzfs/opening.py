@@ -31,7 +31,7 @@ from tzfs.engine.quotas import Claim
 from tzfs.engine.rollback import inodes_changed
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
-from tzfs.errors import ForeignStore, LimitReached, NotFound, no_snapshot
+from tzfs.errors import CorruptionError, ForeignStore, LimitReached, NotFound, no_snapshot
 from tzfs.format.counters import Counters
 from tzfs.format.log import Entry
 from tzfs.format.records import Bookmark, Snapshot
@@ -349,10 +349,11 @@ def committed_state(directory: Path) -> CommittedState:
 
 
 def _referenced(directory: Path, origin: Origin) -> tuple[int, int]:
-    """What the snapshot refers to that the clone in `directory` came from, and logically; 0 where it has gone since."""
+    """What the snapshot refers to that the clone in `directory` came from, and logically; 0 where that has gone since, or
+    cannot be read: that is for whoever asks about it."""
     try:
         above = committed_state(directory.parent / f"{origin.partition:016x}")
-    except (NotFound, ForeignStore):
+    except (NotFound, ForeignStore, CorruptionError):
         return 0, 0
     for name, record in above.snapshots.items():
         if record.guid.hex() == origin.snapshot:

@@ -201,7 +201,9 @@ class Transitions:
 
     # -- destroy -------------------------------------------------------------------------------------------------------
 
-    def destroy(self, name: FilesystemName, *, dry_run: bool, clones_first: bool = False) -> FilesystemInfo:
+    def destroy(
+        self, name: FilesystemName, *, dry_run: bool, clones_first: bool, agreed: Callable[[FilesystemInfo], None]
+    ) -> FilesystemInfo:
         """Removes a filesystem, or goes on removing it; the answer is what it was."""
         self._session.check_writable()
         with self._session.read() as txn:
@@ -214,17 +216,19 @@ class Transitions:
             raise Busy(f"cannot destroy {name}: another process is changing it", hint="try again")
         with lock:
             if info.state is not State.DELETING:
-                with self._unused(info), self._session.write(frees=True) as txn:
-                    record = self._session.same(txn, info, Command.DESTROY)
-                    if not (dry_run and clones_first):
-                        self._check_clones(txn, record)
-                    if dry_run:
-                        return info
-                    rows.put_filesystem(txn, record.moved(State.DELETING, self._session.clock()))
-                    self._note(txn, record, Command.DESTROY)
-                    hit(_DESTROY)
-                    txn.commit()
-                    hit(_DESTROY_RECORDED)
+                with self._unused(info):
+                    agreed(info)
+                    with self._session.write(frees=True) as txn:
+                        record = self._session.same(txn, info, Command.DESTROY)
+                        if not (dry_run and clones_first):
+                            self._check_clones(txn, record)
+                        if dry_run:
+                            return info
+                        rows.put_filesystem(txn, record.moved(State.DELETING, self._session.clock()))
+                        self._note(txn, record, Command.DESTROY)
+                        hit(_DESTROY)
+                        txn.commit()
+                        hit(_DESTROY_RECORDED)
             if not dry_run:
                 self._end(info.partition)
         return info

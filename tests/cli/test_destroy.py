@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from tests.cli.command_line import CommandLine
 from tests.noise import noise
+from tzfs import dependants
+from tzfs.engine.committed import read_superblock
+from tzfs.errors import CorruptionError, StoreError, TzfsError
 from tzfs.format.keys import Table
+from tzfs.format.superblock import SUPERBLOCK_KEY, pack_superblock
 from tzfs.layout import META
 from tzfs.management import open_store
 from tzfs.store.lease import ViewHold
@@ -220,6 +225,48 @@ def test_a_damaged_filesystem_stays_as_long_as_it_has_clones(ws: CommandLine) ->
     assert "there are clones of it: copy" in told
     ws.ok("destroy", "-R", "--damaged", "ws")
     assert ws.ok("list", "-H", "-o", "name") == ""
+
+
+@pytest.mark.parametrize("kind", ["of a newer tzfs", "no memory", "damaged for a moment"])
+def test_what_is_not_damaged_is_never_given_up(ws: CommandLine, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    ws.ok("hold", "keep", "ws@b")
+    code = 78
+    if kind == "of a newer tzfs":
+        with open_store(ws.store) as store:
+            meta = LmdbMeta(store.get("ws").folder / META)
+        txn = meta.begin_write()
+        superblock = read_superblock(txn)
+        txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(replace(superblock, incompat=1 << 30)))
+        txn.commit()
+    else:
+        error: TzfsError = StoreError("meta: open: no memory")
+        if kind == "damaged for a moment":
+            error = CorruptionError("damaged record")
+        code = 74 if kind == "no memory" else 75
+        monkeypatch.setattr(dependants, "committed_state", lambda folder: (_ for _ in ()).throw(error))
+    said = ws.refused("destroy", "--damaged", "ws", code=code)
+    assert "give up" not in said
+    monkeypatch.undo()
+    if kind == "of a newer tzfs":
+        assert "a newer tzfs" in said
+        txn = meta.begin_write()
+        txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(superblock))
+        txn.commit()
+        meta.close()
+    assert names(ws) == [*"abcde"]
+    ws.ok("release", "keep", "ws@b")
+
+
+def test_a_clone_of_a_damaged_filesystem_is_not_taken_for_damaged(ws: CommandLine) -> None:
+    ws.ok("clone", "ws@a", "copy")
+    damage(ws, "cell")
+    ws.ok("snapshot", "copy@s")
+    listed = ws("list", "-H", "-t", "all")
+    assert re.fullmatch(r"copy\t\d.*\ncopy@s\t\d.*\nws\t-.*\n", listed.out)
+    assert re.fullmatch(r"tzfs: ws: damaged record cell/[0-9a-f]+: checksum does not match\n", listed.err)
+    assert "it has snapshots" in ws.refused("destroy", "--damaged", "copy", code=1)
+    ws.ok("destroy", "-r", "copy")
+    ws.ok("destroy", "--damaged", "ws")
 
 
 def test_of_a_sound_filesystem_nothing_more_is_destroyed(ws: CommandLine) -> None:

@@ -37,6 +37,7 @@ from tzfs.errors import (
     NoSpace,
     ReadOnly,
     StoreError,
+    TablesLost,
     TzfsError,
     from_os_error,
 )
@@ -257,10 +258,10 @@ def _open(path: Path, tables: Sequence[Table], *, create: bool, readonly: bool) 
         stat = data.stat()
     except FileNotFoundError:
         if not create:
-            raise ForeignStore(f"{path}: no tables of tzfs here") from None
+            raise TablesLost(f"{path}: no tables of tzfs here") from None
     else:
         if stat.st_size == 0 and not create:
-            raise ForeignStore(f"{path}: no tables of tzfs here")
+            raise TablesLost(f"{path}: no tables of tzfs here")
         if create and 0 < stat.st_size < ROOT_BYTES:
             os.truncate(data, 0)  # a disk that was full, or a crash, when the two root pages were first written
         if (stat.st_dev, stat.st_ino) in _process.inherited_files:
@@ -421,7 +422,7 @@ def _open_tables(
             try:
                 dbs[table] = env.open_db(table.name.lower().encode(), txn=txn, create=create)
             except lmdb.NotFoundError as error:
-                raise ForeignStore(f"{path}: has no table {table.name.lower()}") from error
+                raise TablesLost(f"{path}: has no table {table.name.lower()}") from error
         if txn is not None:
             txn.commit()
     finally:
@@ -433,7 +434,7 @@ def _open_tables(
 _NAMED: Final[tuple[tuple[type[lmdb.Error], type[TzfsError], str], ...]] = (
     (lmdb.MapFullError, NoSpace, "the map is full"),
     (lmdb.VersionMismatchError, ForeignStore, "another version of LMDB wrote it"),
-    (lmdb.InvalidError, ForeignStore, "not a file of LMDB 0.9"),
+    (lmdb.InvalidError, TablesLost, "not a file of LMDB 0.9"),
     (lmdb.CorruptedError, CorruptionError, "a page is of the wrong kind"),
     (lmdb.PageNotFoundError, CorruptionError, "a page is missing"),
     (lmdb.PanicError, StoreError, "its root page could not be written; it must be opened again"),

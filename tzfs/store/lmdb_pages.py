@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from tzfs.errors import CorruptionError, ForeignStore
+from tzfs.errors import CorruptionError, ForeignStore, TablesLost
 
 _PAGE: Final = struct.Struct("<QHHHH")
 _META: Final = struct.Struct("<IIQQ")
@@ -88,7 +88,7 @@ def _meta_page(data: bytes, number: int, what: str) -> MetaPage:
     found, _, flags, _, _ = _PAGE.unpack_from(data)
     magic, version, _, _ = _META.unpack_from(data, _PAGE.size)
     if magic != _MAGIC or found != number or flags & _KINDS != _META_FLAG:
-        raise ForeignStore(f"{what}: not a file of LMDB")
+        raise TablesLost(f"{what}: not a file of LMDB")
     if version != _VERSION:
         raise ForeignStore(f"{what}: format {version} of LMDB, tzfs uses {_VERSION}")
     at = _PAGE.size + _META.size
