@@ -17,9 +17,11 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from tzfs import limits
+from tzfs.engine.damaged import inode_or_less
 from tzfs.engine.engine import Engine
+from tzfs.engine.head import check_name
 from tzfs.engine.view import View
-from tzfs.errors import CorruptionError, MountFailed
+from tzfs.errors import CorruptionError, MountFailed, UsageError
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode, UnreadableInode
 from tzfs.mount.answers import Answers
@@ -48,8 +50,8 @@ LISTING_BATCH = 48  # entries with attributes that fit the kernel's 4-8 KiB of a
 class _Listing:
     """A directory being listed: the names answered so far; entry i has the position i + 3, after `.` and `..`.
 
-    `evictions` is what the answers' counter said at its beginning.  `damaged` says that entries are left out: it ends
-    with EIO, after all the others.
+    `evictions` is what the answers' counter said at its beginning.  `damaged` says that entries are left out, of which
+    not even the names are sound: it ends with EIO, after all the others.
     """
 
     __slots__ = ("damaged", "evictions", "names", "node")
@@ -59,6 +61,15 @@ class _Listing:
         self.names: list[bytes] = []
         self.evictions = 0
         self.damaged = False
+
+
+def _is_name(name: bytes) -> bool:
+    """Whether the kernel takes it for a name."""
+    try:
+        check_name(name)
+    except UsageError:
+        return False
+    return True
 
 
 class Looking(pyfuse3.Operations):
@@ -151,6 +162,8 @@ class Looking(pyfuse3.Operations):
         """It has its name, by which it can be removed; what is wrong, who asks for its attributes hears."""
         bits = parent & ~INO_MASK
         found = self._tree(parent).find_damaged(parent & INO_MASK, name)
+        if not isinstance(found, UnreadableInode):
+            return self._told(parent, name, found, bits)
         self.answers.told(found.ino | bits)
         return attributes_of_unreadable(found, bits)
 
@@ -245,8 +258,8 @@ class Looking(pyfuse3.Operations):
         if start_id == 0 and not reply(token, b".", attributes_of(tree.inode(ino), bits), 1):
             return
         if start_id <= 1:
-            up = tree.parent_of(ino)
-            if not reply(token, b"..", attributes_of(tree.inode(up), bits), 2):
+            up = inode_or_less(tree.inode, tree.parent_of(ino), stat.S_IFDIR >> 12)
+            if not reply(token, b"..", attributes_of(up, bits), 2):
                 return
             start_id = 2
         shows_zfs = node == ROOT and self._snapshots is not None and self._snapdir_visible()
@@ -260,9 +273,10 @@ class Looking(pyfuse3.Operations):
                 batch = self._list_damaged(listing, after)
             for name, inode in batch:
                 if isinstance(inode, UnreadableInode):
-                    if not reply(token, name, attributes_of_unreadable(inode, bits), len(names) + 3):
+                    attributes = attributes_of_unreadable(inode, bits)
+                    if not reply(token, name, attributes, len(names) + 3):
                         return
-                    answers.told(inode.ino | bits)
+                    answers.told(int(attributes.st_ino))
                     names.append(name)
                     continue
                 if not reply(token, name, attributes_of(inode, bits), len(names) + 3):
@@ -284,14 +298,16 @@ class Looking(pyfuse3.Operations):
             raise FUSEError(errno.EIO)
 
     def _list_damaged(self, listing: _Listing, after: bytes) -> list[tuple[bytes, Inode]]:
-        """The entries that can be told; it is in the log which cannot."""
+        """The entries behind `after`, as far as they can be told; it is in the log of which there is only a name."""
         node = listing.node
-        batch, damaged = self._tree(node).readdir_damaged(node & INO_MASK, after, LISTING_BATCH)
-        for error in damaged:
-            log.error("listing of inode %d ends with EIO: an entry is left out: %s", node & INO_MASK, error)
-        listing.damaged |= bool(damaged)
+        batch = self._tree(node).readdir_damaged(node & INO_MASK, after, LISTING_BATCH)
+        found = [(name, inode) for name, inode in batch if name > after and _is_name(name)]
+        for name, inode in batch:
+            if not inode.ino:
+                log.error("listing of inode %d: the record of entry %r is damaged", node & INO_MASK, name)
+        listing.damaged |= len(found) < len(batch)
         listing.evictions = -1  # C must not take what it has been told of for all
-        return batch
+        return found
 
     def _list_control(self, node: int, start_id: int, token: ReaddirToken) -> None:
         reply = cast(Any, pyfuse3.readdir_reply)

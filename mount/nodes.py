@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from typing import Any, Final, cast
 
@@ -18,7 +19,7 @@ from tzfs import limits
 from tzfs.engine.engine import Engine
 from tzfs.engine.view import View
 from tzfs.errors import NotFound
-from tzfs.format.records import Inode
+from tzfs.format.records import Inode, UnreadableInode
 from tzfs.opening import HeadReader
 
 FOREVER_S: Final = 100_000_000  # three years; the kernel counts in jiffies and must not overflow
@@ -26,6 +27,7 @@ INO_MASK: Final = limits.INO_MAX
 CONTROL_TREE: Final = limits.SNAPSHOT_VIEWS_MAX - 1
 ZFS_NODE: Final = CONTROL_TREE << limits.INO_BITS | 1
 SNAPSHOTS_NODE: Final = CONTROL_TREE << limits.INO_BITS | 2
+DAMAGED_NODE: Final = CONTROL_TREE << limits.INO_BITS | 3  # whatever has a name, and nothing else is known of it
 ZFS_NAME: Final = b".zfs"
 SNAPSHOTS_NAME: Final = b"snapshot"
 
@@ -50,10 +52,16 @@ def attributes_of(inode: Inode, tree: int = 0) -> EntryAttributes:
     return entry
 
 
-def attributes_of_unreadable(inode: Inode, tree: int = 0) -> EntryAttributes:
-    """Enough for the name to be listed and removed: whoever wants to know more asks again, and hears what is wrong."""
+def attributes_of_unreadable(inode: UnreadableInode, tree: int = 0) -> EntryAttributes:
+    """Enough for the name to be listed, and removed where there is an inode: whoever wants to know more asks again, and
+    hears what is wrong."""
     entry = attributes_of(inode, tree)
     entry.attr_timeout = 0
+    entry.st_size = 1 << 62  # beyond the end sendfile would find nothing, without asking
+    if not inode.ino:
+        entry.st_ino = cast(Any, DAMAGED_NODE)
+        entry.st_mode = cast(Any, stat.S_IFREG)
+        entry.entry_timeout = 0
     return entry
 
 
@@ -105,6 +113,8 @@ class Views:
 
     def attributes(self, node: int) -> EntryAttributes:
         """The attributes of `.zfs` and `snapshot`: they change with the snapshots, of which nobody tells the kernel."""
+        if node == DAMAGED_NODE:
+            raise FUSEError(errno.EIO)
         entry = EntryAttributes()
         entry.st_ino = cast(Any, node)
         entry.st_mode = cast(Any, 0o40555)

@@ -21,7 +21,7 @@ Invariants:
 
 * Trio runs at least every TURN_MAX_NS, whatever the load, and when a thread job, a signal or a message from a socket
   waits for it: its epoll descriptor is polled beside the FUSE descriptor, at every fifth look for a request.  Once it
-  runs, whatever is runnable has run before the next request.
+  runs, whatever is runnable has run before the next request, and what that makes runnable, some rounds deep.
 * An idle process does not wake: at most one spin follows the last request, then the wait is trio's.  Spins in vain make
   spinning rarer, down to one wait in 16, so that slow traffic costs no processor time either.
 * A request may be withdrawn (its client was killed) between poll and read.  A blocking read would then hold the
@@ -233,6 +233,20 @@ class _Scheduled(trio.abc.Instrument):
         self.count += 1
 
 
+_counting: Final = trio.lowlevel.RunVar[_Scheduled]("what counts in this run of trio")
+
+
+def _scheduled() -> _Scheduled:
+    """What counts in this run of trio, from now on."""
+    try:
+        return _counting.get()
+    except LookupError:
+        made = _Scheduled()
+        _counting.set(made)
+        trio.lowlevel.add_instrument(made)
+        return made
+
+
 class _Lowlevel(types.ModuleType):
     """`trio.lowlevel` but for what is set on it."""
 
@@ -428,8 +442,7 @@ class Pump:
         if token is not self._token:
             self._token = token
             self._wake_fd = _wake_descriptor()
-            self._scheduled = _Scheduled()
-            trio.lowlevel.add_instrument(self._scheduled)
+            self._scheduled = _scheduled()
         scheduled, quiet = self._scheduled, 0
         for _ in range(_ROUNDS_MAX):
             before = scheduled.count

@@ -349,8 +349,10 @@ def committed_state(directory: Path) -> CommittedState:
 
 
 def _referenced(directory: Path, origin: Origin) -> tuple[int, int]:
-    """What the snapshot refers to that the clone in `directory` came from, and logically; 0 where that has gone since, or
-    cannot be read: that is for whoever asks about it."""
+    """What the snapshot refers to that the clone in `directory` came from, and logically.
+
+    0 where that has gone since, or cannot be read: that is for whoever asks about it.
+    """
     try:
         above = committed_state(directory.parent / f"{origin.partition:016x}")
     except (NotFound, ForeignStore, CorruptionError):

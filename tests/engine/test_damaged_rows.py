@@ -9,8 +9,9 @@ import pytest
 
 from tests.engine.conftest import Workspace
 from tzfs.engine.engine import Engine
+from tzfs.engine.namespace import RENAME_EXCHANGE
 from tzfs.engine.view import View
-from tzfs.errors import CorruptionError, NotFound
+from tzfs.errors import CorruptionError, NotADirectory, NotFound
 from tzfs.format import keys
 from tzfs.format.keys import ROOT, Table
 from tzfs.format.records import UnreadableInode
@@ -44,16 +45,22 @@ def _trees(ws: Workspace) -> list[Engine | View]:
     return [ws.engine, ws.engine.view("s")]
 
 
-def _list(tree: Engine | View, step: int = 3) -> tuple[dict[bytes, bool], list[CorruptionError]]:
-    """Name -> whether its inode can be read; and what is wrong with other entries."""
-    found, errors, after = dict[bytes, bool](), list[CorruptionError](), b""
-    while True:
-        entries, damaged = tree.readdir_damaged(ROOT, after, step)
-        errors += damaged
-        if not entries:
-            return found, errors
-        found |= {name: not isinstance(inode, UnreadableInode) for name, inode in entries}
-        after = entries[-1][0]
+def _list(tree: Engine | View, step: int = 3) -> dict[bytes, int]:
+    """Name -> the inode's number, 0 where it cannot be read, -1 where the entry cannot."""
+    found, after = dict[bytes, int](), b""
+    while entries := tree.readdir_damaged(ROOT, after, step):
+        names = [name for name, _ in entries]
+        assert names == sorted(names)
+        assert after < names[0]
+        assert not found.keys() & set(names)
+        for name, inode in entries:
+            found[name] = inode.ino if not isinstance(inode, UnreadableInode) else 0 if inode.ino else -1
+        after = names[-1]
+    return found
+
+
+def _expected(bad: int) -> dict[bytes, int]:
+    return {name: bad if name == BAD else number for number, name in enumerate(NAMES, 2)}
 
 
 def test_a_damaged_inode_is_listed_and_found_by_its_name(make: Callable[[], Workspace]) -> None:
@@ -61,7 +68,7 @@ def test_a_damaged_inode_is_listed_and_found_by_its_name(make: Callable[[], Work
     for tree in _trees(ws):
         with pytest.raises(CorruptionError):
             tree.readdir_plus(ROOT, b"", 100)
-        assert _list(tree) == ({name: name != BAD for name in NAMES}, [])
+        assert [_list(tree, step) for step in range(1, 25)] == [_expected(0)] * 24
         found = tree.find_damaged(ROOT, BAD)
         assert isinstance(found, UnreadableInode)
         assert (found.ino, found.mode) == (9, 0o100000)
@@ -70,15 +77,16 @@ def test_a_damaged_inode_is_listed_and_found_by_its_name(make: Callable[[], Work
             tree.find_damaged(ROOT, b"none")
 
 
-def test_a_damaged_entry_is_left_out_and_named(make: Callable[[], Workspace]) -> None:
+def test_of_a_damaged_entry_there_is_the_name(make: Callable[[], Workspace]) -> None:
     ws = _damaged(make, Table.DIRENT)
     for tree in _trees(ws):
-        found, errors = _list(tree)
-        assert found == dict.fromkeys([name for name in NAMES if name != BAD], True)
-        assert len(errors) == 1
-        assert BAD.hex() in str(errors[0])
+        assert [_list(tree, step) for step in range(1, 25)] == [_expected(-1)] * 24
         with pytest.raises(CorruptionError, match=BAD.hex()):
             tree.find_damaged(ROOT, BAD)
+    for remove in (ws.engine.unlink, ws.engine.rmdir):
+        with pytest.raises(CorruptionError, match=BAD.hex()):
+            remove(ROOT, BAD)
+    assert ws.engine.failed is None
 
 
 @pytest.mark.parametrize("table", [Table.INODE, Table.DIRENT])
@@ -87,11 +95,53 @@ def test_what_has_changed_since_is_listed_with_what_is_damaged(make: Callable[[]
     for n in range(3):
         ws.engine.rename(ROOT, NAMES[n], ROOT, b"g%02d" % n)
         ws.file(b"h%02d" % n)
+        ws.file(b"a%02d" % n)
         ws.engine.unlink(ROOT, NAMES[-1 - n])
-    expected = {*NAMES[3:-3], *(b"%c%02d" % (c, n) for c in b"gh" for n in range(3))}
-    found, errors = _list(ws.engine)
-    assert set(found) == (expected if table is Table.INODE else expected - {BAD})
-    assert len(errors) == (table is Table.DIRENT)
+    for n in range(6, 12):  # around it
+        if NAMES[n] != BAD:
+            ws.engine.unlink(ROOT, NAMES[n])
+    expected = {*NAMES[3:6], BAD, *NAMES[12:-3], *(b"%c%02d" % (c, n) for c in b"agh" for n in range(3))}
+    for step in range(1, 25):
+        found = _list(ws.engine, step)
+        assert set(found) == expected
+        assert [name for name, number in found.items() if number <= 0] == [BAD]
+
+
+def test_a_file_whose_inode_is_lost_is_like_one_whose_is_damaged(make: Callable[[], Workspace]) -> None:
+    ws = make()
+    lost = ws.file(b"lost", b"contents")
+    ws.engine.snapshot("s")
+    ws.engine.close()
+    txn = ws.meta.begin_write()
+    txn.delete(Table.INODE, keys.inode(lost) + keys.suffix(1))
+    txn.commit()
+    ws._reopen()
+    for tree in _trees(ws):
+        with pytest.raises(CorruptionError, match="does not exist"):
+            tree.lookup(ROOT, b"lost")
+        with pytest.raises(CorruptionError, match="does not exist"):
+            tree.readdir_plus(ROOT, b"", 10)
+        assert _list(tree) == {b"lost": 0}
+    ws.engine.unlink(ROOT, b"lost")
+    ws.restart()
+    assert _list(ws.engine) == {}
+
+
+def test_a_file_whose_inode_is_damaged_can_be_replaced(make: Callable[[], Workspace]) -> None:
+    ws = _damaged(make, Table.INODE)
+    number = ws.engine.lookup(ROOT, NAMES[0]).ino
+    with pytest.raises(CorruptionError):
+        ws.engine.rename(ROOT, NAMES[0], ROOT, BAD, RENAME_EXCHANGE)
+    with pytest.raises(CorruptionError):
+        ws.engine.rename(ROOT, BAD, ROOT, b"elsewhere")
+    directory = ws.engine.mkdir(ROOT, b"d", 0o755, uid=1, gid=1)
+    with pytest.raises(NotADirectory):
+        ws.engine.rename(ROOT, b"d", ROOT, BAD)
+    assert directory.nlink == 2
+    assert ws.engine.rename(ROOT, NAMES[0], ROOT, BAD) == (number, 9)
+    ws.restart()
+    assert ws.engine.lookup(ROOT, BAD).ino == number
+    assert NAMES[0] not in _list(ws.engine)
 
 
 @pytest.mark.parametrize("ending", ["crash", "restart"])
@@ -109,7 +159,7 @@ def test_a_file_whose_inode_is_damaged_can_be_removed(make: Callable[[], Workspa
     ws.settle()
     assert ws.engine.readdir_plus(ROOT, b"", 100) == []
     assert ws.engine.find(ROOT, BAD) is None
-    assert _list(ws.engine.view("s"))[0] == {name: name != BAD for name in NAMES}
+    assert _list(ws.engine.view("s")) == _expected(0)
     ws.engine.destroy(["s"])
     ws.settle()
     ws.restart()
@@ -127,10 +177,9 @@ def test_of_several_names_each_can_be_removed_and_the_record_goes_with_the_last(
     _damage(ws, Table.INODE, keys.inode(ino))
     for name in (b"two", b"one"):
         ws.engine.unlink(ROOT, name)
-        assert _list(ws.engine)[0].get(name) is None
-    assert _list(ws.engine)[0] == {b"three": False}
+    assert _list(ws.engine) == {b"three": 0}
     ws.restart()
-    assert _list(ws.engine)[0] == {b"three": False}
+    assert _list(ws.engine) == {b"three": 0}
     ws.engine.unlink(ROOT, b"three")
     ws.restart()
     assert [_rows(ws, table) for table in (Table.INODE, Table.DIRENT, Table.LINK)] == [1, 0, 0]
@@ -145,7 +194,7 @@ def test_a_directory_whose_inode_is_damaged_stays(make: Callable[[], Workspace])
         with pytest.raises(CorruptionError):
             remove(ROOT, b"d")
     assert ws.engine.failed is None
-    assert _list(ws.engine)[0] == {b"d": False}
+    assert _list(ws.engine) == {b"d": 0}
 
 
 def _rows(ws: Workspace, table: Table) -> int:

@@ -6,7 +6,9 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +17,30 @@ import pytest
 from tests.mount.workspace import Workspace, number_of
 from tzfs.format import keys
 from tzfs.format.keys import Table
+from tzfs.store.interface import WriteTransaction
 from tzfs.store.lmdb_store import LmdbMeta
 
 NAMES: Final = [f"file-{n:03}" for n in range(150)]  # several of the kernel's buffers
 BAD: Final = NAMES[70]
+
+
+@contextmanager
+def _tables(workspace: Workspace) -> Iterator[WriteTransaction]:
+    """The tables of the filesystem, which nobody has mounted, to be changed past all rules."""
+    with workspace.store() as store:
+        meta = LmdbMeta(store.get("ws").folder / "meta")
+    txn = meta.begin_write()
+    yield txn
+    txn.commit()
+    meta.close()
+
+
+def _damage(workspace: Workspace, table: Table, prefix: bytes) -> None:
+    """A bit of the newest version of a record changes."""
+    with _tables(workspace) as txn:
+        found = txn.seek(table, prefix, keys.EPOCH_MAX)
+        assert found is not None
+        txn.put(table, prefix + keys.suffix(found[0]), found[1][:-1] + bytes([found[1][-1] ^ 1]))
 
 
 @pytest.fixture
@@ -31,16 +53,8 @@ def damaged(workspace: Workspace) -> Callable[[Table], Workspace]:
                 (top / name).write_text(name)
             directory, ino = top.stat().st_ino, (top / BAD).stat().st_ino
             workspace.call("snapshot.create", name="s")
-        with workspace.store() as store:
-            folder = store.get("ws").folder
-        meta = LmdbMeta(folder / "meta")
-        txn = meta.begin_write()
         prefix = keys.inode(ino) if table is Table.INODE else keys.dirent(directory, BAD.encode())
-        found = txn.seek(table, prefix, keys.EPOCH_MAX)
-        assert found is not None
-        txn.put(table, prefix + keys.suffix(found[0]), found[1][:-1] + bytes([found[1][-1] ^ 1]))
-        txn.commit()
-        meta.close()
+        _damage(workspace, table, prefix)
         workspace.mount()
         return workspace
 
@@ -96,23 +110,81 @@ def test_a_file_with_a_damaged_inode_is_removed_without_having_been_listed(
     assert _listed(top) == (NAMES, 0)
 
 
-def test_a_damaged_entry_lets_the_others_be_listed_and_then_says_so(damaged: Callable[[Table], Workspace]) -> None:
+def test_nothing_is_read_of_a_damaged_file_and_it_can_be_replaced(damaged: Callable[[Table], Workspace]) -> None:
+    workspace = damaged(Table.INODE)
+    out = os.open(workspace.base / "out", os.O_WRONLY | os.O_CREAT)
+    for top in _trees(workspace):
+        fd = os.open(top / BAD, os.O_RDONLY)
+        for read in (
+            partial(os.read, fd, 10),
+            partial(os.pread, fd, 10, 5000),
+            partial(os.sendfile, out, fd, 0, 10),
+            partial(os.lseek, fd, 0, os.SEEK_END),
+            partial(os.fstat, fd),
+        ):
+            assert number_of(read) == errno.EIO, read
+        os.close(fd)
+    os.close(out)
+    top = workspace.mnt / "d"
+    (top / "new").write_text("new")
+    os.replace(top / "new", top / BAD)
+    assert (top / BAD).read_text() == "new"
+    assert _listed(top) == (NAMES, 0)
+
+
+def test_a_damaged_directory_does_not_take_those_in_it_along(workspace: Workspace) -> None:
+    with workspace.mounted():
+        (workspace.mnt / "upper" / "lower").mkdir(parents=True)
+        (workspace.mnt / "upper" / "lower" / "file").write_text("contents")
+        ino = (workspace.mnt / "upper").stat().st_ino
+    _damage(workspace, Table.INODE, keys.inode(ino))
+    with workspace.mounted():
+        assert os.listdir(workspace.mnt / "upper" / "lower") == ["file"]
+        assert (workspace.mnt / "upper" / "lower" / "file").read_text() == "contents"
+        assert number_of(lambda: os.listdir(workspace.mnt / "upper")) == errno.EIO
+
+
+def test_of_a_damaged_entry_there_is_the_name(damaged: Callable[[Table], Workspace]) -> None:
     workspace = damaged(Table.DIRENT)
     others = [name for name in NAMES if name != BAD]
     for top in _trees(workspace):
         for _ in range(2):
-            assert _listed(top) == (others, errno.EIO)
-            assert number_of((top / BAD).stat) == errno.EIO
+            assert _listed(top) == (NAMES, 0)
+            assert number_of((top / BAD).stat) == number_of((top / BAD).read_bytes) == errno.EIO
             assert [(top / name).read_text() for name in others] == others
-        told = subprocess.run(["ls", top], capture_output=True, text=True, check=False)
-        assert told.stdout.split() == others
+        told = subprocess.run(["ls", "-l", top], capture_output=True, text=True, check=False)
+        assert [line.split()[-1] for line in told.stdout.splitlines()[1:]] == NAMES
         assert told.returncode != 0
         assert "Input/output error" in told.stderr
-    lines = [line for line in workspace.log().splitlines() if "ERROR" in line and "damaged record dirent/" in line]
-    assert any(BAD.encode().hex() in line for line in lines), lines
+        copied = workspace.base / f"copy-of-{top.parent.name}"
+        told = subprocess.run(["cp", "-a", top, copied], capture_output=True, text=True, check=False)
+        assert told.returncode != 0
+        assert sorted(os.listdir(copied)) == others, told.stderr
+    lines = [line for line in workspace.log().splitlines() if "ERROR" in line]
+    assert any(f"the record of entry b'{BAD}' is damaged" in line for line in lines), lines
+    assert any("damaged record dirent/" in line and BAD.encode().hex() in line for line in lines), lines
     top = workspace.mnt / "d"
+    assert number_of((top / BAD).unlink) == errno.EIO
     for name in others:
         (top / name).unlink()
-    assert _listed(top) == ([], errno.EIO)
+    assert _listed(top) == ([BAD], 0)
     assert number_of(top.rmdir) == errno.ENOTEMPTY
     assert workspace.stats("failed") is None
+
+
+def test_a_damaged_entry_without_a_name_ends_the_listing_with_an_error(workspace: Workspace) -> None:
+    names = ["a", "m", "z"]
+    with workspace.mounted() as top:
+        (top / "d").mkdir()
+        for name in names:
+            (top / "d" / name).touch()
+        directory = (top / "d").stat().st_ino
+    with _tables(workspace) as txn:
+        prefix = keys.dirent(directory, b"m")
+        found = txn.seek(Table.DIRENT, prefix, keys.EPOCH_MAX)
+        assert found is not None
+        txn.delete(Table.DIRENT, prefix + keys.suffix(found[0]))
+        txn.put(Table.DIRENT, keys.dirent(directory, b"m/") + keys.suffix(found[0]), found[1])
+    with workspace.mounted() as top:
+        for _ in range(2):
+            assert _listed(top / "d") == (["a", "z"], errno.EIO)

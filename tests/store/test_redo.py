@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,9 @@ operations = st.lists(
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "redo"
+    folder = tmp_path / "a store's"
+    folder.mkdir()
+    return folder / "redo"
 
 
 def logged(path: Path, base: int, guid: bytes = GUID) -> list[Operation]:
@@ -138,7 +141,7 @@ def test_damage_before_a_whole_group_is_told_and_can_be_given_up(path: Path, gro
     with pytest.raises(CorruptionError, match=f"byte {group * 8192} is damaged") as told:
         logged(path, 7)
     assert told.value.hint is not None
-    command, option, size, name = told.value.hint.rsplit(": ", 1)[1].split()
+    command, option, size, name = shlex.split(told.value.hint.rsplit(": ", 1)[1])
     assert (command, option, name) == ("truncate", "-s", str(path))
     os.truncate(path, int(size))
     assert logged(path, 7) == [operation for n in range(group) for operation in (WRITE, unlink(n))]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tzfs.engine import reads
+from tzfs.engine.damaged import inode_or_less, lost, with_damaged
 from tzfs.engine.head import Head
-from tzfs.errors import CorruptionError, NotFound
+from tzfs.errors import NotFound
 from tzfs.format import keys
 from tzfs.format.keys import Ino, Table
 from tzfs.format.records import Inode, unpack_dirent
@@ -17,7 +18,7 @@ class Listings:
         self._head = head
 
     def readdir(
-        self, ino: int, after: bytes, limit: int, damaged: list[CorruptionError] | None = None
+        self, ino: int, after: bytes, limit: int, damaged: list[bytes] | None = None
     ) -> list[tuple[bytes, Ino, int]]:
         """At most `limit` entries (name, inode, file type) with names above `after`, ascending; no `.`, no `..`.
 
@@ -72,20 +73,20 @@ class Listings:
             if inode is None:
                 inode = loaded[i]
                 if inode is None:
-                    inode = head.inode(i)  # says what is wrong
-                else:
-                    known[i] = inode
+                    raise lost(ino, name, i)
+                known[i] = inode
             out.append((name, inode))
         return out
 
-    def readdir_damaged(
-        self, ino: int, after: bytes, limit: int
-    ) -> tuple[list[tuple[bytes, Inode]], list[CorruptionError]]:
-        """What can be told where `readdir_plus` fails: the entries, with `UnreadableInode` for inodes that cannot be
-        read, and what is wrong with entries that are not among them."""
-        damaged: list[CorruptionError] = []
+    def readdir_damaged(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
+        """What can be told where `readdir_plus` fails: `UnreadableInode` where the inode cannot be read, or the entry.
+
+        Of the latter there may be more than `limit`.
+        """
+        damaged: list[bytes] = []
         entries = self.readdir(ino, after, limit, damaged)
-        return [(name, reads.inode_or_less(self._head.inode, i, kind)) for name, i, kind in entries], damaged
+        found = [(name, inode_or_less(self._head.inode, i, kind)) for name, i, kind in entries]
+        return with_damaged(found, damaged, limit)
 
     def find_damaged(self, parent: int, name: bytes) -> Inode:
         """What the entry tells where `find` fails; `CorruptionError` where that is what is damaged."""
@@ -94,4 +95,4 @@ class Listings:
         entry = changed[name] if name in changed else reads.dirent_at(head.look, parent, name, head.epoch_of(parent))
         if entry is None:
             raise NotFound(f"no entry {name!r} in directory {parent}")
-        return reads.inode_or_less(head.inode, *entry)
+        return inode_or_less(head.inode, *entry)

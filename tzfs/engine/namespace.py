@@ -16,6 +16,7 @@ from typing import Final
 from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.contents import ContentsTable
+from tzfs.engine.damaged import DamagedInode, lost
 from tzfs.engine.entry_rows import EntryRows
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head, check_name
 from tzfs.errors import (
@@ -28,12 +29,13 @@ from tzfs.errors import (
     NotEmpty,
     NotFound,
     NotPermitted,
+    Stale,
     TooManyLinks,
 )
 from tzfs.format import keys
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino
 from tzfs.format.operations import Op
-from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode, UnreadableInode
+from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -53,7 +55,24 @@ class Namespace:
     # -- looking up ------------------------------------------------------------------------------------------------
 
     def _must(self, directory: int, name: bytes) -> Inode:
-        return self._head.inode(self._entry(directory, name)[0])
+        return self._inode_of(directory, name, self._entry(directory, name)[0])
+
+    def _inode_of(self, directory: int, name: bytes, ino: Ino) -> Inode:
+        """What an entry names is there, or lost."""
+        try:
+            return self._head.inode(ino)
+        except Stale:
+            raise lost(directory, name, ino) from None
+
+    def _to_remove(self, directory: int, name: bytes, entry: tuple[Ino, int]) -> Inode:
+        """What an entry names, also where its record is damaged, unless that is a directory's."""
+        ino, kind = entry
+        try:
+            return self._inode_of(directory, name, ino)
+        except CorruptionError as error:
+            if kind == S_IFDIR >> 12:
+                raise
+            return DamagedInode.of(self._head, ino, kind, error)
 
     def _entry(self, directory: int, name: bytes) -> tuple[Ino, int]:
         entry = self._entries.to_change(directory, name)
@@ -83,7 +102,7 @@ class Namespace:
 
     def _named(self, parent: int, name: bytes) -> Inode | None:
         entry = self._entries.find(parent, name)
-        return None if entry is None else self._head.inode(entry[0])
+        return None if entry is None else self._inode_of(parent, name, entry[0])
 
     def parent_of(self, ino: int) -> Ino:
         """The directory that holds the directory `ino`; the root is its own parent."""
@@ -244,13 +263,7 @@ class Namespace:
         head.check()
         head.pace()
         directory = head.directory(parent)
-        ino, kind = self._entry(parent, name)
-        try:
-            inode = head.inode(ino)
-        except CorruptionError as error:
-            if kind == S_IFDIR >> 12:
-                raise
-            return self._unlink_damaged(directory, name, UnreadableInode(ino, kind), error, now_ns)
+        inode = self._to_remove(parent, name, self._entry(parent, name))
         if inode.mode & S_IFMT == S_IFDIR:
             raise IsADirectory(f"{name!r} in directory {parent} is a directory")
         head.begin_change()
@@ -259,28 +272,6 @@ class Namespace:
         self._unname(inode, parent, name, now)
         head.end_change((Op.UNLINK, now, parent, name))
         return inode.ino
-
-    def _unlink_damaged(
-        self, directory: Inode, name: bytes, inode: UnreadableInode, error: CorruptionError, now_ns: int | None
-    ) -> Ino:
-        """Removes a name of what is not a directory, and whose record is damaged.  With its last name the record goes;
-        what it held, nobody knows: it stays."""
-        head, ino = self._head, inode.ino
-        names = {keys.link_name(key) for key in reads.linked_rows(head.look, ino, head.epoch)}
-        for (linked, parent, other), present in head.links.items():
-            if linked == ino:
-                (names.add if present else names.discard)((Ino(parent), other))
-        head.begin_change()
-        now = head.clock() if now_ns is None else now_ns
-        self._set_entry(directory, name, None, now)
-        if names:
-            self._set_link(ino, directory.ino, name, present=False)
-        if not names - {(directory.ino, name)}:
-            self._count(inode, -1)
-            self._bury(inode, head.epoch)
-            head.drift.append(f"{error}; what it held is not given back")
-        head.end_change((Op.UNLINK, now, directory.ino, name))
-        return ino
 
     def rmdir(self, parent: int, name: bytes) -> Ino:
         """Removes an empty directory; its inode number.  `NotFound`, `NotADirectory`, `NotEmpty`."""
@@ -304,6 +295,9 @@ class Namespace:
     def _unname(self, inode: Inode, parent: int, name: bytes, now: int) -> None:
         """A name of the inode goes; the entry itself is the caller's."""
         head, ino = self._head, inode.ino
+        if isinstance(inode, DamagedInode):
+            self._unname_damaged(inode, parent, name)
+            return
         if not inode.name:
             self._set_link(ino, parent, name, present=False)
         inode.ctime_ns = now
@@ -320,6 +314,16 @@ class Namespace:
             head.orphans_changed.add(ino)
         else:
             self._bury(inode, head.epoch)
+
+    def _unname_damaged(self, inode: DamagedInode, parent: int, name: bytes) -> None:
+        """With its last name go its record and its attributes; of its contents nobody knows, so they stay."""
+        head = self._head
+        if inode.names:
+            self._set_link(inode.ino, parent, name, present=False)
+        if not inode.names - {(parent, name)}:
+            self._count(inode, -1)
+            self._bury(inode, head.epoch)
+            head.drift.append(f"{inode.error}; what it held is not given back")
 
     def _bury(self, inode: Inode, at: Epoch) -> None:
         head, ino = self._head, inode.ino
@@ -370,10 +374,12 @@ class Namespace:
         target = self._for_entry(new_parent, new_name)
         inode = self._must(parent, name)
         entry = self._entries.to_change(new_parent, new_name)
-        over = head.inode(entry[0]) if entry is not None else None
+        over = None if entry is None else self._to_remove(new_parent, new_name, entry)
         if flags & RENAME_EXCHANGE:
             if over is None:
                 raise NotFound(f"no entry {new_name!r} in directory {new_parent} to exchange with")
+            if isinstance(over, DamagedInode):
+                raise over.error
             self._check_move(inode, source, target, over)
             self._check_move(over, target, source, inode)
             if inode is not over:

@@ -9,14 +9,14 @@ Invariant: a plan never returns bytes that do not match their sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from tzfs.engine.compression import Decoded, decoded_of, load
 from tzfs.engine.foreign import level_of, location, tagged
-from tzfs.errors import CorruptionError, Stale
+from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Ino, Table
-from tzfs.format.records import Inode, Reclaim, UnreadableInode
+from tzfs.format.records import Inode, Reclaim
 from tzfs.format.slices import CODEC_RAW, Slice, unpack_slices
 from tzfs.limits import PAGE_BYTES
 from tzfs.native import gather, pages_match
@@ -48,14 +48,6 @@ def _decode_inode(ino: int, found: tuple[Epoch, bytes]) -> Inode | None:
     return None if body is None else records.unpack_inode(Ino(ino), key, body)
 
 
-def inode_or_less(load: Callable[[int], Inode], ino: Ino, kind: int) -> Inode:
-    """The inode that an entry names, or what the entry tells of one whose record is damaged or lost."""
-    try:
-        return load(ino)
-    except (CorruptionError, Stale):
-        return UnreadableInode(ino, kind)
-
-
 def dirent_at(txn: ReadTransaction, directory: int, name: bytes, epoch: int) -> tuple[Ino, int] | None:
     """(inode, file type) of an entry; None where there is none."""
     prefix = keys.dirent(directory, name)
@@ -78,13 +70,13 @@ def named_rows(
     after: bytes,
     epoch: int,
     limit: int,
-    damaged: list[CorruptionError] | None = None,
+    damaged: list[bytes] | None = None,
 ) -> list[tuple[bytes, bytes]]:
     """(whole key, body) of at most `limit` rows of a table whose keys end in a name, as visible at `epoch`.
 
     `prefix` is what stands before the name; names come ascending, those above `after` only.  Versions that `epoch`
     does not see are skipped by seeking, so that a listing does not pay for a directory's past.  Rows that are damaged
-    are left out where `damaged` is given, and what is wrong with them goes there; else the first is raised.
+    are left out where `damaged` is given, and their names go there; else the first is raised.
     """
     out: list[tuple[bytes, bytes]] = []
     stop = keys.after(prefix)
@@ -105,10 +97,10 @@ def named_rows(
             done = named
             try:
                 body = records.unseal(table, key, value)
-            except CorruptionError as error:
+            except CorruptionError:
                 if damaged is None:
                     raise
-                damaged.append(error)
+                damaged.append(named[len(prefix) : -1])
                 continue
             if body is not None:
                 out.append((key, body))

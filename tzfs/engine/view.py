@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.attributes import xattr_at, xattr_names_at
+from tzfs.engine.damaged import inode_or_less, lost, with_damaged
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT
 from tzfs.engine.reads import ReadPlan
 from tzfs.errors import (
@@ -99,7 +100,10 @@ class View:
             if entry is None:
                 self._directory(txn, parent)
                 return None
-            return self._inode(txn, entry[0])
+            inode = reads.inode_at(txn, entry[0], self._epoch)
+            if inode is None:
+                raise lost(parent, name, entry[0])
+            return inode
 
         return self._in(look)
 
@@ -122,7 +126,7 @@ class View:
         ino: int,
         after: bytes,
         limit: int,
-        damaged: list[CorruptionError] | None = None,
+        damaged: list[bytes] | None = None,
     ) -> list[tuple[bytes, Ino, int]]:
         self._directory(txn, ino)
         rows = reads.named_rows(txn, Table.DIRENT, keys.u64(ino), after, self._epoch, limit, damaged)
@@ -139,24 +143,23 @@ class View:
             for name, i, _ in entries:
                 inode = inodes[i]
                 if inode is None:
-                    raise CorruptionError(f"entry {name!r} of directory {ino} names inode {i}, which does not exist")
+                    raise lost(ino, name, i)
                 out.append((name, inode))
             return out
 
         return self._in(look)
 
-    def readdir_damaged(
-        self, ino: int, after: bytes, limit: int
-    ) -> tuple[list[tuple[bytes, Inode]], list[CorruptionError]]:
+    def readdir_damaged(self, ino: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """As the engine's."""
-        damaged: list[CorruptionError] = []
 
         def look(txn: ReadTransaction) -> list[tuple[bytes, Inode]]:
+            damaged: list[bytes] = []
             entries = self._readdir(txn, ino, after, limit, damaged)
             load = partial(self._inode, txn)
-            return [(name, reads.inode_or_less(load, i, kind)) for name, i, kind in entries]
+            found = [(name, inode_or_less(load, i, kind)) for name, i, kind in entries]
+            return with_damaged(found, damaged, limit)
 
-        return self._in(look), damaged
+        return self._in(look)
 
     def find_damaged(self, parent: int, name: bytes) -> Inode:
         """As the engine's."""
@@ -165,7 +168,7 @@ class View:
             entry = reads.dirent_at(txn, parent, name, self._epoch)
             if entry is None:
                 raise NotFound(f"no entry {name!r} in directory {parent} of snapshot {self.name}")
-            return reads.inode_or_less(partial(self._inode, txn), *entry)
+            return inode_or_less(partial(self._inode, txn), *entry)
 
         return self._in(look)
 

@@ -155,7 +155,7 @@ class Inode:
 
 
 class UnreadableInode(Inode):
-    """What the entry that names it tells of an inode whose record is damaged: number and type."""
+    """What the entry that names it tells of an inode whose record is damaged: number and type; 0 where the entry is."""
 
     __slots__ = ()
 

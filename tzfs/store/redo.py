@@ -36,6 +36,7 @@ Integers are big-endian.  Invariants:
 from __future__ import annotations
 
 import os
+import shlex
 import struct
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -145,10 +146,11 @@ class RedoLog:
         for behind in range(at + PAGE_BYTES, len(raw), PAGE_BYTES):
             group = self._group(raw, behind, base)
             if group and group.body is not None and group.number > len(bodies) and group.nonce == first.nonce:
+                path = shlex.quote(os.fspath(self._path))
                 raise CorruptionError(
                     f"{self._path}: what an fsync wrote at byte {at} is damaged, and what later ones wrote needs it",
-                    hint=f"restore the file from a copy, or give up what was fsynced from there on, at most the last "
-                    f"second before the crash: truncate -s {at} {self._path}",
+                    hint="copied while mounted? copy it again while it is not; or give up what was fsynced from there "
+                    f"on, at most the last second before the crash: truncate -s {at} {path}",
                 )
         return unpack_operations(b"".join(bodies), os.fspath(self._path))
 
