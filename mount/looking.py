@@ -21,7 +21,7 @@ from tzfs.engine.damaged import inode_or_less
 from tzfs.engine.engine import Engine
 from tzfs.engine.head import check_name
 from tzfs.engine.view import View
-from tzfs.errors import CorruptionError, MountFailed, UsageError
+from tzfs.errors import CorruptionError, MountFailed, TzfsError, UsageError
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode, UnreadableInode
 from tzfs.mount.answers import Answers
@@ -91,6 +91,7 @@ class Looking(pyfuse3.Operations):
         self._snapdir_visible = snapdir_visible
         self._views = Views(self._snapshots)
         self._listings: dict[int, _Listing] = {}
+        self._reported: set[tuple[int, bytes]] = set()  # entries of which there is only a name: once in the log each
         self._next_listing = 1
         self.answers = Answers(live_max=INO_MASK, writing=WRITING, valid_s=FOREVER_S, writable=self._engine is not None)
         self.requests = {kind: RequestStatistics() for kind in KINDS}
@@ -268,9 +269,11 @@ class Looking(pyfuse3.Operations):
         told = len(names)
         while True:
             try:
-                batch = tree.readdir_plus(ino, after, LISTING_BATCH)
-            except CorruptionError:
-                batch = self._list_damaged(listing, after)
+                batch = self._batch(listing, after)
+            except TzfsError:
+                if len(names) > told:
+                    return  # the kernel refers to those from now on; it asks for the rest, and hears it then
+                raise
             for name, inode in batch:
                 if isinstance(inode, UnreadableInode):
                     attributes = attributes_of_unreadable(inode, bits)
@@ -297,14 +300,19 @@ class Looking(pyfuse3.Operations):
         if listing.damaged and begun and len(names) == told:
             raise FUSEError(errno.EIO)
 
-    def _list_damaged(self, listing: _Listing, after: bytes) -> list[tuple[bytes, Inode]]:
-        """The entries behind `after`, as far as they can be told; it is in the log of which there is only a name."""
+    def _batch(self, listing: _Listing, after: bytes) -> list[tuple[bytes, Inode]]:
+        """Entries behind `after`, as far as they can be told; it is in the log of which there is only a name."""
         node = listing.node
-        batch = self._tree(node).readdir_damaged(node & INO_MASK, after, LISTING_BATCH)
+        tree, ino = self._tree(node), node & INO_MASK
+        try:
+            return tree.readdir_plus(ino, after, LISTING_BATCH)
+        except CorruptionError:
+            batch = tree.readdir_damaged(ino, after, LISTING_BATCH)
         found = [(name, inode) for name, inode in batch if name > after and _is_name(name)]
         for name, inode in batch:
-            if not inode.ino:
-                log.error("listing of inode %d: the record of entry %r is damaged", node & INO_MASK, name)
+            if not inode.ino and (node, name) not in self._reported:
+                self._reported.add((node, name))
+                log.error("listing of inode %d: the record of entry %r is damaged", ino, name)
         listing.damaged |= len(found) < len(batch)
         listing.evictions = -1  # C must not take what it has been told of for all
         return found

@@ -21,7 +21,8 @@ Invariants:
 
 * Trio runs at least every TURN_MAX_NS, whatever the load, and when a thread job, a signal or a message from a socket
   waits for it: its epoll descriptor is polled beside the FUSE descriptor, at every fifth look for a request.  Once it
-  runs, whatever is runnable has run before the next request, and what that makes runnable, some rounds deep.
+  runs, whatever is runnable has run before the next request, and what that makes runnable, some rounds deep.  After a
+  wait that was trio's the request comes first: what was made runnable in the same moment waits for the next turn.
 * An idle process does not wake: at most one spin follows the last request, then the wait is trio's.  Spins in vain make
   spinning rarer, down to one wait in 16, so that slow traffic costs no processor time either.
 * A request may be withdrawn (its client was killed) between poll and read.  A blocking read would then hold the

@@ -31,13 +31,14 @@ class Workspace:
 
     def crash(self) -> None:
         self.engine.abandon()
-        self._reopen()
+        self.reopen()
 
     def restart(self) -> None:
         self.engine.close()
-        self._reopen()
+        self.reopen()
 
-    def _reopen(self) -> None:
+    def reopen(self) -> None:
+        """The same stores in a new engine; the old one has been closed, or broken off."""
         self.meta, self.payload = self.meta.after_crash(), self.payload.after_crash()
         self.engine = Engine(self.meta, self.payload, settings=self.settings)
 

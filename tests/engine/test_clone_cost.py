@@ -53,11 +53,11 @@ class CountedTables:
     """An origin's tables, whose transactions are counted."""
 
     def __init__(self, meta: MemoryMeta) -> None:
-        self._meta = meta
+        self.meta = meta
         self.asked: Counter[str] = Counter()
 
     def begin_read(self) -> ReadTransaction:
-        return Counted(self._meta.begin_read(), self.asked)
+        return Counted(self.meta.begin_read(), self.asked)
 
 
 def chain() -> tuple[Engine, list[CountedTables]]:

@@ -30,7 +30,7 @@ def _damaged(make: Callable[[], Workspace], *indexes: int) -> tuple[Workspace, i
         key = keys.chunk(data, index) + keys.suffix(found[0])
         txn.put(Table.CHUNK, key, found[1][:-1] + bytes([found[1][-1] ^ 1]))
     txn.commit()
-    ws._reopen()
+    ws.reopen()
     return ws, ino
 
 

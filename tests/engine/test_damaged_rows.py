@@ -7,7 +7,10 @@ from typing import Final
 
 import pytest
 
+from tests.damaging import damage
 from tests.engine.conftest import Workspace
+from tests.engine.test_clone_cost import chain
+from tests.engine.test_redo import Logged
 from tzfs.engine.engine import Engine
 from tzfs.engine.namespace import RENAME_EXCHANGE
 from tzfs.engine.view import View
@@ -15,20 +18,19 @@ from tzfs.errors import CorruptionError, NotADirectory, NotFound
 from tzfs.format import keys
 from tzfs.format.keys import ROOT, Table
 from tzfs.format.records import UnreadableInode
+from tzfs.store.interface import WriteTransaction
 
 NAMES: Final = [b"f%02d" % n for n in range(20)]
 BAD: Final = b"f07"
 
 
-def _damage(ws: Workspace, table: Table, prefix: bytes) -> None:
-    """A bit of the newest version of a record changes."""
+def _damage(ws: Workspace, *records: tuple[Table, bytes]) -> None:
     ws.engine.close()
     txn = ws.meta.begin_write()
-    found = txn.seek(table, prefix, keys.EPOCH_MAX)
-    assert found is not None
-    txn.put(table, prefix + keys.suffix(found[0]), found[1][:-1] + bytes([found[1][-1] ^ 1]))
+    for table, prefix in records:
+        damage(txn, table, prefix)
     txn.commit()
-    ws._reopen()
+    ws.reopen()
 
 
 def _damaged(make: Callable[[], Workspace], table: Table) -> Workspace:
@@ -37,7 +39,7 @@ def _damaged(make: Callable[[], Workspace], table: Table) -> Workspace:
         ws.file(name, b"contents")
     ino = ws.engine.lookup(ROOT, BAD).ino
     ws.engine.snapshot("s")
-    _damage(ws, table, keys.inode(ino) if table is Table.INODE else keys.dirent(ROOT, BAD))
+    _damage(ws, (table, keys.inode(ino) if table is Table.INODE else keys.dirent(ROOT, BAD)))
     return ws
 
 
@@ -115,7 +117,7 @@ def test_a_file_whose_inode_is_lost_is_like_one_whose_is_damaged(make: Callable[
     txn = ws.meta.begin_write()
     txn.delete(Table.INODE, keys.inode(lost) + keys.suffix(1))
     txn.commit()
-    ws._reopen()
+    ws.reopen()
     for tree in _trees(ws):
         with pytest.raises(CorruptionError, match="does not exist"):
             tree.lookup(ROOT, b"lost")
@@ -167,14 +169,15 @@ def test_a_file_whose_inode_is_damaged_can_be_removed(make: Callable[[], Workspa
     assert _rows(ws, Table.DIRENT) == 0
 
 
+@pytest.mark.parametrize("damaged", [[], [b"one"], [b"three"], [b"one", b"two", b"three"]])
 def test_of_several_names_each_can_be_removed_and_the_record_goes_with_the_last(
-    make: Callable[[], Workspace],
+    make: Callable[[], Workspace], damaged: list[bytes]
 ) -> None:
     ws = make()
     ino = ws.file(b"one", b"contents")
     for name in (b"two", b"three"):
         ws.engine.link(ino, ROOT, name)
-    _damage(ws, Table.INODE, keys.inode(ino))
+    _damage(ws, (Table.INODE, keys.inode(ino)), *((Table.LINK, keys.link(ino, ROOT, name)) for name in damaged))
     for name in (b"two", b"one"):
         ws.engine.unlink(ROOT, name)
     assert _list(ws.engine) == {b"three": 0}
@@ -189,12 +192,107 @@ def test_a_directory_whose_inode_is_damaged_stays(make: Callable[[], Workspace])
     ws = make()
     ino = ws.engine.mkdir(ROOT, b"d", 0o755, uid=1, gid=1).ino
     ws.file(b"inside", b"", ino)
-    _damage(ws, Table.INODE, keys.inode(ino))
+    _damage(ws, (Table.INODE, keys.inode(ino)))
     for remove in (ws.engine.unlink, ws.engine.rmdir):
         with pytest.raises(CorruptionError):
             remove(ROOT, b"d")
     assert ws.engine.failed is None
     assert _list(ws.engine) == {b"d": 0}
+
+
+LONG: Final = bytes(20_000)  # more than fits a record: it lies in an extent
+LOST: Final = {"inode": ["inode"], "value": ["small", "large"], "both": ["inode", "small", "large"]}
+
+
+def _damage_attributes(txn: WriteTransaction, ino: int, kind: str) -> None:
+    for what in LOST[kind]:
+        if what == "inode":
+            damage(txn, Table.INODE, keys.inode(ino))
+        else:
+            damage(txn, Table.XATTR, keys.xattr(ino, b"user." + what.encode()))
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("seen", [False, True])
+def test_damaged_attributes_go_with_their_file(make: Callable[[], Workspace], kind: str, seen: bool) -> None:
+    ws = make()
+    ino = ws.file(b"f", b"contents")
+    for name, value in ((b"user.small", b"value"), (b"user.large", LONG), (b"user.sound", LONG)):
+        ws.engine.setxattr(ino, name, value)
+    if seen:
+        ws.engine.snapshot("s")
+    ws.engine.close()
+    txn = ws.meta.begin_write()
+    _damage_attributes(txn, ino, kind)
+    txn.commit()
+    ws.reopen()
+    ws.engine.unlink(ROOT, b"f")
+    ws.engine.commit()
+    assert len([line for line in ws.engine.drift if "not given back" in line]) == len(LOST[kind])
+    ws.settle()
+    ws.restart()
+    if seen:
+        ws.engine.destroy(["s"])
+        ws.settle()
+        ws.restart()
+    assert [_rows(ws, table) for table in (Table.INODE, Table.DIRENT, Table.XATTR)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_removing_a_damaged_file_is_done_again_from_the_redo_log(kind: str) -> None:
+    fs = Logged()
+    ino = fs.file(b"f", b"contents")
+    fs.engine.setxattr(ino, b"user.small", b"value")
+    fs.engine.setxattr(ino, b"user.large", LONG)
+    fs.file(b"other", b"contents")
+    fs.engine.close()
+    txn = fs.meta.begin_write()
+    _damage_attributes(txn, ino, kind)
+    txn.commit()
+    fs.crash()
+    fs.engine.unlink(ROOT, b"f")
+    fs.engine.harden()
+    fs.crash()
+    assert fs.engine.redone == 1
+    assert [name for name, _ in fs.engine.readdir_plus(ROOT, b"", 10)] == [b"other"]
+    fs.engine.close()
+
+
+@pytest.mark.parametrize("kind", ["damaged", "lost"])
+def test_an_orphan_whose_record_is_damaged_ends_all_the_same(make: Callable[[], Workspace], kind: str) -> None:
+    ws = make()
+    ino = ws.file(b"f", b"contents")
+    ws.engine.commit()
+    ws.engine.referenced = lambda number: True
+    ws.engine.unlink(ROOT, b"f")
+    ws.engine.commit()
+    ws.engine.abandon()  # else the engine would bury it
+    ws.meta, ws.payload = ws.meta.after_crash(), ws.payload.after_crash()
+    txn = ws.meta.begin_write()
+    if kind == "damaged":
+        damage(txn, Table.INODE, keys.inode(ino))
+    else:
+        for key, _ in list(txn.range(Table.INODE, keys.inode(ino))):
+            txn.delete(Table.INODE, key)
+    txn.commit()
+    ws.reopen()
+    ws.settle()
+    ws.restart()
+    assert [_rows(ws, table) for table in (Table.INODE, Table.DIRENT, Table.ORPHAN)] == [1, 0, 0]
+
+
+def test_what_a_clone_inherits_damaged_can_be_removed_there() -> None:
+    engine, origins = chain()
+    txn = origins[-1].meta.begin_write()
+    damage(txn, Table.INODE, keys.inode(9))
+    txn.commit()
+    with pytest.raises(CorruptionError):
+        engine.lookup(ROOT, b"007")
+    engine.unlink(ROOT, b"007")
+    engine.commit()
+    assert engine.find(ROOT, b"007") is None
+    assert b"007" not in [name for name, _ in engine.readdir_plus(ROOT, b"", 1000)]
+    engine.close()
 
 
 def _rows(ws: Workspace, table: Table) -> int:

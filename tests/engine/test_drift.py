@@ -27,7 +27,7 @@ def lost(ws: Workspace, table: Table) -> None:
         assert count + size > 0
         txn.put(table, key, records.seal(table, key, records.pack_plain(table, 0, 0, *end)))
     txn.commit()
-    ws._reopen()
+    ws.reopen()
 
 
 def counters(ws: Workspace) -> Counters:
@@ -46,7 +46,7 @@ def zeroed(ws: Workspace, *names: str) -> None:
     txn = ws.meta.begin_write()
     txn.put(Table.SYS, COUNTERS_KEY, records.seal(Table.SYS, COUNTERS_KEY, pack_counters(found)))
     txn.commit()
-    ws._reopen()
+    ws.reopen()
 
 
 @pytest.mark.parametrize("what", ["files", "directories", "symlinks", "others"])

@@ -188,7 +188,7 @@ def forgotten(ws: Workspace) -> None:
     assert superblock.has(SAVED)
     txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(superblock.with_features([SAVED], on=False)))
     txn.commit()
-    ws._reopen()
+    ws.reopen()
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -44,6 +44,7 @@ from tests.mount.answers_world import (
 )
 from tests.mount.wire import Kernel
 from tzfs.engine.engine import Engine, Settings
+from tzfs.errors import StoreError
 from tzfs.format.keys import ROOT
 from tzfs.format.records import Inode
 from tzfs.mount.operations import Operations
@@ -186,3 +187,30 @@ def test_what_a_rename_replaces_is_told_of_when_it_is_forgotten() -> None:
         assert w.kernel.forget(replaced, 1)
         w.operations.answers.bury()
         assert w.engine.orphans == 0
+
+
+def test_what_a_listing_has_told_counts_also_where_it_then_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refers to the entries of an answer: an error instead of it would leave them counted for ever."""
+    w = made()
+    names = [b"%03d" % number for number in range(60)]  # more than one batch
+    for each in names:
+        w.engine.mknod(ROOT, each, 0o100644, uid=0, gid=0)
+    handle = result(w.operations.opendir(ROOT, CONTEXT))
+    true = w.engine.readdir_plus
+
+    def failing(ino: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
+        if after:
+            raise StoreError("meta: read: Input/output error")
+        return true(ino, after, limit)
+
+    with w.kernel:
+        monkeypatch.setattr(w.engine, "readdir_plus", failing)
+        taken: list[bytes] = []
+        result(w.operations.readdir(handle, 0, cast(Any, (taken, 1000))))
+        assert taken == [b".", b"..", *names[:48]]
+        with pytest.raises(Refused, match="5"):
+            result(w.operations.readdir(handle, len(taken), cast(Any, (taken, 1000))))
+        monkeypatch.undo()
+        result(w.operations.readdir(handle, len(taken), cast(Any, (taken, 1000))))
+        assert taken == [b".", b"..", *names, b".zfs"]
+        assert [w.operations.answers.forget(node, 1) for node in range(2, 62)] == [True] * 60

@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from tests.damaging import damage
 from tests.mount.workspace import Workspace, number_of
 from tzfs.format import keys
 from tzfs.format.keys import Table
@@ -36,11 +37,8 @@ def _tables(workspace: Workspace) -> Iterator[WriteTransaction]:
 
 
 def _damage(workspace: Workspace, table: Table, prefix: bytes) -> None:
-    """A bit of the newest version of a record changes."""
     with _tables(workspace) as txn:
-        found = txn.seek(table, prefix, keys.EPOCH_MAX)
-        assert found is not None
-        txn.put(table, prefix + keys.suffix(found[0]), found[1][:-1] + bytes([found[1][-1] ^ 1]))
+        damage(txn, table, prefix)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tzfs.engine.reads import ReadPlan
 from tzfs.engine.settling import extent_charge
 from tzfs.errors import (
     AttributeTooBig,
+    CorruptionError,
     Exists,
     FileTooBig,
     InvalidArgument,
@@ -52,6 +53,13 @@ def xattr_names_at(txn: ReadTransaction, ino: int, epoch: int) -> list[bytes]:
     """The names of an inode's stored attributes as visible at `epoch`, ascending."""
     rows = reads.named_rows(txn, Table.XATTR, keys.u64(ino), b"", epoch, limits.XATTR_LIST_BYTES_MAX)
     return [keys.xattr_name(key) for key, _ in rows]
+
+
+def _all_names_at(txn: ReadTransaction, ino: int, epoch: int) -> list[bytes]:
+    """`xattr_names_at`, and those with damaged records: what goes with the inode."""
+    damaged: list[bytes] = []
+    rows = reads.named_rows(txn, Table.XATTR, keys.u64(ino), b"", epoch, limits.XATTR_LIST_BYTES_MAX, damaged)
+    return sorted([*damaged, *(keys.xattr_name(key) for key, _ in rows)])
 
 
 def _stored_value(txn: ReadTransaction, ino: int, name: bytes, epoch: int) -> Value | None:
@@ -269,7 +277,7 @@ class Attributes:
                 for value in head.xattrs.pop(ino, {}).values():
                     self._unused(value)
                 if ino < head.first_ino:
-                    for name in xattr_names_at(head.look, ino, at):
+                    for name in _all_names_at(head.look, ino, at):
                         self._publish(ino, name, None, at)
         for ino in sorted(head.xattrs):
             at = head.epoch_of(ino)
@@ -280,13 +288,21 @@ class Attributes:
     def _publish(self, ino: int, name: bytes, value: Value | None, at: Epoch) -> None:
         head = self._head
         versions, prefix, fresh = head.versions, keys.xattr(ino, name), ino >= head.first_ino
-        old = None if fresh else _stored_value(head.look, ino, name, at)
+        old = None if fresh else self._replaced(ino, name, at)
         if value is not None:
             versions.put(Table.XATTR, prefix, pack_xattr(value), at, fresh=fresh)
         elif not fresh:
             versions.remove(Table.XATTR, prefix, at)
         versions.extents_born(_extents(value).items())
         versions.extents_died(_extents(old).items(), at, head.counters.txg)
+
+    def _replaced(self, ino: int, name: bytes, at: Epoch) -> Value | None:
+        """The stored value that ends now; a damaged one ends all the same, or its inode could not be removed."""
+        try:
+            return _stored_value(self._head.look, ino, name, at)
+        except CorruptionError as error:
+            self._head.report(f"{error}; what it names is not given back")
+            return None
 
 
 def _extents(value: Value | None) -> dict[tuple[ExtentId, Epoch], Sizes]:

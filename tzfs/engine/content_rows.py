@@ -198,7 +198,7 @@ class ContentRows:
                     named += extents_of(Table.CHUNK, key, body)
         except CorruptionError as error:
             if len(stored) == 1:
-                self._head.drift.append(f"{error}; what it names is not given back")
+                self._head.report(f"{error}; what it names is not given back")
                 return []
             return [
                 lifetime for key, value in found for lifetime in self._named([key[:-8]], [(keys.birth_of(key), value)])

@@ -1,7 +1,7 @@
 """What can still be said and done where the record of an inode or of an entry is damaged.
 
-An entry has the number and the type of its inode, so a name whose inode cannot be read can be listed, found, removed
-and replaced.  Of a damaged entry there is the name, which is in its key.
+An entry has the number and the type of its inode, so a name whose inode cannot be read can be listed and found, and
+removed and replaced unless it is a directory's.  Of a damaged entry there is the name, which is in its key.
 """
 
 from __future__ import annotations
@@ -54,8 +54,22 @@ class DamagedInode(UnreadableInode):
     @classmethod
     def of(cls, head: Head, ino: Ino, kind: int, error: CorruptionError) -> Self:
         """As it stands in the head."""
-        names = {keys.link_name(key) for key in reads.linked_rows(head.look, ino, head.epoch)}
+        names = {keys.link_name(key) for key in reads.linked_rows(head.look, ino, head.epoch, damaged=True)}
         for (linked, parent, other), present in head.links.items():
             if linked == ino:
                 (names.add if present else names.discard)((Ino(parent), other))
         return cls(ino, kind, names, error)
+
+    def report(self, head: Head) -> None:
+        """It is gone; of its contents nobody knows, so they stay."""
+        head.report(f"{self.error}; what it held is not given back")
+
+
+def orphan(head: Head, ino: int) -> Inode:
+    """An inode without a name, also where its record is damaged or lost."""
+    try:
+        return head.inode(ino)
+    except CorruptionError as error:
+        return DamagedInode(Ino(ino), 0, set(), error)
+    except Stale:
+        return DamagedInode(Ino(ino), 0, set(), CorruptionError(f"inode {ino} is an orphan, and does not exist"))

@@ -223,7 +223,8 @@ class Engine:
 
     @property
     def drift(self) -> list[str]:
-        """Counters that would have become negative, one line each; always empty unless there is a bug."""
+        """What was not as it must be, a line each: counters that would have become negative, and damaged records whose
+        contents are not given back.  Empty unless there is damage or a bug."""
         return self._head.drift
 
     @property

@@ -16,6 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from tzfs.store.interface import MetaStore, PayloadStore, Readable, ReadTransact
 
 if TYPE_CHECKING:
     from tzfs.engine.chunks import Contents
+
+log = logging.getLogger(__name__)
 
 S_IFMT = 0o170000
 S_IFDIR = 0o040000
@@ -208,7 +211,12 @@ class Head:
             self.failed = reason
 
     def report_drift(self, what: str, by: int) -> None:
-        self.drift.append(f"counter {what} would be {by}")
+        self.report(f"counter {what} would be {by}")
+
+    def report(self, line: str) -> None:
+        """Something is not as it must be, and the head goes on: it is in `drift`, and in the log."""
+        self.drift.append(line)
+        log.error("%s", line)
 
     def counted(self, what: str, value: int) -> int:
         """What the counter `what` becomes: `value`, or zero where it would be negative, which is reported."""

@@ -86,11 +86,13 @@ class Listings:
         damaged: list[bytes] = []
         entries = self.readdir(ino, after, limit, damaged)
         found = [(name, inode_or_less(self._head.inode, i, kind)) for name, i, kind in entries]
-        return with_damaged(found, damaged, limit)
+        changed = self._head.dirents.get(ino, {})
+        return with_damaged(found, (name for name in damaged if name not in changed), limit)
 
     def find_damaged(self, parent: int, name: bytes) -> Inode:
         """What the entry tells where `find` fails; `CorruptionError` where that is what is damaged."""
         head = self._head
+        head.check()
         changed = head.dirents.get(parent, {})
         entry = changed[name] if name in changed else reads.dirent_at(head.look, parent, name, head.epoch_of(parent))
         if entry is None:

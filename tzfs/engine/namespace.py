@@ -16,7 +16,7 @@ from typing import Final
 from tzfs import limits
 from tzfs.engine import reads
 from tzfs.engine.contents import ContentsTable
-from tzfs.engine.damaged import DamagedInode, lost
+from tzfs.engine.damaged import DamagedInode, lost, orphan
 from tzfs.engine.entry_rows import EntryRows
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head, check_name
 from tzfs.errors import (
@@ -323,7 +323,7 @@ class Namespace:
         if not inode.names - {(parent, name)}:
             self._count(inode, -1)
             self._bury(inode, head.epoch)
-            head.drift.append(f"{inode.error}; what it held is not given back")
+            inode.report(head)
 
     def _bury(self, inode: Inode, at: Epoch) -> None:
         head, ino = self._head, inode.ino
@@ -348,11 +348,13 @@ class Namespace:
         if head.staging is not None:
             head.forgotten.append(ino)
             return False
-        inode = head.inode(ino)
+        inode = orphan(head, ino)
         head.begin_change()
         at = head.orphans.pop(ino)
         head.orphans_changed.add(ino)
         self._bury(inode, at)
+        if isinstance(inode, DamagedInode):
+            inode.report(head)
         head.end_invisible_change()
         return True
 

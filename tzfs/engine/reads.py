@@ -112,15 +112,22 @@ def named_rows(
     return out
 
 
-def linked_rows(txn: ReadTransaction, ino: int, epoch: int) -> list[bytes]:
-    """The whole keys of an inode's rows of `link` as visible at `epoch`."""
+def linked_rows(txn: ReadTransaction, ino: int, epoch: int, *, damaged: bool = False) -> list[bytes]:
+    """The whole keys of an inode's rows of `link` as visible at `epoch`; with `damaged` also of those that are, since
+    all they have to say is in their keys."""
     found: list[bytes] = []
     seen = b""
     prefix = keys.inode(ino)
     for key, value in txn.range(Table.LINK, prefix, keys.after(prefix)):
         if keys.birth_of(key) <= epoch and key[:-8] != seen:
             seen = key[:-8]
-            if records.unseal(Table.LINK, key, value) is not None:
+            try:
+                present = records.unseal(Table.LINK, key, value) is not None
+            except CorruptionError:
+                if not damaged:
+                    raise
+                present = True
+            if present:
                 found.append(key)
     return found
 

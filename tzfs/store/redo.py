@@ -150,7 +150,7 @@ class RedoLog:
                 raise CorruptionError(
                     f"{self._path}: what an fsync wrote at byte {at} is damaged, and what later ones wrote needs it",
                     hint="copied while mounted? copy it again while it is not; or give up what was fsynced from there "
-                    f"on, at most the last second before the crash: truncate -s {at} {path}",
+                    f"on, all of it since the last commit: truncate -s {at} {path}",
                 )
         return unpack_operations(b"".join(bodies), os.fspath(self._path))
 
