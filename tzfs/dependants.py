@@ -12,10 +12,10 @@ from typing import Final
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.destroy import check_unused
 from tzfs.engine.engine import Engine
-from tzfs.errors import Busy, NotEmpty, NotFound
+from tzfs.errors import Busy, NotEmpty, NotFound, TzfsError
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import State
-from tzfs.opening import committed_state
+from tzfs.opening import committed_points, committed_snapshots
 from tzfs.store.lease import Info
 
 SHOWN_MAX: Final = 8  # names in a hint
@@ -76,13 +76,28 @@ def naming(info: FilesystemInfo, names: Iterable[str]) -> Iterator[None]:
 
 
 def snapshots_of(info: FilesystemInfo) -> dict[str, Snapshot]:
-    """Those of a filesystem, oldest first."""
+    """Those of a filesystem, oldest first.
+
+    `CorruptionError` or `TablesLost` where it cannot be mounted read-only either; damaged accounts do not matter here.
+    """
     if info.state in (State.CREATING, State.DELETING):
         return {}
     try:
-        return committed_state(info.folder).snapshots
+        return committed_snapshots(info.folder)
     except NotFound:  # its folder is lost
         return {}
+
+
+def mountable(info: FilesystemInfo) -> str | None:
+    """A hint at the snapshots of a filesystem that cannot be read, for a snapshot needs less than the head; None where
+    there are none, or they cannot be read either."""
+    try:
+        there, _ = committed_points(info.folder)
+    except TzfsError:  # the caller has one to tell already
+        return None
+    if not there:
+        return None
+    return f"its snapshots can still be mounted: {_some([f'{info.name}@{name}' for name in there])}"
 
 
 def _some(names: Sequence[str]) -> str:

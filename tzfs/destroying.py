@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tzfs.catalog import FilesystemInfo, describe_holder
-from tzfs.dependants import check_empty, check_free, naming, snapshots_of
+from tzfs.dependants import check_empty, check_free, mountable, naming, snapshots_of
 from tzfs.engine.committed import read_counters
 from tzfs.engine.destroy import check_unused, foreseen
 from tzfs.engine.snapshots import read_snapshots
@@ -62,8 +62,9 @@ def destroy(
 
     `recursive`: a filesystem with its snapshots; snapshots in all filesystems of a namespace, those without them passed
     over.  `clones`: and whatever has come from them.  `damaged`: also a filesystem that cannot be read, with whatever
-    snapshots and holds it has; of one that can, nothing more than without it.  `progress` hears how many bytes are
-    still to be freed, where that is done here.  `NotFound`, `NotEmpty`, `Busy` naming who is in the way, `WrongState`.
+    snapshots and holds it has; of one that can, nothing more than without it, whatever else is damaged.  `progress`
+    hears how many bytes are still to be freed, where that is done here.  `NotFound`, `NotEmpty`, `Busy` naming who is
+    in the way, `WrongState`; `CorruptionError` or `TablesLost` where `damaged` would be needed.
     """
     plan = _Plan(store, recursive=recursive, clones=clones, damaged=damaged)
     if "@" in text:
@@ -77,8 +78,11 @@ def destroy(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Snapshots of a filesystem, oldest first; `whole`: and the filesystem, whose snapshots these all are; `unread`: as
-    far as can be told."""
+    """Snapshots of a filesystem, oldest first.
+
+    `whole`: and the filesystem, whose snapshots these all are.  `unread`: the filesystem cannot be read: its snapshots
+    and their holds are not known, `snapshots` is empty, and its size is that of its files.
+    """
 
     info: FilesystemInfo
     snapshots: tuple[str, ...]
@@ -112,7 +116,7 @@ class _Plan:
             self._store.get(info.name)  # unless somebody has just destroyed it
             if not self._damaged:
                 give_up = f"to give up all that is in it: tzfs destroy --damaged {info.name}"
-                error.hint = give_up if error.hint is None else f"{error.hint}; {give_up}"
+                error.hint = "; ".join(filter(None, (error.hint, mountable(info), give_up)))
                 raise
             self._clones_of(info, None)
             self._steps.append(_Step(info, (), whole=True, unread=True))
@@ -152,7 +156,7 @@ class _Plan:
         """The clones of these snapshots go first, or nothing goes; None: of all, whatever they are called."""
         clones = [(str(info.name), name) for _, name in self._store.catalog.clones(info)]
         if names is not None:
-            there = committed_state(info.folder).snapshots
+            there = snapshots_of(info)
             origins = {there[name].guid.hex(): f"{info.name}@{name}" for name in names if name in there}
             clones = [(origins[guid], name) for guid, name in self._store.catalog.clones(info) if guid in origins]
         if not clones:
@@ -189,8 +193,7 @@ class _Plan:
                 size = _on_disk(info.folder)
             elif info.state in (State.ACTIVE, State.ARCHIVED):
                 check_free(info)
-                charged = committed_state(info.folder).accounts.charged
-                size = charged.used + charged.freeing
+                size = _charged(info.folder)
             agreed = _check_damaged if step.unread else lambda _: None
             store.catalog.destroy(info.name, dry_run=dry_run, clones_first=True, agreed=agreed)
             return size
@@ -226,12 +229,21 @@ class _Plan:
 
 
 def _check_damaged(info: FilesystemInfo) -> None:
-    """`Busy` where it can be read after all."""
+    """`Busy` where it can be read after all; whatever else keeps it from being read is raised."""
     try:
-        committed_state(info.folder)
+        snapshots_of(info)
     except (CorruptionError, TablesLost):
         return
-    raise Busy(f"cannot destroy {info.name}: it has become readable just now", hint="without --damaged")
+    raise Busy(f"cannot destroy {info.name}: it has become readable just now", hint="try again without --damaged")
+
+
+def _charged(folder: Path) -> int:
+    """What a filesystem is charged, in bytes; where damage keeps that from being summed, what its files take."""
+    try:
+        charged = committed_state(folder).accounts.charged
+    except CorruptionError:
+        return _on_disk(folder)
+    return charged.used + charged.freeing
 
 
 def _on_disk(folder: Path) -> int:

@@ -151,7 +151,10 @@ class ForeignStore(StoreError):
 
 
 class TablesLost(ForeignStore):
-    """There are no tables of tzfs where some must be: lost or overwritten, or the folder was never tzfs's."""
+    """There are no tables of tzfs where some must be: lost or overwritten, or the folder was never tzfs's.
+
+    Where `sys` is there and another is missing it is `ForeignStore`: another version may know why.
+    """
 
 
 class MountFailed(StoreError):

@@ -363,6 +363,25 @@ def _referenced(directory: Path, origin: Origin) -> tuple[int, int]:
     return 0, 0
 
 
+def committed_snapshots(directory: Path) -> dict[str, Snapshot]:
+    """The snapshots as last committed, without a lease.
+
+    It reads what `HeadReader` reads of a filesystem as a whole, and nothing else: what is damaged beyond that does not
+    keep anybody from mounting it read-only.
+    """
+    meta = LmdbMeta(directory / META, readonly=True)
+    try:
+        txn = meta.begin_read()
+        try:
+            read_superblock(txn).check(for_writing=False)
+            read_counters(txn)
+            return read_snapshots(txn)
+        finally:
+            txn.close()
+    finally:
+        meta.close()
+
+
 def committed_points(directory: Path) -> tuple[dict[str, Snapshot], dict[str, Bookmark]]:
     """The snapshots and the bookmarks as last committed, without a lease; what `committed_state` has, and no sums."""
     meta = LmdbMeta(directory / META, readonly=True)

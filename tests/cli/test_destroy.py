@@ -11,9 +11,10 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 from tests.noise import noise
-from tzfs import dependants
+from tzfs import destroying
 from tzfs.engine.committed import read_superblock
-from tzfs.errors import CorruptionError, StoreError, TzfsError
+from tzfs.errors import Busy, CorruptionError, ForeignStore, StoreError, TablesLost, TzfsError, exit_code_of
+from tzfs.format.counters import COUNTERS_KEY
 from tzfs.format.keys import Table
 from tzfs.format.superblock import SUPERBLOCK_KEY, pack_superblock
 from tzfs.layout import META
@@ -174,7 +175,9 @@ def test_an_archived_filesystem_keeps_its_snapshots(ws: CommandLine) -> None:
     ws.ok("destroy", "-r", "ws")
 
 
-# -- what cannot be read -----------------------------------------------------------------------------------------------
+# -- what is damaged ---------------------------------------------------------------------------------------------------
+
+SYS_ROWS = {"superblock": SUPERBLOCK_KEY, "counters": COUNTERS_KEY}
 
 
 def damage(tzfs: CommandLine, kind: str) -> None:
@@ -190,25 +193,41 @@ def damage(tzfs: CommandLine, kind: str) -> None:
     else:
         meta = LmdbMeta(data.parent)
         txn = meta.begin_write()
-        key, value = next(iter(txn.range(Table[kind.upper()], b"")))
-        txn.put(Table[kind.upper()], key, value[:-1] + bytes([value[-1] ^ 1]))
+        table = Table.SYS if kind in SYS_ROWS else Table[kind.upper()]
+        key, value = next(iter(txn.range(table, SYS_ROWS.get(kind, b""))))
+        txn.put(table, key, value[:-1] + bytes([value[-1] ^ 1]))
         txn.commit()
         meta.close()
 
 
-DAMAGES = {"snapshot": 65, "cell": 65, "truncated": 65, "lost": 78, "overwritten": 78}
+def can_be_read(tzfs: CommandLine, name: str) -> bool:
+    """Whether a filesystem, or a snapshot, could be mounted read-only."""
+    with open_store(tzfs.store) as store:
+        try:
+            with store.open_snapshot(name) if "@" in name else store.open_readonly(name) as tree:
+                assert len(tree.read_bytes("/file")) == 300_000
+        except (CorruptionError, TablesLost):
+            return False
+    return True
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_filesystem_is_named_and_can_be_given_up(ws: CommandLine, kind: str) -> None:
+UNREADABLE = {"snapshot": 65, "superblock": 65, "counters": 65, "truncated": 65, "lost": 78, "overwritten": 78}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_filesystem_that_cannot_be_read_is_named_and_can_be_given_up(ws: CommandLine, kind: str) -> None:
     ws.ok("create", "other")
+    ws.ok("hold", "keep", "ws@b")
     damage(ws, kind)
+    assert not can_be_read(ws, "ws")
     listed = ws("list", "-H", "-o", "name")
-    assert (listed.code, listed.out) == (DAMAGES[kind], "other\nws\n")
+    assert (listed.code, listed.out) == (UNREADABLE[kind], "other\nws\n")
     assert listed.err.startswith("tzfs: ws: ")
     for arguments in (["ws"], ["-r", "ws"], ["-R", "ws"]):
-        said = ws.refused("destroy", *arguments, code=DAMAGES[kind])
+        said = ws.refused("destroy", *arguments, code=UNREADABLE[kind])
         assert said.endswith("to give up all that is in it: tzfs destroy --damaged ws\n")
+        still = "its snapshots can still be mounted: ws@a, ws@b, ws@c, ws@d, ws@e; to give up"
+        assert (still in said) == can_be_read(ws, "ws@a") == (kind == "counters")
     assert ws.ok("destroy", "-nv", "--damaged", "ws").startswith("would destroy ws\nwould reclaim ")
     told = ws.json("destroy", "--damaged", "--json", "ws")
     assert isinstance(told, dict)
@@ -218,34 +237,106 @@ def test_a_damaged_filesystem_is_named_and_can_be_given_up(ws: CommandLine, kind
     assert len(os.listdir(ws.store / "fs")) == 1
 
 
-def test_a_damaged_filesystem_stays_as_long_as_it_has_clones(ws: CommandLine) -> None:
+def test_a_filesystem_that_cannot_be_read_stays_as_long_as_it_has_clones(ws: CommandLine) -> None:
     ws.ok("clone", "ws@a", "copy")
-    damage(ws, "cell")
+    damage(ws, "snapshot")
     told = ws.refused("destroy", "--damaged", "ws", code=75)
-    assert "there are clones of it: copy" in told
+    assert told == "tzfs: cannot destroy ws: there are clones of it: copy\nhint: -R destroys them too\n"
     ws.ok("destroy", "-R", "--damaged", "ws")
     assert ws.ok("list", "-H", "-o", "name") == ""
 
 
-@pytest.mark.parametrize("kind", ["of a newer tzfs", "no memory", "damaged for a moment"])
+@pytest.mark.parametrize("also", [[], ["--damaged"]], ids=["plainly", "--damaged"])
+def test_where_only_accounts_are_damaged_snapshots_and_holds_count(ws: CommandLine, also: list[str]) -> None:
+    ws.ok("hold", "keep", "ws@b")
+    damage(ws, "cell")
+    assert can_be_read(ws, "ws")
+    assert can_be_read(ws, "ws@a")
+    assert ws.refused("destroy", *also, "ws", code=1) == (
+        "tzfs: cannot destroy ws: it has snapshots\nhint: -r destroys them too: ws@a, ws@b, ws@c, ws@d, ws@e\n"
+    )
+    for dry in ([], ["-n"]):
+        assert ws.refused("destroy", *dry, *also, "-r", "ws", code=75) == (
+            "tzfs: cannot destroy ws@a, ws@b, ws@c, ws@d, ws@e: in use by hold keep on @b\n"
+            "hint: release the holds first\n"
+        )
+    with pytest.raises(Busy, match="hold keep on @b"), open_store(ws.store) as store:
+        store.destroy("ws", recursive=True)
+    ws.ok("release", "keep", "ws@b")
+    told = ws.json("destroy", *also, "-r", "--json", "ws")
+    assert isinstance(told, dict)
+    assert told["destroyed"] == ["ws@a", "ws@b", "ws@c", "ws@d", "ws@e", "ws"]
+    assert told["bytes"] > 5 * 300_000
+    assert ws.ok("list", "-H", "-o", "name", "-t", "all") == ""
+    assert os.listdir(ws.store / "fs") == []
+
+
+@pytest.mark.parametrize("also", [[], ["--damaged"]], ids=["plainly", "--damaged"])
+def test_where_only_accounts_are_damaged_clones_are_told_by_snapshot(ws: CommandLine, also: list[str]) -> None:
+    ws.ok("clone", "ws@b", "copy")
+    damage(ws, "cell")
+    assert ws.refused("destroy", *also, "-r", "ws", code=75) == (
+        "tzfs: cannot destroy ws@b: there are clones of it: copy\nhint: -R destroys them too\n"
+    )
+    told = ws.ok("destroy", *also, "-R", "-p", "ws").splitlines()
+    assert told[:-1] == [f"destroy\t{name}" for name in ("copy", "ws@a", "ws@b", "ws@c", "ws@d", "ws@e", "ws")]
+    assert ws.ok("list", "-H", "-o", "name") == ""
+
+
+def test_the_snapshots_of_what_has_damaged_accounts_stay(ws: CommandLine) -> None:
+    damage(ws, "cell")
+    for arguments in (["ws@a"], ["-n", "ws@%"]):
+        assert "damaged record cell/" in ws.refused("destroy", *arguments, code=65)
+    assert all(can_be_read(ws, f"ws@{name}") for name in "abcde")
+    ws.ok("destroy", "-r", "ws")
+
+
+@pytest.mark.parametrize("error", [StoreError, ForeignStore])
+def test_what_cannot_be_read_under_the_lease_for_another_reason_stays(
+    ws: CommandLine, monkeypatch: pytest.MonkeyPatch, error: type[TzfsError]
+) -> None:
+    damage(ws, "snapshot")
+    monkeypatch.setattr(destroying, "snapshots_of", lambda info: (_ for _ in ()).throw(error("meta: not now")))
+    for arguments in (["-n"], []):
+        told = ws.refused("destroy", *arguments, "--damaged", "ws", code=exit_code_of(error("")))
+        assert told == "tzfs: meta: not now\n"
+    monkeypatch.undo()
+    assert ws("list", "-H", "-o", "name").out == "ws\n"
+    assert len(os.listdir(ws.store / "fs")) == 1
+    ws.ok("destroy", "--damaged", "ws")
+
+
+@pytest.mark.parametrize("kind", ["of a newer tzfs", "a table is missing", "no memory", "damaged for a moment"])
 def test_what_is_not_damaged_is_never_given_up(ws: CommandLine, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     ws.ok("hold", "keep", "ws@b")
     code = 78
+    with open_store(ws.store) as store:
+        folder = store.get("ws").folder / META
     if kind == "of a newer tzfs":
-        with open_store(ws.store) as store:
-            meta = LmdbMeta(store.get("ws").folder / META)
+        meta = LmdbMeta(folder)
         txn = meta.begin_write()
         superblock = read_superblock(txn)
         txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(replace(superblock, incompat=1 << 30)))
         txn.commit()
+    elif kind == "a table is missing":
+        meta = LmdbMeta(folder)
+        shared = meta._shared
+        assert shared is not None
+        bookmarks = shared.dbs[Table.BOOKMARK]
+        assert bookmarks is not None
+        with shared.env.begin(write=True) as dropping:
+            dropping.drop(bookmarks)
+        meta.close()
     else:
         error: TzfsError = StoreError("meta: open: no memory")
         if kind == "damaged for a moment":
             error = CorruptionError("damaged record")
         code = 74 if kind == "no memory" else 75
-        monkeypatch.setattr(dependants, "committed_state", lambda folder: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(destroying, "check_empty", lambda info, **_: (_ for _ in ()).throw(error))
     said = ws.refused("destroy", "--damaged", "ws", code=code)
     assert "give up" not in said
+    if kind == "damaged for a moment":
+        assert said.endswith("ws: it has become readable just now\nhint: try again without --damaged\n")
     monkeypatch.undo()
     if kind == "of a newer tzfs":
         assert "a newer tzfs" in said
@@ -253,6 +344,9 @@ def test_what_is_not_damaged_is_never_given_up(ws: CommandLine, monkeypatch: pyt
         txn.put(Table.SYS, SUPERBLOCK_KEY, pack_superblock(superblock))
         txn.commit()
         meta.close()
+    elif kind == "a table is missing":
+        assert said.endswith("has no table bookmark\nhint: if another version of tzfs made it, use that one\n")
+        LmdbMeta(folder, create=True).close()  # it had no rows
     assert names(ws) == [*"abcde"]
     ws.ok("release", "keep", "ws@b")
 
@@ -266,7 +360,7 @@ def test_a_clone_of_a_damaged_filesystem_is_not_taken_for_damaged(ws: CommandLin
     assert re.fullmatch(r"tzfs: ws: damaged record cell/[0-9a-f]+: checksum does not match\n", listed.err)
     assert "it has snapshots" in ws.refused("destroy", "--damaged", "copy", code=1)
     ws.ok("destroy", "-r", "copy")
-    ws.ok("destroy", "--damaged", "ws")
+    ws.ok("destroy", "-r", "ws")
 
 
 def test_of_a_sound_filesystem_nothing_more_is_destroyed(ws: CommandLine) -> None:

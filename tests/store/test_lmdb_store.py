@@ -11,8 +11,8 @@ import pytest
 
 from tests.store.stores import fds_below, python, standing
 from tzfs import failpoints
-from tzfs.errors import Busy, CorruptionError, ForeignStore, InternalError, NoSpace, ReadOnly, StoreError
-from tzfs.format.keys import CATALOG_TABLES, Table
+from tzfs.errors import Busy, CorruptionError, ForeignStore, InternalError, NoSpace, ReadOnly, StoreError, TablesLost
+from tzfs.format.keys import CATALOG_TABLES, FILESYSTEM_TABLES, Table
 from tzfs.limits import MAP_BYTES
 from tzfs.store import space
 from tzfs.store.lmdb_store import LmdbMeta
@@ -70,9 +70,31 @@ def test_a_folder_without_tables_is_foreign(tmp_path: Path) -> None:
 
 
 def test_tables_that_are_not_there_are_foreign(tmp_path: Path) -> None:
+    LmdbMeta(tmp_path / "meta", create=True).close()
+    for readonly in (False, True):
+        with pytest.raises(ForeignStore, match="has no table catalog"):
+            LmdbMeta(tmp_path / "meta", tables=CATALOG_TABLES, readonly=readonly)
+    assert fds_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("missing", FILESYSTEM_TABLES, ids=lambda table: table.name.lower())
+def test_without_sys_the_tables_are_lost_without_another_they_are_foreign(
+    tmp_path: Path, missing: Table, readonly: bool
+) -> None:
+    others = tuple(table for table in FILESYSTEM_TABLES if table is not missing)
+    LmdbMeta(tmp_path / "meta", tables=others, create=True).close()
+    with pytest.raises(ForeignStore, match=f"has no table {missing.name.lower()}$") as refused:
+        LmdbMeta(tmp_path / "meta", readonly=readonly)
+    assert (type(refused.value) is TablesLost) == (missing is Table.SYS)
+    assert fds_below(tmp_path) == []
+    LmdbMeta(tmp_path / "meta", tables=others, readonly=readonly).close()
+
+
+def test_tables_of_something_else_are_lost(tmp_path: Path) -> None:
     LmdbMeta(tmp_path / "meta", tables=CATALOG_TABLES, create=True).close()
     for readonly in (False, True):
-        with pytest.raises(ForeignStore, match="has no table inode"):
+        with pytest.raises(TablesLost, match="has no table sys"):
             LmdbMeta(tmp_path / "meta", readonly=readonly)
     assert fds_below(tmp_path) == []
 

@@ -17,7 +17,9 @@ from tzfs.units import human_size
 @click.option("-p", "parsable", is_flag=True, help="As -v, for scripts: `destroy<tab>NAME`, `reclaim<tab>BYTES`.")
 @click.option("-r", "recursive", is_flag=True, help="A filesystem's snapshots too; snapshots in all of a namespace.")
 @click.option("-R", "clones", is_flag=True, help="As -r, and whatever was cloned from them.")
-@click.option("--damaged", is_flag=True, help="Also a filesystem that cannot be read, with whatever it has.")
+@click.option(
+    "--damaged", is_flag=True, help="Also a filesystem that cannot even be mounted read-only, with whatever it has."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("name", metavar="FILESYSTEM[@SNAPSHOT[%SNAPSHOT][,...]]", type=FILESYSTEM)
 @click.pass_context
@@ -46,6 +48,7 @@ def destroy_command(
     tzfs destroy -r agents/@step-1  of each filesystem in the namespace
     tzfs destroy ws#before          a bookmark
     tzfs destroy -r ws              the filesystem and its snapshots, gone for good
+    tzfs destroy --damaged ws       one that cannot be read, with whatever snapshots and holds it has
     """
     store = store_of(ctx)
     if "#" in name:

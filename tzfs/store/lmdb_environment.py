@@ -13,7 +13,8 @@ space alone and is never resized; directory 0700, files 0600.  `lock.mdb` is nev
 open, because closing it would drop the environment's locks.  Before, it is given all its blocks: LMDB maps it as a
 hole, and a page of that for which a full disk has no block is a SIGBUS.
 
-Errors: a file that is not ours is `ForeignStore`, pages that are not what they must be are `CorruptionError`.
+Errors: a file that is not ours is `ForeignStore`, and `TablesLost` where it is none of LMDB's, or has not even `sys`;
+pages that are not what they must be are `CorruptionError`.
 """
 
 from __future__ import annotations
@@ -416,13 +417,21 @@ def _open_tables(
     # given.  So a writer opens all in one write transaction, and a reader's environment, which must not wait for
     # anybody's write transaction, is open for reading only, where `open_db` makes a transaction that does commit.
     dbs: list[lmdb._Database | None] = [None] * SLOTS
+    missing: list[Table] = []
     txn = None if readonly else env.begin(write=True)
     try:
         for table in tables:
             try:
                 dbs[table] = env.open_db(table.name.lower().encode(), txn=txn, create=create)
-            except lmdb.NotFoundError as error:
-                raise TablesLost(f"{path}: has no table {table.name.lower()}") from error
+            except lmdb.NotFoundError:
+                missing.append(table)
+        if Table.SYS in missing:
+            raise TablesLost(f"{path}: has no table sys")
+        if missing:  # `sys` has the superblock: whose tables these are is not lost, only not for us to say
+            raise ForeignStore(
+                f"{path}: has no table {missing[0].name.lower()}",
+                hint="if another version of tzfs made it, use that one",
+            )
         if txn is not None:
             txn.commit()
     finally:

@@ -76,7 +76,10 @@ class MetaPage:
 
 
 def meta_pages(fd: int, what: str) -> list[MetaPage]:
-    """Both root pages, the newest first.  `ForeignStore` for no file of LMDB 0.9, `CorruptionError` if cut short."""
+    """Both root pages, the newest first.
+
+    `TablesLost` for no file of LMDB, `ForeignStore` for another version's, `CorruptionError` if cut short.
+    """
     first = _meta_page(os.pread(fd, META_BYTES, 0), 0, what)
     second = _meta_page(os.pread(fd, META_BYTES, first.page_bytes), 1, what)
     return sorted((first, second), key=lambda meta: meta.transaction, reverse=True)
