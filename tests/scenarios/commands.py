@@ -87,6 +87,11 @@ class Drawing:
     def folder(self) -> str:
         return self.r.choice([*self.folders, "."])
 
+    def outside(self, what: str) -> str:
+        """A folder that is not in `what`: how far `cp` comes before it meets its own copy is a matter of the order in
+        which a folder is listed."""
+        return self.r.choice([".", *(path for path in self.folders if not (path + "/").startswith(what + "/"))])
+
     def small_folder(self) -> str | None:
         counts = {folder: sum(path.startswith(folder + "/") for path in self.tree) for folder in self.folders}
         return self.r.choice([folder for folder, count in counts.items() if count <= COPIED_MAX] or [None])
@@ -114,12 +119,11 @@ class Drawing:
         folder = self.small_folder()
         if folder is None or len(self.tree) > FILES_MAX:
             return self.remove()
-        return shell(f"cp -r {q(folder)} {q(f'{self.folder()}/copy-{self.number}')}")
+        return shell(f"cp -r {q(folder)} {q(f'{self.outside(folder)}/copy-{self.number}')}")
 
     def move(self) -> Command:
         what = self.r.choice([*self.files, *self.folders])
-        into = self.r.choice(["."] + [path for path in self.folders if not (path + "/").startswith(what + "/")])
-        return shell(f"mv {q(what)} {q(f'{into}/moved-{self.number}')}")
+        return shell(f"mv {q(what)} {q(f'{self.outside(what)}/moved-{self.number}')}")
 
     def replace(self) -> Command:
         return shell(f"mv -f {q(self.file())} {q(self.file())} || cp -f {q(self.file())} replaced-{self.number}")
