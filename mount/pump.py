@@ -19,10 +19,10 @@ States of a wait, and what ends it:
 
 Invariants:
 
-* Trio runs at least every TURN_MAX_NS, whatever the load, and when a thread job, a signal or a message from a socket
-  waits for it: its epoll descriptor is polled beside the FUSE descriptor, at every fifth look for a request.  Once it
-  runs, whatever is runnable has run before the next request, and what that makes runnable, some rounds deep.  After a
-  wait that was trio's the request comes first: what was made runnable in the same moment waits for the next turn.
+* Trio has a turn (`turns`) at least every TURN_MAX_NS, whatever the load, and when a thread job, a signal or a message
+  from a socket waits for it: its epoll descriptor is polled beside the FUSE descriptor, at every fifth look for a
+  request.  After a wait that was trio's the request comes first: what was made runnable in the same moment waits for
+  the next turn.
 * An idle process does not wake: at most one spin follows the last request, then the wait is trio's.  Spins in vain make
   spinning rarer, down to one wait in 16, so that slow traffic costs no processor time either.
 * A request may be withdrawn (its client was killed) between poll and read.  A blocking read would then hold the
@@ -55,6 +55,7 @@ import pyfuse3
 import trio
 
 from tzfs.mount.answers import FORGOTTEN_BATCH, Answers
+from tzfs.mount.turns import Turns
 from tzfs.native._native import ffi as _ffi
 from tzfs.native._native import lib as _native_lib
 
@@ -73,11 +74,6 @@ _CREATE: Final = 6
 _NO_REQUEST: Final = (_IDLE, _TURN, _WOKEN)
 
 KEPT_BYTES_MIN: Final = 32 * 1024  # from here on a payload is kept in memory of its own, else it is copied
-
-# A turn of trio ends when nobody but us was made runnable in two rounds of its loop: what the first of them found may
-# run after us, but before the second.  A chain without end, as of one who only yields, does not keep requests waiting.
-_QUIET_ROUNDS: Final = 2
-_ROUNDS_MAX: Final = 8
 
 
 class _State(Protocol):
@@ -224,30 +220,6 @@ class _Lock:
         return _DONE
 
 
-class _Scheduled(trio.abc.Instrument):
-    """Counts how often trio has made a task runnable."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
-        self.count += 1
-
-
-_counting: Final = trio.lowlevel.RunVar[_Scheduled]("what counts in this run of trio")
-
-
-def _scheduled() -> _Scheduled:
-    """What counts in this run of trio, from now on."""
-    try:
-        return _counting.get()
-    except LookupError:
-        made = _Scheduled()
-        _counting.set(made)
-        trio.lowlevel.add_instrument(made)
-        return made
-
-
 class _Lowlevel(types.ModuleType):
     """`trio.lowlevel` but for what is set on it."""
 
@@ -277,9 +249,7 @@ class Pump:
         self._state.spin_ns = spin_ns
         self._state.turn_max_ns = TURN_MAX_NS
         self._state.deadline_ns = NO_DEADLINE
-        self._wake_fd = -1
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._scheduled = _Scheduled()
+        self._turns = Turns()
         self._closing = False
         self._guarded = guarded
         self._nonblocking = False
@@ -401,11 +371,11 @@ class Pump:
         return _Lock()
 
     async def _wait_readable(self, fd: int) -> None:
-        answers, operations, posting, before = self._answers, self._operations, False, 0
+        answers, operations, turns, posting, before = self._answers, self._operations, self._turns, False, 0
         while True:
             if self._closing:
                 raise trio.ClosedResourceError("the FUSE descriptor is being closed")
-            verdict = _lib.tzfs_pump_wait(self._state, fd, self._wake_fd)
+            verdict = _lib.tzfs_pump_wait(self._state, fd, turns.wake_fd)
             if answers is not None:
                 if posting and operations is not None:  # whatever runs next may change what can be posted
                     operations.end_posting()
@@ -428,7 +398,7 @@ class Pump:
                 if self._state.answers == _ffi.NULL:
                     return
                 continue  # C may have the answer
-            await self._let_trio_run()
+            await turns.take()
             self._trio_ran(fd)
 
     def _notify_closing(self, fd: int) -> None:
@@ -436,21 +406,6 @@ class Pump:
         trio.lowlevel.notify_closing(fd)
 
     # -- between the two -----------------------------------------------------------------------------------------------
-
-    async def _let_trio_run(self) -> None:
-        """All that is runnable runs, and what that makes runnable."""
-        token = trio.lowlevel.current_trio_token()
-        if token is not self._token:
-            self._token = token
-            self._wake_fd = _wake_descriptor()
-            self._scheduled = _scheduled()
-        scheduled, quiet = self._scheduled, 0
-        for _ in range(_ROUNDS_MAX):
-            before = scheduled.count
-            await trio.lowlevel.checkpoint()
-            quiet = quiet + 1 if scheduled.count == before + 1 else 0
-            if quiet == _QUIET_ROUNDS:
-                break
 
     def _trio_ran(self, fd: int) -> None:
         """Start the next turn's time, and look when trio's next timer is due.  A timer set by a request served in
@@ -505,16 +460,3 @@ def _unfit() -> str | None:
     if missing:
         return f"pyfuse3 {version} has no {missing[0]}"
     return None
-
-
-def _wake_descriptor() -> int:
-    """The descriptor that is readable when trio has something to do: its epoll instance.
-
-    Trio keeps it to itself; if it is not where we look, -1, and trio is let run every TURN_MAX_NS all the same.
-    """
-    try:
-        from trio._core._run import GLOBAL_RUN_CONTEXT
-
-        return int(GLOBAL_RUN_CONTEXT.runner.io_manager._epoll.fileno())
-    except (ImportError, AttributeError):
-        return -1
