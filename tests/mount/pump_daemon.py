@@ -34,6 +34,8 @@ import trio.testing
 from benchmarks.emptyfs import EmptyFs
 from tzfs.mount import pump
 
+SPIN_NS = {"nospin": 0, "patient": 1_000_000_000}
+
 Wait = Callable[[int], Awaitable[None]]
 
 
@@ -114,12 +116,12 @@ async def serve(installed: pump.Pump | None, trap: Trap) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("mountpoint")
-    parser.add_argument("--pump", choices=["on", "off", "nospin"], default="on")
+    parser.add_argument("--pump", choices=["on", "off", *SPIN_NS], default="on")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         installed = None
         if options.pump != "off":
-            installed = pump.install(spin_ns=0 if options.pump == "nospin" else pump.SPIN_NS_DEFAULT)
+            installed = pump.install(spin_ns=SPIN_NS.get(options.pump, pump.SPIN_NS_DEFAULT))
             assert installed is not None, "the pump does not fit this pyfuse3"
             stack.enter_context(installed)
         trap = Trap()
