@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.damaging import damage_row
 from tests.noise import noise
 from tzfs import limits
 from tzfs.engine import bequest
@@ -158,8 +159,7 @@ def test_what_is_damaged_in_the_origin_can_be_removed_all_the_same(store: Store)
     store.clone("ws@s", "c")
     with store.open("ws") as fs:
         txn = fs._engine._head.txn
-        key, value = next(iter(txn.range(Table.CHUNK, b"")))
-        txn.put(Table.CHUNK, key, value[:-1] + bytes([value[-1] ^ 1]))
+        damage_row(txn, Table.CHUNK, next(iter(txn.range(Table.CHUNK, b"")))[0])
         fs.write_bytes("/committed", b"with it")
     with store.open("c") as fs:
         fs.rmtree("/d")

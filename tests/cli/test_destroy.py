@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.cli.command_line import CommandLine
+from tests.damaging import damage_row
 from tests.noise import noise
 from tzfs import destroying
 from tzfs.engine.committed import read_superblock
@@ -194,8 +195,7 @@ def damage(tzfs: CommandLine, kind: str) -> None:
         meta = LmdbMeta(data.parent)
         txn = meta.begin_write()
         table = Table.SYS if kind in SYS_ROWS else Table[kind.upper()]
-        key, value = next(iter(txn.range(table, SYS_ROWS.get(kind, b""))))
-        txn.put(table, key, value[:-1] + bytes([value[-1] ^ 1]))
+        damage_row(txn, table, next(iter(txn.range(table, SYS_ROWS.get(kind, b""))))[0])
         txn.commit()
         meta.close()
 

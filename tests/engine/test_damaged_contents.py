@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.damaging import damage
 from tests.engine.conftest import Workspace
 from tests.noise import noise
 from tzfs.engine.engine import Settings
@@ -25,10 +26,7 @@ def _damaged(make: Callable[[], Workspace], *indexes: int) -> tuple[Workspace, i
     ws.engine.close()
     txn = ws.meta.begin_write()
     for index in indexes:
-        found = txn.seek(Table.CHUNK, keys.chunk(data, index), keys.EPOCH_MAX)
-        assert found is not None
-        key = keys.chunk(data, index) + keys.suffix(found[0])
-        txn.put(Table.CHUNK, key, found[1][:-1] + bytes([found[1][-1] ^ 1]))
+        damage(txn, Table.CHUNK, keys.chunk(data, index))
     txn.commit()
     ws.reopen()
     return ws, ino

@@ -29,6 +29,10 @@ class Logged:
 
     def crash(self) -> None:
         self.engine.abandon()
+        self.reopen()
+
+    def reopen(self) -> None:
+        """The same stores in a new engine; the old one has been closed, or broken off."""
         self.meta, self.payload = self.meta.after_crash(), self.payload.after_crash()
         self.engine = self._open()
 

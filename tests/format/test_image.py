@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from tests.damaging import damage_row
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.committed import read_counters, read_superblock
 from tzfs.engine.engine import Engine, Settings
@@ -388,10 +389,7 @@ def test_what_a_later_tzfs_added_compatibly_stays(store: Path) -> None:
 def test_a_record_damaged_at_rest_is_corruption(store: Path) -> None:
     meta = LmdbMeta(_folder(store) / "meta")
     txn = meta.begin_write()
-    key = keys.inode(ROOT) + keys.suffix(1)
-    value = txn.get(Table.INODE, key)
-    assert value is not None
-    txn.put(Table.INODE, key, value[:-1] + bytes([value[-1] ^ 1]))
+    damage_row(txn, Table.INODE, keys.inode(ROOT) + keys.suffix(1))
     txn.commit()
     meta.close()
     catalog = Catalog.open(store, create=False)
