@@ -269,7 +269,7 @@ class Looking(pyfuse3.Operations):
         told = len(names)
         while True:
             try:
-                batch = self._batch(listing, after)
+                batch = self._batch(listing, tree, after)
             except TzfsError:
                 if len(names) > told:
                     return  # the kernel refers to those from now on; it asks for the rest, and hears it then
@@ -300,10 +300,9 @@ class Looking(pyfuse3.Operations):
         if listing.damaged and begun and len(names) == told:
             raise FUSEError(errno.EIO)
 
-    def _batch(self, listing: _Listing, after: bytes) -> list[tuple[bytes, Inode]]:
+    def _batch(self, listing: _Listing, tree: Engine | View, after: bytes) -> list[tuple[bytes, Inode]]:
         """Entries behind `after`, as far as they can be told; it is in the log of which there is only a name."""
-        node = listing.node
-        tree, ino = self._tree(node), node & INO_MASK
+        node, ino = listing.node, listing.node & INO_MASK
         try:
             return tree.readdir_plus(ino, after, LISTING_BATCH)
         except CorruptionError:

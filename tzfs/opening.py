@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -38,6 +38,7 @@ from tzfs.format.records import Bookmark, Snapshot
 from tzfs.format.superblock import Origin
 from tzfs.layout import META, SEGMENTS
 from tzfs.origins import open_ancestry, origin_of
+from tzfs.store.interface import ReadTransaction
 from tzfs.store.lease import Lease, ViewHold, beginning_to_read, no_new_readers
 from tzfs.store.lmdb_compaction import discard
 from tzfs.store.lmdb_store import LmdbMeta
@@ -329,23 +330,23 @@ class CommittedState:
     partial: Partial | None  # of a receive that was cut
 
 
+@contextmanager
+def _last_commit(directory: Path) -> Iterator[ReadTransaction]:
+    """The tables as last committed, without a lease, whether or not there is a writer."""
+    with closing(LmdbMeta(directory / META, readonly=True)) as meta, closing(meta.begin_read()) as txn:
+        yield txn
+
+
 def committed_state(directory: Path) -> CommittedState:
     """Looks without a lease, whether or not there is a writer."""
-    meta = LmdbMeta(directory / META, readonly=True)
-    try:
-        txn = meta.begin_read()
-        try:
-            superblock = read_superblock(txn)
-            superblock.check(for_writing=False)
-            counters, snapshots = read_counters(txn), read_snapshots(txn)
-            accounts = Accounts(txn, snapshots, counters.epoch)
-            if superblock.origin is not None:
-                accounts.above = cache(partial(_referenced, directory, superblock.origin))
-            return CommittedState(counters, snapshots, accounts, read_partial(txn))
-        finally:
-            txn.close()
-    finally:
-        meta.close()
+    with _last_commit(directory) as txn:
+        superblock = read_superblock(txn)
+        superblock.check(for_writing=False)
+        counters, snapshots = read_counters(txn), read_snapshots(txn)
+        accounts = Accounts(txn, snapshots, counters.epoch)
+        if superblock.origin is not None:
+            accounts.above = cache(partial(_referenced, directory, superblock.origin))
+        return CommittedState(counters, snapshots, accounts, read_partial(txn))
 
 
 def _referenced(directory: Path, origin: Origin) -> tuple[int, int]:
@@ -369,72 +370,37 @@ def committed_snapshots(directory: Path) -> dict[str, Snapshot]:
     It reads what `HeadReader` reads of a filesystem as a whole, and nothing else: what is damaged beyond that does not
     keep anybody from mounting it read-only.
     """
-    meta = LmdbMeta(directory / META, readonly=True)
-    try:
-        txn = meta.begin_read()
-        try:
-            read_superblock(txn).check(for_writing=False)
-            read_counters(txn)
-            return read_snapshots(txn)
-        finally:
-            txn.close()
-    finally:
-        meta.close()
+    with _last_commit(directory) as txn:
+        read_superblock(txn).check(for_writing=False)
+        read_counters(txn)
+        return read_snapshots(txn)
 
 
 def committed_points(directory: Path) -> tuple[dict[str, Snapshot], dict[str, Bookmark]]:
     """The snapshots and the bookmarks as last committed, without a lease; what `committed_state` has, and no sums."""
-    meta = LmdbMeta(directory / META, readonly=True)
-    try:
-        txn = meta.begin_read()
-        try:
-            read_superblock(txn).check(for_writing=False)
-            return read_snapshots(txn), read_bookmarks(txn)
-        finally:
-            txn.close()
-    finally:
-        meta.close()
+    with _last_commit(directory) as txn:
+        read_superblock(txn).check(for_writing=False)
+        return read_snapshots(txn), read_bookmarks(txn)
 
 
 def committed_flattening(directory: Path) -> bool:
     """Whether a clone is being flattened, or has been, as committed; looks without a lease."""
-    meta = LmdbMeta(directory / META, readonly=True)
-    try:
-        txn = meta.begin_read()
-        try:
-            cursor, under_way = read_cursor(txn)
-            return under_way or cursor != NOTHING
-        finally:
-            txn.close()
-    finally:
-        meta.close()
+    with _last_commit(directory) as txn:
+        cursor, under_way = read_cursor(txn)
+        return under_way or cursor != NOTHING
 
 
 def committed_changes(directory: Path, snapshot: int) -> int:
     """How many inodes have changed since the epoch of a snapshot, as committed; looks without a lease."""
-    meta = LmdbMeta(directory / META, readonly=True)
-    try:
-        txn = meta.begin_read()
-        try:
-            return inodes_changed(txn, snapshot, read_counters(txn).epoch)
-        finally:
-            txn.close()
-    finally:
-        meta.close()
+    with _last_commit(directory) as txn:
+        return inodes_changed(txn, snapshot, read_counters(txn).epoch)
 
 
 def committed_log(directory: Path, limit: int | None = None) -> list[Entry]:
     """The newest entries of the log as last committed, the newest first, without a lease."""
-    meta = LmdbMeta(directory / META, readonly=True)
-    try:
-        txn = meta.begin_read()
-        try:
-            read_superblock(txn).check(for_writing=False)
-            return [*islice(read_log(txn), limit)]
-        finally:
-            txn.close()
-    finally:
-        meta.close()
+    with _last_commit(directory) as txn:
+        read_superblock(txn).check(for_writing=False)
+        return [*islice(read_log(txn), limit)]
 
 
 def _free(directory: Path) -> Callable[[], tuple[int, int]]:

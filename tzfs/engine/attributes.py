@@ -49,17 +49,12 @@ def xattr_at(txn: ReadTransaction, payload: PayloadReader, ino: int, name: bytes
     return None if stored is None else _load(payload, stored)
 
 
-def xattr_names_at(txn: ReadTransaction, ino: int, epoch: int) -> list[bytes]:
-    """The names of an inode's stored attributes as visible at `epoch`, ascending."""
-    rows = reads.named_rows(txn, Table.XATTR, keys.u64(ino), b"", epoch, limits.XATTR_LIST_BYTES_MAX)
-    return [keys.xattr_name(key) for key, _ in rows]
-
-
-def _all_names_at(txn: ReadTransaction, ino: int, epoch: int) -> list[bytes]:
-    """`xattr_names_at`, and those with damaged records: what goes with the inode."""
-    damaged: list[bytes] = []
+def xattr_names_at(txn: ReadTransaction, ino: int, epoch: int, *, damaged_too: bool = False) -> list[bytes]:
+    """The names of an inode's stored attributes as visible at `epoch`, ascending; of those with damaged records too, or
+    the first of these is raised."""
+    damaged: list[bytes] | None = [] if damaged_too else None
     rows = reads.named_rows(txn, Table.XATTR, keys.u64(ino), b"", epoch, limits.XATTR_LIST_BYTES_MAX, damaged)
-    return sorted([*damaged, *(keys.xattr_name(key) for key, _ in rows)])
+    return sorted([keys.xattr_name(key) for key, _ in rows] + (damaged or []))
 
 
 def _stored_value(txn: ReadTransaction, ino: int, name: bytes, epoch: int) -> Value | None:
@@ -277,7 +272,7 @@ class Attributes:
                 for value in head.xattrs.pop(ino, {}).values():
                     self._unused(value)
                 if ino < head.first_ino:
-                    for name in _all_names_at(head.look, ino, at):
+                    for name in xattr_names_at(head.look, ino, at, damaged_too=True):
                         self._publish(ino, name, None, at)
         for ino in sorted(head.xattrs):
             at = head.epoch_of(ino)

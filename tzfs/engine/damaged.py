@@ -54,7 +54,7 @@ class DamagedInode(UnreadableInode):
     @classmethod
     def of(cls, head: Head, ino: Ino, kind: int, error: CorruptionError) -> Self:
         """As it stands in the head."""
-        names = {keys.link_name(key) for key in reads.linked_rows(head.look, ino, head.epoch, damaged=True)}
+        names = {keys.link_name(key) for key in reads.linked_rows(head.look, ino, head.epoch, damaged_too=True)}
         for (linked, parent, other), present in head.links.items():
             if linked == ino:
                 (names.add if present else names.discard)((Ino(parent), other))

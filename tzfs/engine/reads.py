@@ -112,9 +112,9 @@ def named_rows(
     return out
 
 
-def linked_rows(txn: ReadTransaction, ino: int, epoch: int, *, damaged: bool = False) -> list[bytes]:
-    """The whole keys of an inode's rows of `link` as visible at `epoch`; with `damaged` also of those that are, since
-    all they have to say is in their keys."""
+def linked_rows(txn: ReadTransaction, ino: int, epoch: int, *, damaged_too: bool = False) -> list[bytes]:
+    """The whole keys of an inode's rows of `link` as visible at `epoch`; also of those with damaged records, all of
+    which is in their keys, or the first of these is raised."""
     found: list[bytes] = []
     seen = b""
     prefix = keys.inode(ino)
@@ -124,7 +124,7 @@ def linked_rows(txn: ReadTransaction, ino: int, epoch: int, *, damaged: bool = F
             try:
                 present = records.unseal(Table.LINK, key, value) is not None
             except CorruptionError:
-                if not damaged:
+                if not damaged_too:
                     raise
                 present = True
             if present:
