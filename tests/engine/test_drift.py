@@ -9,9 +9,9 @@ import pytest
 
 from tests.engine.conftest import Workspace
 from tzfs.engine.committed import read_counters
-from tzfs.format import records
+from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters
-from tzfs.format.keys import Table
+from tzfs.format.keys import Ino, Table
 
 KINDS = {"files": stat.S_IFREG, "others": stat.S_IFIFO}
 
@@ -66,6 +66,44 @@ def test_inodes_that_were_not_counted_can_be_removed(make: type[Workspace], what
     assert (found.inodes, getattr(found, what)) == (0, 0)
     assert all(getattr(found, field.name) >= 0 for field in fields(found))
     assert any(what in problem.words for problem in ws.engine.problems()) == (what == "directories")
+    ws.engine.close()
+
+
+def test_entries_that_were_not_counted_can_be_removed(make: type[Workspace]) -> None:
+    ws = make()
+    engine = ws.engine
+    for directory in (b"a", b"b", b"c"):
+        engine.mkdir(1, directory, 0o755, uid=0, gid=0)
+        ws.file(b"f", b"", engine.lookup(1, directory).ino)
+        engine.mkdir(engine.lookup(1, directory).ino, b"d", 0o755, uid=0, gid=0)
+    a, b, c = (engine.lookup(1, name).ino for name in (b"a", b"b", b"c"))
+    engine.close()
+    txn = ws.meta.begin_write()
+    for ino in (a, b, c):
+        birth, value = txn.seek(Table.INODE, keys.inode(ino), keys.EPOCH_MAX) or (0, b"")
+        key = keys.inode(ino) + keys.suffix(birth)
+        inode = records.unpack_inode(Ino(ino), key, records.unseal(Table.INODE, key, value) or b"")
+        inode.size, inode.nlink = 0, 2
+        txn.put(Table.INODE, key, records.seal(Table.INODE, key, records.pack_inode(inode)))
+    txn.commit()
+    ws.reopen()
+    engine = ws.engine
+    engine.unlink(a, b"f")
+    engine.rmdir(a, b"d")
+    engine.rename(b, b"d", c, b"d")
+    engine.rename(b, b"f", 1, b"f")
+    engine.commit()
+    expected = [
+        *(("entries", a), ("entries", a), ("subdirectories", a)),
+        *(("subdirectories", c), ("entries", b), ("subdirectories", b), ("entries", b)),
+    ]
+    assert engine.drift == [f"counter {what} of directory {ino} would be -1" for what, ino in expected]
+    found = [(inode.size, inode.nlink) for inode in (engine.inode(a), engine.inode(b))]
+    assert found == [(0, 2), (0, 2)]
+    ws.crash()
+    for ino, name in ((a, b"a"), (b, b"b")):
+        assert ws.engine.readdir_plus(ino, b"", 10) == []
+        ws.engine.rmdir(1, name)
     ws.engine.close()
 
 

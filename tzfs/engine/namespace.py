@@ -287,7 +287,7 @@ class Namespace:
         head.begin_change()
         now = head.clock()
         self._set_entry(directory, name, None, now)
-        directory.nlink -= 1
+        self._subdirectory_gone(directory)
         self._unname(inode, parent, name, now)
         head.end_change((Op.RMDIR, now, parent, name))
         return inode.ino
@@ -398,7 +398,7 @@ class Namespace:
         now = head.clock()
         if over is not None:
             if over.mode & S_IFMT == S_IFDIR:
-                target.nlink -= 1
+                self._subdirectory_gone(target)
             self._unname(over, new_parent, new_name, now)
         self._set_entry(source, name, None, now)
         self._set_entry(target, new_name, inode, now, replaces=over is not None)
@@ -447,7 +447,7 @@ class Namespace:
             self._set_link(inode.ino, source.ino, name, present=False)
             self._set_link(inode.ino, target.ino, new_name, present=True)
         if inode.mode & S_IFMT == S_IFDIR and source is not target:
-            source.nlink -= 1
+            self._subdirectory_gone(source)
             target.nlink += 1
         inode.ctime_ns = now
         self._head.touch(inode)
@@ -466,11 +466,20 @@ class Namespace:
             head.dirty_rows += 2
         changed[name] = None if inode is None else (inode.ino, inode.mode >> 12)
         if inode is None:
-            directory.size -= 1
+            if directory.size:
+                directory.size -= 1
+            else:
+                head.report_drift(f"entries of directory {directory.ino}", -1)
         elif not replaces:
             directory.size += 1
         directory.mtime_ns = directory.ctime_ns = now
         head.touch(directory)
+
+    def _subdirectory_gone(self, directory: Inode) -> None:
+        if directory.nlink > 2:
+            directory.nlink -= 1
+        else:
+            self._head.report_drift(f"subdirectories of directory {directory.ino}", -1)
 
     def _set_link(self, ino: int, directory: int, name: bytes, *, present: bool) -> None:
         self._head.links[ino, directory, name] = present

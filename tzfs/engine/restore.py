@@ -27,12 +27,13 @@ from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.rollback import body_of
 from tzfs.engine.snapshots import Snapshots
 from tzfs.engine.staged_change import StagedChange, is_dir
-from tzfs.engine.staging import Source, Staging, slices_of, with_slices
+from tzfs.engine.staging import Source, Staging
 from tzfs.engine.txg import TxgCommitter
 from tzfs.errors import Exists, InvalidArgument, NotFound, TooManyLinks
 from tzfs.format import keys, records
 from tzfs.format.keys import ROOT, DataId, Ino, Table
 from tzfs.format.records import FLAG_INLINE, FLAG_XATTR, Inode
+from tzfs.format.slices import slices_of, with_slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ class Restore(StagedChange):
             if not inode.name:
                 for directory, name in names:
                     self._put(Table.LINK, keys.link(ino, directory, name), None)
-            if is_dir(inode) or inode.nlink == len(names):
+            if is_dir(inode) or inode.nlink <= len(names):
                 self._kinds.count(inode, -1)
                 yield from self._end(inode)
             else:
