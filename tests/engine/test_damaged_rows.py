@@ -90,6 +90,34 @@ def test_of_a_damaged_entry_there_is_the_name(make: Callable[[], Workspace]) -> 
     assert ws.engine.failed is None
 
 
+@pytest.mark.parametrize("cut", [0, 2, -9, -8, -1])
+def test_an_entry_whose_key_is_damaged_does_not_end_a_listing(make: Callable[[], Workspace], cut: int) -> None:
+    ws = make()
+    directory = ws.engine.mkdir(ROOT, b"d", 0o755, uid=1, gid=1).ino
+    for name in NAMES:
+        ws.file(name, b"contents", directory)
+    ws.engine.snapshot("s")
+    ws.engine.close()
+    txn = ws.meta.begin_write()
+    prefix = keys.dirent(directory, BAD)
+    birth, value = txn.seek(Table.DIRENT, prefix, keys.EPOCH_MAX) or (0, b"")
+    key = prefix + keys.suffix(birth)
+    txn.delete(Table.DIRENT, key)
+    txn.put(Table.DIRENT, key[: 8 + cut] if cut >= 0 else key[:cut], value)
+    txn.commit()
+    ws.reopen()
+    for tree in _trees(ws):
+        with pytest.raises(CorruptionError, match="damaged key dirent/"):
+            tree.readdir_plus(directory, b"", 100)
+        for step in range(1, 25):
+            found, after = list[tuple[bytes, bool]](), b""
+            while entries := tree.readdir_damaged(directory, after, step):
+                found += [(name, isinstance(inode, UnreadableInode)) for name, inode in entries]
+                after = entries[-1][0]
+            assert [name for name, bad in found if not bad] == [name for name in NAMES if name != BAD]
+            assert [name for name, bad in found if bad] == {0: [], 2: [BAD[:2]]}.get(cut, [BAD])
+
+
 @pytest.mark.parametrize("table", [Table.INODE, Table.DIRENT])
 def test_what_has_changed_since_is_listed_with_what_is_damaged(make: Callable[[], Workspace], table: Table) -> None:
     ws = _damaged(make, table)

@@ -37,7 +37,12 @@ def with_damaged(entries: list[tuple[bytes, Inode]], damaged: Iterable[bytes], l
     Where there are `limit` of the others, damaged ones behind the last are for the next call.
     """
     last = entries[-1][0] if len(entries) >= limit else None
-    more = [(name, UnreadableInode(Ino(0), 0)) for name in damaged if last is None or name < last]
+    names = {name for name, _ in entries}
+    more = [
+        (name, UnreadableInode(Ino(0), 0))
+        for name in dict.fromkeys(damaged)
+        if name not in names and (last is None or name < last)
+    ]
     return sorted([*entries, *more], key=itemgetter(0))
 
 

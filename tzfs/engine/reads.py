@@ -76,16 +76,22 @@ def named_rows(
 
     `prefix` is what stands before the name; names come ascending, those above `after` only.  Versions that `epoch`
     does not see are skipped by seeking, so that a listing does not pay for a directory's past.  Rows that are damaged
-    are left out where `damaged` is given, and their names go there; else the first is raised.
+    are left out where `damaged` is given, and their names go there, or what is left of them; else the first is raised.
     """
     out: list[tuple[bytes, bytes]] = []
-    stop = keys.after(prefix)
+    stop, shortest = keys.after(prefix), len(prefix) + 10
     start = prefix + after + b"\1" if after else prefix
     while start is not None and len(out) < limit:
         restart: bytes | None = None
         done = b""  # the name, with its prefix and NUL, whose visible version has been met
         for key, value in txn.range(table, start, stop):
             named = key[:-8]
+            if len(key) < shortest or key[-9]:
+                if damaged is None:
+                    raise keys.malformed(table, key)
+                if name := key[len(prefix) :].partition(b"\0")[0]:
+                    damaged.append(name)
+                continue
             if named == done:
                 restart = named[:-1] + b"\1"  # an older version: on to the next name
                 break

@@ -134,7 +134,7 @@ def change(birth: int, table: Table, prefix: bytes) -> bytes:
 def change_parts(key: bytes) -> tuple[Epoch, Table, bytes]:
     """(birth, table, prefix) of a change key."""
     if len(key) <= _U64_U8.size:
-        raise _malformed(Table.CHANGE, key)
+        raise malformed(Table.CHANGE, key)
     birth, table = _U64_U8.unpack_from(key)
     return Epoch(birth), _table(Table.CHANGE, key, table), key[9:]
 
@@ -146,7 +146,7 @@ def dead(death: int, birth: int, table: Table, prefix: bytes) -> bytes:
 def dead_parts(key: bytes) -> tuple[Epoch, Epoch, Table, bytes]:
     """(death, birth, table, prefix) of a dead key; for an extent's lifetime the prefix is its 8-byte id."""
     if len(key) <= _U64_U64_U8.size:
-        raise _malformed(Table.DEAD, key)
+        raise malformed(Table.DEAD, key)
     death, birth, table = _U64_U64_U8.unpack_from(key)
     return Epoch(death), Epoch(birth), _table(Table.DEAD, key, table), key[17:]
 
@@ -210,7 +210,7 @@ def after(prefix: bytes) -> bytes:
 
 def _two(table: Table, key: bytes) -> tuple[int, int]:
     if len(key) != _U64_U64.size:
-        raise _malformed(table, key)
+        raise malformed(table, key)
     first, second = _U64_U64.unpack(key)
     return first, second
 
@@ -225,5 +225,5 @@ def _table(of: Table, key: bytes, number: int) -> Table:
     return table
 
 
-def _malformed(table: Table, key: bytes) -> CorruptionError:
-    return CorruptionError(f"damaged key {table.name.lower()}/{key.hex()}: wrong length")
+def malformed(table: Table, key: bytes) -> CorruptionError:
+    return CorruptionError(f"damaged key {table.name.lower()}/{key.hex()}: not of that form")
