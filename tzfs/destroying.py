@@ -62,7 +62,8 @@ def destroy(
 
     `recursive`: a filesystem with its snapshots; snapshots in all filesystems of a namespace, those without them passed
     over.  `clones`: and whatever has come from them.  `damaged`: also a filesystem that cannot be read, with whatever
-    snapshots and holds it has; of one that can, nothing more than without it, whatever else is damaged.  `progress`
+    snapshots and holds it has; and in spite of holds one that cannot be opened to release them; else nothing more than
+    without it, whatever else is damaged.  `progress`
     hears how many bytes are still to be freed, where that is done here.  `NotFound`, `NotEmpty`, `Busy` naming who is
     in the way, `WrongState`; `CorruptionError` or `TablesLost` where `damaged` would be needed.
     """
@@ -192,7 +193,7 @@ class _Plan:
             if step.unread:
                 size = _on_disk(info.folder)
             elif info.state in (State.ACTIVE, State.ARCHIVED):
-                check_free(info)
+                self._check_free(info)
                 size = _charged(info.folder)
             agreed = _check_damaged if step.unread else lambda _: None
             store.catalog.destroy(info.name, dry_run=dry_run, clones_first=True, agreed=agreed)
@@ -212,6 +213,21 @@ class _Plan:
                 size = engine.destroy(step.snapshots).bytes
             engine.collect(None if progress is None else lambda: progress(engine.freeing()))
         return size
+
+    def _check_free(self, info: FilesystemInfo) -> None:
+        """`Busy` where one of the filesystem's snapshots is held, unless damage keeps that from being ended."""
+        try:
+            check_free(info)
+        except Busy:
+            if not self._damaged or self._can_be_written(info):
+                raise
+
+    def _can_be_written(self, info: FilesystemInfo) -> bool:
+        try:
+            with self._store.writer(info.name, {"kind": "destroy"}, Command.RELEASE):
+                return True
+        except (CorruptionError, TablesLost):
+            return False
 
     def _foresee(self, info: FilesystemInfo, names: Iterable[str]) -> int:
         found, lease = self._store.catalog.acquire(

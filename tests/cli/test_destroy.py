@@ -14,7 +14,8 @@ from tests.damaging import damage_row
 from tests.noise import noise
 from tzfs import destroying
 from tzfs.engine.committed import read_superblock
-from tzfs.errors import Busy, CorruptionError, ForeignStore, StoreError, TablesLost, TzfsError, exit_code_of
+from tzfs.errors import Busy, CorruptionError, ForeignStore, NotFound, StoreError, TablesLost, TzfsError, exit_code_of
+from tzfs.format import keys
 from tzfs.format.counters import COUNTERS_KEY
 from tzfs.format.keys import Table
 from tzfs.format.superblock import SUPERBLOCK_KEY, pack_superblock
@@ -283,12 +284,50 @@ def test_where_only_accounts_are_damaged_clones_are_told_by_snapshot(ws: Command
     assert ws.ok("list", "-H", "-o", "name") == ""
 
 
-def test_the_snapshots_of_what_has_damaged_accounts_stay(ws: CommandLine) -> None:
+def test_where_accounts_are_damaged_a_snapshot_can_be_destroyed_and_how_much_that_frees_is_not_known(
+    ws: CommandLine,
+) -> None:
     damage(ws, "cell")
-    for arguments in (["ws@a"], ["-n", "ws@%"]):
-        assert "damaged record cell/" in ws.refused("destroy", *arguments, code=65)
-    assert all(can_be_read(ws, f"ws@{name}") for name in "abcde")
+    assert "damaged record cell/" in ws.refused("destroy", "-n", "ws@%", code=65)
+    assert ws.ok("destroy", "-p", "ws@a") == "destroy\tws@a\nreclaim\t0\n"
+    with pytest.raises(NotFound):
+        can_be_read(ws, "ws@a")
+    assert all(can_be_read(ws, f"ws@{name}") for name in "bcde")
+    ws.ok("snapshot", "ws@f")
+    assert "damaged record cell/" in ws("list", "-t", "snapshot", "ws").err
+    with open_store(ws.store) as store:
+        assert store.snapshot("ws@g").record.epoch
     ws.ok("destroy", "-r", "ws")
+
+
+def test_a_hold_that_damage_keeps_from_being_released_is_passed_over(ws: CommandLine) -> None:
+    ws.ok("hold", "keep", "ws@b")
+    with open_store(ws.store) as store:
+        meta = LmdbMeta(store.get("ws").folder / META)
+    txn = meta.begin_write()
+    txn.put(Table.RECLAIM, keys.u64(1), b"\0" * 40)
+    txn.commit()
+    meta.close()
+    assert ws("release", "keep", "ws@b").code == 65
+    in_use = "in use by hold keep on @b\nhint: release the holds first\n"
+    assert ws.refused("destroy", "-r", "ws", code=75).endswith(in_use)
+    assert "it has snapshots" in ws.refused("destroy", "--damaged", "ws", code=1)
+    assert ws.ok("destroy", "--damaged", "-rnv", "ws").startswith("would destroy ws@a\n")
+    ws.ok("destroy", "--damaged", "-r", "ws")
+    assert ws.ok("list", "-H", "-o", "name") == ""
+
+
+@pytest.mark.parametrize("what", ["meta", "meta/data.mdb"])
+def test_what_has_something_else_in_the_place_of_its_tables_can_be_given_up(ws: CommandLine, what: str) -> None:
+    with open_store(ws.store) as store:
+        path = store.get("ws").folder / what
+    path.rename(path.with_name("away"))
+    path.touch() if what == "meta" else path.mkdir()
+    for verb in (["list"], ["destroy", "ws"]):
+        assert "no tables of tzfs here, but something else" in ws(*verb).err
+    ws.ok("destroy", "--damaged", "ws")
+    assert ws.ok("list", "-H", "-o", "name") == ""
+    assert os.listdir(ws.store / "fs") == []
 
 
 @pytest.mark.parametrize("error", [StoreError, ForeignStore])

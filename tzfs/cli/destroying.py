@@ -49,6 +49,7 @@ def destroy_command(
     tzfs destroy ws#before          a bookmark
     tzfs destroy -r ws              the filesystem and its snapshots, gone for good
     tzfs destroy --damaged ws       one that cannot be read, with whatever snapshots and holds it has
+    tzfs destroy --damaged -r ws    one with snapshots whose holds cannot be released any more
     """
     store = store_of(ctx)
     if "#" in name:

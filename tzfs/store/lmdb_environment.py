@@ -212,6 +212,8 @@ def _acquire(path: Path, tables: Sequence[Table], *, create: bool, readonly: boo
                     raise
                 return shared
         return _shared_or_new(path, tables, create=False, readonly=readonly)
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise TablesLost(f"{path}: no tables of tzfs here, but something else") from error
     except OSError as error:
         raise from_os_error(error, f"{path}: open") from error
     except lmdb.Error as error:
