@@ -10,6 +10,7 @@ from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.accounting import Accounts
 from tzfs.engine.partial import pack_token
+from tzfs.errors import CorruptionError
 from tzfs.format.records import Snapshot
 from tzfs.ledger import Ledger
 from tzfs.lifecycle import State
@@ -37,12 +38,22 @@ def clones_of(catalog: Catalog, info: FilesystemInfo) -> dict[str, list[str]]:
 
 
 def snapshot_info(
-    info: FilesystemInfo, name: str, state: CommittedState, clones: Mapping[str, list[str]], also: Sequence[str] = ()
+    info: FilesystemInfo,
+    name: str,
+    state: CommittedState,
+    clones: Mapping[str, list[str]],
+    also: Sequence[str] = (),
+    *,
+    damaged_too: bool = False,
 ) -> SnapshotInfo:
-    """The snapshot `name` of the filesystem, as last committed; `clones` as of `clones_of`."""
+    """The snapshot `name` of the filesystem, as last committed; `clones` as of `clones_of`.
+
+    `damaged_too`: where accounts are damaged, without what they say, which else is raised.
+    """
     record = state.snapshots[name]
     guid = record.guid.hex()
-    facts = snapshot_facts(state.accounts, name, also) | {
+    summed = not (damaged_too and isinstance(state.sums, CorruptionError))
+    facts = (snapshot_facts(state.accounts, name, also) if summed else {}) | {
         "type": "snapshot",
         "creation": str(record.created_ns // 1_000_000_000),
         "guid": guid,

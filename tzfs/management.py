@@ -202,7 +202,7 @@ class Store(Access):
                     writer.engine.snapshot(parsed.snapshot, checked)
         except Exists:
             raise Exists(f"snapshot {parsed} exists") from None
-        return snapshot_info(info, parsed.snapshot, committed_state(info.folder), {})
+        return snapshot_info(info, parsed.snapshot, committed_state(info.folder), {}, damaged_too=True)
 
     def snapshots(
         self, name: Name | FilesystemInfo, *, also: Sequence[str] = (), settle: bool = True

@@ -326,8 +326,15 @@ class CommittedState:
 
     counters: Counters
     snapshots: dict[str, Snapshot]
-    accounts: Accounts
+    sums: Accounts | CorruptionError
     partial: Partial | None  # of a receive that was cut
+
+    @property
+    def accounts(self) -> Accounts:
+        """What it is charged; `CorruptionError` where a record of these is damaged, which matters to nothing else."""
+        if isinstance(self.sums, CorruptionError):
+            raise self.sums
+        return self.sums
 
 
 @contextmanager
@@ -343,10 +350,14 @@ def committed_state(directory: Path) -> CommittedState:
         superblock = read_superblock(txn)
         superblock.check(for_writing=False)
         counters, snapshots = read_counters(txn), read_snapshots(txn)
-        accounts = Accounts(txn, snapshots, counters.epoch)
-        if superblock.origin is not None:
-            accounts.above = cache(partial(_referenced, directory, superblock.origin))
-        return CommittedState(counters, snapshots, accounts, read_partial(txn))
+        sums: Accounts | CorruptionError
+        try:
+            sums = Accounts(txn, snapshots, counters.epoch)
+            if superblock.origin is not None:
+                sums.above = cache(partial(_referenced, directory, superblock.origin))
+        except CorruptionError as error:
+            sums = error
+        return CommittedState(counters, snapshots, sums, read_partial(txn))
 
 
 def _referenced(directory: Path, origin: Origin) -> tuple[int, int]:
@@ -356,11 +367,12 @@ def _referenced(directory: Path, origin: Origin) -> tuple[int, int]:
     """
     try:
         above = committed_state(directory.parent / f"{origin.partition:016x}")
+        accounts = above.accounts
     except (NotFound, ForeignStore, CorruptionError):
         return 0, 0
     for name, record in above.snapshots.items():
         if record.guid.hex() == origin.snapshot:
-            return above.accounts.referenced(name), above.accounts.referenced(name, logical=True)
+            return accounts.referenced(name), accounts.referenced(name, logical=True)
     return 0, 0
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.engine.world import MemoryStores, Step, World, generate, run
 from tzfs.engine.accounting import Accounts, Cell, Sums
 from tzfs.engine.settling import extent_charge
-from tzfs.engine.staging import slices_of
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.format.records import FLAG_INLINE, Shared, Snapshot
+from tzfs.format.slices import slices_of
 from tzfs.space import filesystem_facts, ratio
 from tzfs.store.interface import ReadTransaction
 from tzfs.store.memory import MemoryMeta

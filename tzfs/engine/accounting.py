@@ -23,12 +23,13 @@ What is in the tables is summed; what a head has changed since its last commit i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tzfs.engine import bequest
 from tzfs.engine.bequest import Bytes
+from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Table
 from tzfs.format.records import Shared, Snapshot
@@ -139,19 +140,33 @@ class Sums:
         return total
 
 
+def read_cells(
+    txn: ReadTransaction, damaged: Callable[[str], None] | None = None
+) -> Iterator[tuple[bytes, int, int, int]]:
+    """(key, number, charge, saved) of each cell.  Of one that is damaged, `damaged` is told what is wrong, and it is
+    left out; without, that is raised."""
+    for key, value in txn.range(Table.CELL, b""):
+        try:
+            body = records.unseal(Table.CELL, key, value)
+            if body is not None:
+                (number, charge), saved = records.unpack_charged(Table.CELL, key, body)
+                yield key, number, charge, saved
+        except CorruptionError as error:
+            if damaged is None:
+                raise
+            damaged(str(error))
+
+
 class Accounts:
     """The sums of a filesystem as its tables are in one transaction, for its snapshots by name."""
 
     def __init__(self, txn: ReadTransaction, snapshots: Mapping[str, Snapshot], epoch: int) -> None:
         self._epochs = {name: snapshot.epoch for name, snapshot in snapshots.items()}
         cells, logical, saving = [], [], False
-        for key, value in txn.range(Table.CELL, b""):
-            body = records.unseal(Table.CELL, key, value)
-            if body is not None:
-                (_, charge), saved = records.unpack_charged(Table.CELL, key, body)
-                cells.append(Cell(*keys.cell_parts(key), charge))
-                logical.append(cells[-1]._replace(charge=charge + saved))
-                saving |= saved > 0
+        for key, _, charge, saved in read_cells(txn):
+            cells.append(Cell(*keys.cell_parts(key), charge))
+            logical.append(cells[-1]._replace(charge=charge + saved))
+            saving |= saved > 0
         shared = []
         for key, value in txn.range(Table.SHARED, b""):
             body = records.unseal(Table.SHARED, key, value)

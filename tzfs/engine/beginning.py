@@ -8,20 +8,24 @@ a commit of its own, unless the redo log has something: then it is part of the o
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from tzfs import failpoints, limits
-from tzfs.engine.committed import read_counters, read_superblock
+from tzfs.engine import reads
+from tzfs.engine.committed import read_counters, read_superblock, readable_segments
 from tzfs.engine.head import S_IFDIR, Head, Settings
 from tzfs.engine.inherited import Ancestry, read_cursor
 from tzfs.engine.versions import Versions
-from tzfs.errors import InternalError
+from tzfs.errors import CorruptionError, InternalError
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
 from tzfs.format.operations import Operation
 from tzfs.format.records import Inode, Reclaim
+from tzfs.format.slices import slices_of
 from tzfs.format.superblock import SUPERBLOCK_KEY, Origin, Superblock, pack_superblock
+from tzfs.limits import PAGE_BYTES
 from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
 
 failpoints.declare("open.generation", "a writer is about to take a new lease generation")
@@ -35,7 +39,7 @@ def format_filesystem(
     txn = meta.begin_write()
     try:
         counters = Counters.of_empty()
-        versions = Versions(lambda what, by: None)
+        versions = Versions(lambda what, by: None, lambda line: None)
         versions.begin(txn)
         root = Inode(
             ROOT, S_IFDIR | mode, uid, gid, 2, 0, DataId(0), 0, now_ns, now_ns, now_ns, now_ns, 0,
@@ -107,15 +111,18 @@ def begin_writing(
             txn = meta.begin_write()
         counters = read_counters(txn)
         counters.txg = Txg(counters.txg + 1)  # the one that was committed is over
-        _trim(txn, payload, counters)
+        lost = _trim(txn, payload, counters)
         if ancestry is not None:
             ancestry.cursor, _ = read_cursor(txn)
         head = Head(meta, payload, txn, counters, settings=settings, clock=clock, ancestry=ancestry)
+        for number in lost:
+            head.report(f"segment {number} has no row, and is not looked after until it has")
         for key, value in txn.range(Table.ORPHAN, b""):
-            body = records.unseal(Table.ORPHAN, key, value)
-            if body is not None:
-                (at,) = records.unpack_plain(Table.ORPHAN, key, body)
-                head.orphans[int.from_bytes(key, "big")] = Epoch(at)
+            try:
+                at = _orphaned(txn, key, value)
+                head.orphans[int.from_bytes(key, "big")] = at
+            except CorruptionError as error:
+                head.report(f"{error}; what it is about is not given back")
         for key, value in txn.range(Table.RECLAIM, b""):
             body = records.unseal(Table.RECLAIM, key, value)
             if body is not None:
@@ -127,18 +134,56 @@ def begin_writing(
     return head, superblock, operations
 
 
-def _trim(txn: ReadTransaction, payload: PayloadStore, counters: Counters) -> None:
-    """Gives back what an earlier writer wrote and never committed: whole segments, and the ends of others."""
-    ends = {}
-    for key, value in txn.range(Table.SEGMENT, b""):
-        body = records.unseal(Table.SEGMENT, key, value)
-        if body is not None:
-            ends[int.from_bytes(key, "big")] = records.unpack_plain(Table.SEGMENT, key, body)[2]
+def _orphaned(txn: ReadTransaction, key: bytes, value: bytes) -> Epoch:
+    """Since when the inode is an orphan.
+
+    Where its row is damaged, that is when the inode was written last, if that says that it has no name: else it may be
+    the row's key that is damaged, and `CorruptionError` is raised.
+    """
+    try:
+        (at,) = records.unpack_plain(Table.ORPHAN, key, records.unseal(Table.ORPHAN, key, value) or b"")
+        return Epoch(at)
+    except CorruptionError:
+        ino = int.from_bytes(key, "big")
+        found = txn.seek(Table.INODE, keys.inode(ino), keys.EPOCH_MAX)
+        with suppress(CorruptionError):
+            inode = reads.inode_at(txn, ino, keys.EPOCH_MAX)
+            if found is not None and inode is not None and not inode.nlink:
+                return found[0]
+        raise
+
+
+def _trim(txn: ReadTransaction, payload: PayloadStore, counters: Counters) -> list[int]:
+    """Gives back what an earlier writer wrote and never committed: whole segments, and the ends of others.
+
+    A segment whose row is damaged stays as it is.  So does one whose row is lost, which is the answer: it is told from
+    one that was begun before a commit, and filled after it, by what names it.
+    """
+    rows = {int.from_bytes(key, "big") for key, _ in txn.range(Table.SEGMENT, b"")}
     payload.begin_numbering(counters.next_segment)
-    for number in payload.segments():
+    there = payload.segments()
+    doubtful = {n for n, size in there.items() if n not in rows and n < counters.next_segment and size > PAGE_BYTES}
+    lost = _named(txn, doubtful) if doubtful else set()
+    ends = {int.from_bytes(key, "big"): end for key, (_, _, end) in readable_segments(txn)}
+    for number in there:
         failpoints.hit("open.trim")
         if number in ends:
-            end = keys.extent_id(number, ends[number] // limits.PAGE_BYTES)
+            end = keys.extent_id(number, ends[number] // PAGE_BYTES)
             payload.punch(end, limits.SEGMENT_BYTES_MAX - ends[number])
-        else:
+        elif number not in rows and number not in lost:
             payload.remove_segment(number)
+    return sorted(lost)
+
+
+def _named(txn: ReadTransaction, segments: set[int]) -> set[int]:
+    """Those of the segments that a chunk or an attribute names, or may name, being damaged; reads all of them."""
+    found = set()
+    for table in (Table.CHUNK, Table.XATTR):
+        for key, value in txn.range(table, b""):
+            try:
+                found |= {s.extent >> 32 for s in slices_of(table, key, records.unseal(table, key, value))} & segments
+            except CorruptionError:
+                return segments
+            if found == segments:
+                return found
+    return found

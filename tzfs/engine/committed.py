@@ -6,6 +6,9 @@ and what background work has changed since.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 from tzfs.errors import CorruptionError
 from tzfs.format import records
 from tzfs.format.counters import COUNTERS_KEY, Counters, unpack_counters
@@ -32,12 +35,19 @@ def read_counters(txn: ReadTransaction) -> Counters:
     return unpack_counters(value)
 
 
-def read_extents(txn: ReadTransaction) -> tuple[int, int]:
-    """How many extents there are, those that only snapshots see included, and in how many segments; a row a segment."""
-    extents = segments = 0
+def readable_segments(txn: ReadTransaction) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+    """(key, (extents, bytes, end)) of the segments whose rows are not damaged."""
     for key, value in txn.range(Table.SEGMENT, b""):
-        body = records.unseal(Table.SEGMENT, key, value)
-        if body is not None:
-            extents += records.unpack_plain(Table.SEGMENT, key, body)[0]
-            segments += 1
-    return extents, segments
+        with suppress(CorruptionError):
+            body = records.unseal(Table.SEGMENT, key, value)
+            if body is not None:
+                yield key, records.unpack_plain(Table.SEGMENT, key, body)
+
+
+def read_extents(txn: ReadTransaction) -> tuple[int, int]:
+    """How many extents there are, those that only snapshots see included, and in how many segments; a row a segment.
+
+    Segments whose rows are damaged do not count.
+    """
+    found = [extents for _, (extents, _, _) in readable_segments(txn)]
+    return sum(found), len(found)

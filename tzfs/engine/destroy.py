@@ -8,6 +8,8 @@ needs no cursor: after a crash it begins again with what is left.  When no cell 
 Invariants:
 - Rectangles are disjoint, also those of snapshots destroyed together: they are destroyed one after the other.
 - Nothing comes into a rectangle once it is queued: no snapshot sees it, so what dies there is freed at once.
+- A row of the deadlist that is damaged still says in its key which version it is about: where that died when it says,
+  it goes as well.  Of an extent only the row says how large it is, so that one stays, charged as before.
 - A version may lie below one that is put or removed, and wait here: `versions.oldest_destroy` says so, or a removal
   would take it for what is newest.
 
@@ -25,7 +27,8 @@ from dataclasses import dataclass
 from tzfs import failpoints, limits
 from tzfs.engine.head import Head
 from tzfs.engine.snapshots import Snapshots, read_snapshots
-from tzfs.errors import Busy, NotFound
+from tzfs.engine.versions import version_costs
+from tzfs.errors import Busy, CorruptionError, ForeignStore, NotFound
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, ExtentId, Table
 from tzfs.format.records import Destroy, Shared, Snapshot
@@ -62,8 +65,8 @@ def read_destroys(txn: ReadTransaction) -> dict[int, Destroy]:
 
 def _cells(
     txn: ReadTransaction, births: tuple[int, int], deaths: tuple[int, int], after: tuple[int, int] = (0, 0)
-) -> Iterator[tuple[int, int, int]]:
-    """(death, birth, bytes) of the cells within both, bounds inclusive, that do not come before `after`.
+) -> Iterator[tuple[int, int, bytes]]:
+    """(death, birth, row) of the cells within both, bounds inclusive, that do not come before `after`.
 
     Cells that lie between, born too early or too late, are skipped by seeking.
     """
@@ -77,13 +80,17 @@ def _cells(
             elif birth > hi:
                 at = death + 1, lo
             else:
-                body = records.unseal(Table.CELL, key, value)
-                if body is not None:
-                    yield death, birth, records.unpack_charged(Table.CELL, key, body)[0][1]
+                yield death, birth, value
                 continue
             break
         else:
             return
+
+
+def _bytes(death: int, birth: int, value: bytes) -> int:
+    """What a cell says."""
+    key = keys.cell(death, birth)
+    return records.unpack_charged(Table.CELL, key, records.unseal(Table.CELL, key, value) or b"")[0][1]
 
 
 def freeing(txn: ReadTransaction) -> int:
@@ -92,7 +99,7 @@ def freeing(txn: ReadTransaction) -> int:
     if not destroys:
         return 0
     total = sum(
-        size for d in destroys for _, _, size in _cells(txn, (d.older + 1, d.snapshot), (d.snapshot + 1, d.newer))
+        _bytes(*cell) for d in destroys for cell in _cells(txn, (d.older + 1, d.snapshot), (d.snapshot + 1, d.newer))
     )
     left = sorted(s.epoch for s in read_snapshots(txn).values())
     return total + sum(s.charge for s in _all_shared(txn) if not _kept(s, left))
@@ -129,7 +136,7 @@ def freed_by(txn: ReadTransaction, snapshots: Iterable[Snapshot], names: Iterabl
         run = gone[i : bisect_right(gone, newer)]
         i += len(run)
         found = _cells(txn, (older + 1, run[-1]), (run[0] + 1, newer))
-        total += sum(size for death, birth, size in found if _sees(run, birth, death))
+        total += sum(_bytes(*cell) for cell in found if _sees(run, cell[1], cell[0]))
     for shared in _all_shared(txn):
         if any(_sees(gone, b, d) for b, d in shared.lifetimes.items()) and not _kept(shared, left):
             total += shared.charge
@@ -191,6 +198,7 @@ class Destroyer:
         self._queue = read_destroys(head.txn)
         self._reached: dict[int, tuple[int, int]] = {}  # cells before are empty: (death, birth), by the queue's numbers
         self.readers: Callable[[], Readers] = lambda: nullcontext([])
+        self._damaged: set[bytes] = set()  # rows of the deadlist that stay
         self.freed_rows = 0
         self._tell_versions()
 
@@ -205,8 +213,11 @@ class Destroyer:
         return min(self._queue, default=0)
 
     def freeing(self) -> int:
-        """The bytes that are still to be freed."""
-        return freeing(self._head.txn) if self._queue else 0
+        """The bytes that are still to be freed; 0 where that cannot be summed."""
+        try:
+            return freeing(self._head.txn) if self._queue else 0
+        except CorruptionError:
+            return 0
 
     def users(self) -> dict[str, list[str]]:
         """Who reads which snapshots just now, in words, by the snapshots' names; who does not say which reads all."""
@@ -256,7 +267,11 @@ class Destroyer:
     def put(self, chosen: dict[str, Snapshot], *, log: bool = True) -> Destroyed:
         """Within a commit: their names go, and what they alone see is queued."""
         head, snapshots = self._head, self._snapshots.all()
-        size = freed_by(head.txn, snapshots.values(), chosen.values(), head.epoch)
+        try:
+            size = freed_by(head.txn, snapshots.values(), chosen.values(), head.epoch)
+        except CorruptionError as error:  # only the figure is lost
+            head.report(f"{error}; how much is freed is not known")
+            size = 0
         left = sorted(s.epoch for s in snapshots.values())
         for name, record in chosen.items():
             at = left.index(record.epoch)
@@ -294,14 +309,12 @@ class Destroyer:
         head.pace()
         number = min(self._queue)
         failpoints.hit("destroy.batch")
-        found = self._batch(number)
+        batch = self._batch(number)
+        found = [dead for key, value in batch if (dead := self._read(key, value)) is not None]
         head.begin_change()
         versions, txg = head.versions, head.counters.txg
         rows: dict[Table, list[bytes]] = {}
-        for key, value in found:
-            death, birth, table, prefix = keys.dead_parts(key)
-            body = records.unseal(Table.DEAD, key, value)
-            (charge,), saved = records.unpack_charged(Table.DEAD, key, body or b"")
+        for death, birth, table, prefix, charge, saved in found:
             if table is Table.EXTENT:
                 extent = ExtentId(int.from_bytes(prefix, "big"))
                 versions.dead_extent_freed(extent, birth, death, txg, charge=charge, saved=saved)
@@ -314,13 +327,37 @@ class Destroyer:
         versions.settle()
         self.freed_rows += len(found)
         head.dirty_rows += 3 * len(found)
-        if len(found) < limits.DESTROY_BATCH_ROWS:
+        if len(batch) < limits.DESTROY_BATCH_ROWS:
             failpoints.hit("destroy.end")
             head.txn.delete(Table.DESTROY, keys.destroy(number))
             del self._queue[number]
             self._reached.pop(number, None)
             self._tell_versions()
         head.end_invisible_change()
+
+    def _read(self, key: bytes, value: bytes) -> tuple[int, int, Table, bytes, int, int] | None:
+        """What a row of the deadlist says: death, birth, table, prefix, charge and saved.
+
+        None of one that is damaged and stays, which is reported; see the module's text.
+        """
+        head = self._head
+        try:
+            death, birth, table, prefix = keys.dead_parts(key)
+            try:
+                body = records.unseal(Table.DEAD, key, value) or b""
+                (charge,), saved = records.unpack_charged(Table.DEAD, key, body)
+            except CorruptionError:
+                if table is Table.EXTENT:
+                    raise
+                version, newer = head.txn.seek(table, prefix, death - 1), head.txn.seek(table, prefix, death)
+                if version is None or version[0] != birth or newer is None or newer[0] != death:
+                    raise  # for all we know it is the key that is damaged
+                charge, saved = version_costs(table, prefix, version[1])
+        except (CorruptionError, ForeignStore) as error:
+            self._damaged.add(key)
+            head.report(f"{error}; what it is about is not given back")
+            return None
+        return death, birth, table, prefix, charge, saved
 
     def _batch(self, number: int) -> list[tuple[bytes, bytes]]:
         """Rows of the deadlist that are in the rectangle; fewer than a batch are the last."""
@@ -330,6 +367,8 @@ class Destroyer:
             self._reached[number] = death, birth
             prefix = keys.cell(death, birth)
             for row in txn.range(Table.DEAD, prefix, keys.after(prefix)):
+                if row[0] in self._damaged:
+                    continue
                 found.append(row)
                 if len(found) == limits.DESTROY_BATCH_ROWS:
                     return found

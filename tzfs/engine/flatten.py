@@ -25,11 +25,10 @@ from tzfs.engine.copying import copied
 from tzfs.engine.foreign import level_of, tagged
 from tzfs.engine.head import Head
 from tzfs.engine.inherited import EVERYTHING, NOTHING, Ancestry, Cursor, FromAbove, read_cursor, write_cursor
-from tzfs.engine.staging import slices_of, with_slices
 from tzfs.engine.txg import TxgCommitter
 from tzfs.format import keys, records
 from tzfs.format.keys import VERSIONED, Epoch, Table
-from tzfs.format.slices import Slice
+from tzfs.format.slices import Slice, slices_of, with_slices
 from tzfs.format.superblock import ORIGIN
 
 failpoints.declare("flatten.batch", "a batch of inherited rows is about to be copied")

@@ -98,7 +98,7 @@ class Head:
             self.look = ancestry.over(txn, momentary=True)
         self.counters, self.settings, self.clock = counters, settings, clock
         self.drift: list[str] = []
-        self.versions = Versions(self.report_drift)
+        self.versions = Versions(self.report_drift, self.report)
         self.versions.begin(txn)
         if ancestry is not None:
             self.versions.inherits, self.versions.bequest = ancestry.inherits, Bequest(ancestry.cost)

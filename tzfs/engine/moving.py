@@ -23,13 +23,14 @@ from itertools import islice
 from typing import Final
 
 from tzfs import failpoints, limits
+from tzfs.engine.committed import readable_segments
 from tzfs.engine.head import Head
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.settling import extent_charge
 from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import ExtentId, Table
-from tzfs.format.slices import Slice, pack_slices, pack_xattr, unpack_slices, unpack_xattr
+from tzfs.format.slices import Slice, slices_of, with_slices
 
 failpoints.declare("move.copy", "extents of a sparse segment are about to be copied")
 failpoints.declare("move.rename", "the copies are durable; rows are about to name them")
@@ -93,13 +94,9 @@ class Mover:
     def sparse(self) -> frozenset[int]:
         """The segments worth emptying now."""
         head, small, found, holes = self._head, [], set(), None
-        for key, value in head.txn.range(Table.SEGMENT, b""):
+        for key, (count, live, end) in readable_segments(head.txn):
             number = int.from_bytes(key, "big")
-            body = records.unseal(Table.SEGMENT, key, value)
-            if body is None or number == head.payload.filling:
-                continue
-            count, live, end = records.unpack_plain(Table.SEGMENT, key, body)
-            if not count:
+            if not count or number == head.payload.filling:
                 continue
             if holes is None:
                 holes = head.payload.data_ranges(number) is not None
@@ -203,12 +200,19 @@ class Mover:
                     found[s.extent] = s.stored_bytes
                     births.setdefault(s.extent, set()).add(s.birth)
         for extent, born in births.items():
-            rows = [keys.dead_parts(key) for key in dead.get(extent, ()) if head.txn.get(Table.DEAD, key) is not None]
-            buried = {birth for _, birth, _, _ in rows}
+            buried = {keys.dead_parts(key)[1] for key in dead.get(extent, ()) if self._is_sound(key)}
             shared = head.versions.shared.get(extent) is not None
             if shared or any((extent, b) not in newest and b not in buried for b in born) or buried - born:
                 del found[extent]
         return found
+
+    def _is_sound(self, key: bytes) -> bool:
+        """Whether a row of the deadlist is still there, and not damaged."""
+        value = self._head.txn.get(Table.DEAD, key)
+        try:
+            return value is not None and records.unseal(Table.DEAD, key, value) is not None
+        except CorruptionError:
+            return False
 
     def _rename(self, prefix: Found, copy: _Copy, dead: dict[int, list[bytes]]) -> None:
         """Has all rows of a chunk or attribute name the copies."""
@@ -224,8 +228,7 @@ class Mover:
             if not any(s.extent in moved for s in slices):
                 continue
             renamed = tuple(s._replace(extent=moved[s.extent][0]) if s.extent in moved else s for s in slices)
-            packed = pack_slices(renamed) if table is Table.CHUNK else pack_xattr(renamed)
-            head.txn.put(table, key, records.seal(table, key, packed))
+            head.txn.put(table, key, records.seal(table, key, with_slices(table, renamed)))
         for old, (new, stored) in moved.items():
             for key in dead.get(old, ()):
                 value = head.txn.get(Table.DEAD, key)
@@ -249,12 +252,6 @@ class Mover:
 def _slices(table: Table, key: bytes, value: bytes) -> tuple[Slice, ...]:
     """The slices of a row; none of one that has no payload, or cannot be read: a check will say so."""
     try:
-        body = records.unseal(table, key, value)
-        if body is None:
-            return ()
-        if table is Table.CHUNK:
-            return unpack_slices(table, key, body)
-        found = unpack_xattr(key, body)
-        return () if isinstance(found, bytes) else found
+        return slices_of(table, key, records.unseal(table, key, value))
     except CorruptionError:
         return ()

@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tzfs.engine.accounting import Accounts
+from tzfs.engine.accounting import Accounts, read_cells
 from tzfs.engine.head import Head
 from tzfs.engine.shared import doubled, hidden
 from tzfs.engine.snapshots import read_snapshots
-from tzfs.errors import QuotaExceeded
+from tzfs.errors import CorruptionError, QuotaExceeded
 from tzfs.format import records
 from tzfs.format.keys import Table
 
@@ -106,11 +106,7 @@ class Quotas:
     def _sum(self) -> None:
         """What is charged now, in cells and beside them; from here on it is added up."""
         txn, versions = self._head.txn, self._head.versions
-        total = 0
-        for key, value in txn.range(Table.CELL, b""):
-            body = records.unseal(Table.CELL, key, value)
-            if body is not None:
-                total += records.unpack_charged(Table.CELL, key, body)[0][1]
+        total = sum(charge for _, _, charge, _ in read_cells(txn, self._head.report))
         versions.charged_bytes = total + versions.unsettled_bytes
         versions.shared.hidden_bytes = versions.shared.doubled_bytes = 0
         for key, value in txn.range(Table.SHARED, b""):
@@ -121,11 +117,14 @@ class Quotas:
                 versions.shared.doubled_bytes += doubled(shared)
 
     def _freeing(self) -> int:
-        """What is charged and nobody sees any more."""
+        """What is charged and nobody sees any more; nothing where that cannot be summed."""
         txn = self._head.txn
         if next(iter(txn.range(Table.DESTROY, b"")), None) is None:
             return 0
-        return Accounts(txn, read_snapshots(txn), self._head.epoch).charged.freeing
+        try:
+            return Accounts(txn, read_snapshots(txn), self._head.epoch).charged.freeing
+        except CorruptionError:
+            return 0
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 

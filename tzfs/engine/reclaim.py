@@ -17,11 +17,12 @@ from typing import Final, NamedTuple, Protocol
 
 from tzfs import failpoints, limits
 from tzfs.engine import reads
+from tzfs.engine.committed import readable_segments
 from tzfs.engine.content_rows import ContentRows
 from tzfs.engine.head import Head
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.settling import extent_charge
-from tzfs.errors import TzfsError
+from tzfs.errors import CorruptionError, TzfsError
 from tzfs.format import keys, records
 from tzfs.format.keys import ExtentId, Table
 from tzfs.store.interface import PayloadStore
@@ -212,10 +213,11 @@ class Reclaimer:
         rows: list[bytes] = []
         holes: list[tuple[int, int]] = []  # (extent, bytes)
         for key, value in head.txn.range(Table.PUNCH, b"", keys.punch(horizon, 0)):
-            body = records.unseal(Table.PUNCH, key, value)
-            if body is not None:
-                (stored,) = records.unpack_plain(Table.PUNCH, key, body)
+            try:
+                (stored,) = records.unpack_plain(Table.PUNCH, key, records.unseal(Table.PUNCH, key, value) or b"")
                 holes.append((keys.punch_parts(key)[1], extent_charge(stored)))
+            except CorruptionError as error:  # its space comes back with that of its segment
+                head.report(f"{error}; no hole is punched for it")
             rows.append(key)
             if len(rows) == PUNCH_BATCH:
                 break
@@ -245,12 +247,10 @@ class Reclaimer:
         if self.pins:
             return
         dead = []
-        for key, value in head.txn.range(Table.SEGMENT, b""):
-            body = records.unseal(Table.SEGMENT, key, value)
-            if body is not None and records.unpack_plain(Table.SEGMENT, key, body)[:2] == (0, 0):
-                number = int.from_bytes(key, "big")
-                if number != head.payload.filling:
-                    dead.append((key, number))
+        for key, (extents, size, _) in readable_segments(head.txn):
+            number = int.from_bytes(key, "big")
+            if extents == size == 0 and number != head.payload.filling:
+                dead.append((key, number))
         if not dead or head.dirty or next(iter(head.txn.range(Table.PUNCH, b"")), None) is not None:
             return
         head.begin_change()

@@ -20,18 +20,20 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from tzfs import limits
+from tzfs.engine.accounting import read_cells
 from tzfs.engine.destroy import Destroyer
 from tzfs.engine.foreign import level_of, tagged
 from tzfs.engine.head import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Head
 from tzfs.engine.namespace import Namespace
 from tzfs.engine.reclaim import Reclaimer
 from tzfs.engine.snapshots import Snapshots
-from tzfs.engine.staging import Source, Staging, seek_all, slices_of, with_slices
+from tzfs.engine.staging import Source, Staging, seek_all
 from tzfs.engine.txg import TxgCommitter
 from tzfs.engine.versions import Version
 from tzfs.format import keys, records
 from tzfs.format.keys import Epoch, Ino, Table
 from tzfs.format.records import Inode, Snapshot
+from tzfs.format.slices import slices_of, with_slices
 from tzfs.store.interface import ReadTransaction
 
 _COUNTERS = {S_IFREG: "files", S_IFDIR: "directories", S_IFLNK: "symlinks"}  # and "others"
@@ -240,9 +242,5 @@ def inodes_changed(txn: ReadTransaction, snapshot: int, epoch: int) -> int:
 
 def changes_after(head: Head, epoch: int) -> int:
     """About how many versions were born after `epoch`: all that are, and the extents with them."""
-    total = 0
-    for key, value in head.txn.range(Table.CELL, b""):
-        body = records.unseal(Table.CELL, key, value)
-        if body is not None and keys.cell_parts(key)[1] > epoch:
-            total += records.unpack_charged(Table.CELL, key, body)[0][0]
-    return total
+    cells = read_cells(head.txn, head.report)
+    return sum(number for key, number, _, _ in cells if keys.cell_parts(key)[1] > epoch)

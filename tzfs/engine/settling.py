@@ -33,10 +33,9 @@ def extent_costs(sizes: Sizes) -> tuple[int, int]:
 
 
 class Settling:
-    """What has been collected within one write transaction at a time.  `drift` is told of a counter that would have
-    become negative: (what, by how much)."""
+    """What has been collected within one write transaction at a time.  `drift` and `report`: as for `Totals`."""
 
-    def __init__(self, drift: Callable[[str, int], None]) -> None:
+    def __init__(self, drift: Callable[[str, int], None], report: Callable[[str], None]) -> None:
         self.txn: WriteTransaction
         self.live_bytes_delta = 0
         self.charged_bytes = 0  # added to all cells together; the quotas know from what on
@@ -48,7 +47,7 @@ class Settling:
         self._holes: list[tuple[int, int, int]] = []  # (txg, extent, bytes) to be given back
         self._cells: dict[tuple[int, int], list[int]] = {}  # by death and birth: number, charge, saved
         self._segments: dict[int, list[int]] = {}
-        self.totals = Totals(drift)
+        self.totals = Totals(drift, report)
 
     def begin(self, txn: WriteTransaction) -> None:
         """Works in `txn` from now on; what was not settled in the one before is forgotten."""

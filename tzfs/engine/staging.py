@@ -35,7 +35,7 @@ from tzfs.errors import CorruptionError, InternalError
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.format.records import Destroy
-from tzfs.format.slices import Sizes, Slice, pack_slices, pack_xattr, unpack_slices, unpack_xattr
+from tzfs.format.slices import Sizes, Slice, slices_of
 from tzfs.format.superblock import SHARED_EXTENTS, STAGING
 from tzfs.store.interface import ReadTransaction
 
@@ -59,23 +59,6 @@ def first_staged(txn: ReadTransaction, epoch: int) -> Epoch | None:
     for key, _ in txn.range(Table.CHANGE, keys.u64(epoch + 1)):
         return keys.change_parts(key)[0]
     return None
-
-
-def slices_of(table: Table, prefix: bytes, body: bytes | None) -> tuple[Slice, ...]:
-    """The slices in the body of a version; none of a tombstone or a table without."""
-    if body is None:
-        return ()
-    if table is Table.CHUNK:
-        return unpack_slices(table, prefix, body)
-    if table is Table.XATTR:
-        value = unpack_xattr(prefix, body)
-        return () if isinstance(value, bytes) else value
-    return ()
-
-
-def with_slices(table: Table, new: tuple[Slice, ...]) -> bytes:
-    """The body of a version that has these slices."""
-    return pack_slices(new) if table is Table.CHUNK else pack_xattr(new)
 
 
 class Staging:

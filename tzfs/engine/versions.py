@@ -55,14 +55,19 @@ def _charge(prefix: bytes, value: bytes) -> int:
     return 0 if records.is_tombstone(value) else len(prefix) + 8 + len(value)
 
 
+def version_costs(table: Table, prefix: bytes, value: bytes) -> tuple[int, int]:
+    """What a stored version is charged, and what compression has saved of that; it need not have been verified."""
+    return _charge(prefix, value), embedded_saved(value, ENVELOPE_BYTES) if table is _CHUNK else 0
+
+
 class Versions(Settling):
     """The versioned tables of one filesystem within one write transaction at a time.
 
     `snapshots` are the epochs of the surviving snapshots, ascending.
     """
 
-    def __init__(self, drift: Callable[[str, int], None]) -> None:
-        super().__init__(drift)
+    def __init__(self, drift: Callable[[str, int], None], report: Callable[[str], None]) -> None:
+        super().__init__(drift, report)
         self.snapshots: list[int] = []
         self.oldest_bookmark: int | None = None
         self.oldest_destroy: int | None = None  # the oldest snapshot whose destroy is under way
@@ -238,16 +243,15 @@ class Versions(Settling):
     def bury(self, table: Table, prefix: bytes, old: Version, at: int) -> None:
         """The live version `old` goes on the deadlist, whether or not a snapshot sees it."""
         birth, value = old
-        charge = _charge(prefix, value)
-        saved = embedded_saved(value, ENVELOPE_BYTES) if table is _CHUNK else 0
+        charge, saved = version_costs(table, prefix, value)
         self._count(LIVE, birth, -1, -charge, -saved)
         self._count(at, birth, 1, charge, saved)
         self._dead(at, birth, table, prefix, charge, saved)
 
     def _free(self, table: Table, prefix: bytes, old: Version) -> None:
         birth, value = old
-        saved = embedded_saved(value, ENVELOPE_BYTES) if table is _CHUNK else 0
-        self._count(LIVE, birth, -1, -_charge(prefix, value), -saved)
+        charge, saved = version_costs(table, prefix, value)
+        self._count(LIVE, birth, -1, -charge, -saved)
         self._delete(table, prefix + _suffix(birth))
         self._delete(Table.CHANGE, _change_key(birth, table, prefix))
 
@@ -415,8 +419,7 @@ class Versions(Settling):
     def unbury(self, table: Table, prefix: bytes, old: Version, death: int) -> None:
         """The dead version `old` lives again."""
         birth, value = old
-        charge = _charge(prefix, value)
-        saved = embedded_saved(value, ENVELOPE_BYTES) if table is _CHUNK else 0
+        charge, saved = version_costs(table, prefix, value)
         self._count(death, birth, -1, -charge, -saved)
         self._delete(Table.DEAD, keys.dead(death, birth, table, prefix))
         self._count(LIVE, birth, 1, charge, saved)

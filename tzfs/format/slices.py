@@ -156,3 +156,20 @@ def unpack_xattr(key: bytes, body: bytes) -> bytes | tuple[Slice, ...]:
     if body:
         raise foreign(Table.XATTR, key, f"has a value of kind {body[0]}, which this tzfs does not know")
     raise damaged(Table.XATTR, key, "too short")
+
+
+def slices_of(table: Table, prefix: bytes, body: bytes | None) -> tuple[Slice, ...]:
+    """The slices in the body of a version; none of a tombstone or a table without."""
+    if body is None:
+        return ()
+    if table is Table.CHUNK:
+        return unpack_slices(table, prefix, body)
+    if table is Table.XATTR:
+        value = unpack_xattr(prefix, body)
+        return () if isinstance(value, bytes) else value
+    return ()
+
+
+def with_slices(table: Table, new: tuple[Slice, ...]) -> bytes:
+    """The body of a version that has these slices."""
+    return pack_slices(new) if table is Table.CHUNK else pack_xattr(new)
