@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,17 @@ import tzfs
 from tests.dying import copied, died
 from tests.noise import noise
 from tzfs import errors, failpoints, limits
+from tzfs.destroying import destroy
 from tzfs.flattening import Flattened
+from tzfs.format import keys
+from tzfs.format.keys import ROOT, Table
+from tzfs.format.records import UnreadableInode
+from tzfs.layout import META
 from tzfs.lifecycle import State
 from tzfs.management import Store, open_store
+from tzfs.marking import hold
+from tzfs.store.interface import WriteTransaction
+from tzfs.store.lmdb_store import LmdbMeta
 
 POINTS = frozenset(name for name in failpoints.KNOWN if name.split(".")[0] in ("flatten", "clone"))
 BIG = noise(512_000)  # which no codec makes smaller
@@ -42,6 +51,16 @@ def store(tmp_path: Path) -> Iterator[Store]:
     with open_store(tmp_path / "store") as opened:
         fill(opened)
         yield opened
+
+
+@contextmanager
+def tables(store: Store) -> Iterator[WriteTransaction]:
+    """Those of `ws`, to be changed past all rules."""
+    meta = LmdbMeta(store.get("ws").folder / META)
+    txn = meta.begin_write()
+    yield txn
+    txn.commit()
+    meta.close()
 
 
 def assert_as_cloned(store: Store, name: str, *, changed: bool = False) -> None:
@@ -129,6 +148,53 @@ def test_an_archived_origin_is_read_and_cloned(store: Store) -> None:
     assert_as_cloned(store, "c")
     store.clone("ws@s", "c2")
     assert_as_cloned(store, "c2")
+
+
+def test_an_entry_whose_key_is_cut_in_the_origin_is_told_and_keeps_from_flattening(store: Store) -> None:
+    store.clone("ws@s", "c")
+    prefix = keys.dirent(ROOT, b"hard")
+    with tables(store) as txn:
+        birth, value = txn.seek(Table.DIRENT, prefix, 1) or (0, b"")
+        key = prefix + keys.suffix(birth)
+        txn.delete(Table.DIRENT, key)
+        txn.put(Table.DIRENT, key[:-5], value)
+    with store.open("c") as fs:
+        with pytest.raises(errors.CorruptionError, match="damaged record dirent/"):
+            fs.listdir("/")
+        found = fs._engine.readdir_damaged(ROOT, b"", 10)
+        assert [(name, isinstance(inode, UnreadableInode)) for name, inode in found] == [
+            (b"d", False),
+            (b"hard", True),
+            (b"link", False),
+        ]
+    with pytest.raises(errors.CorruptionError):
+        store.flatten("c")
+    assert origin(store, "c") == "ws@s"
+
+
+def test_a_damaged_orphan_of_the_origin_does_not_keep_from_flattening(store: Store) -> None:
+    with tables(store) as txn:
+        txn.put(Table.ORPHAN, keys.orphan(4711), b"\0" * 13)
+    store.clone("ws@s", "c")
+    store.flatten("c")
+    assert_as_cloned(store, "c")
+
+
+def test_a_hold_in_a_clone_counts_while_only_its_origin_cannot_be_read(store: Store) -> None:
+    store.clone("ws@s", "c")
+    store.snapshot("c@s")
+    hold(store, "keep", ["c@s"])
+    tables_folder = store.get("ws").folder / META
+    tables_folder.rename(tables_folder.with_name("away"))
+    for dry_run in (True, False):
+        with pytest.raises(errors.Busy, match="hold keep"):
+            destroy(store, "c", recursive=True, damaged=True, dry_run=dry_run)
+    tables_folder.with_name("away").rename(tables_folder)
+    assert_as_cloned(store, "c")
+    tables_folder.rename(tables_folder.with_name("away"))
+    done = destroy(store, "ws", clones=True, damaged=True)
+    assert [str(name) for name in done.names] == ["c@s", "c", "ws"]
+    assert store.filesystems() == []
 
 
 def test_flattened_it_needs_its_origin_no_more(store: Store) -> None:

@@ -102,6 +102,7 @@ class _Plan:
     def __init__(self, store: Store, *, recursive: bool, clones: bool, damaged: bool) -> None:
         self._store, self._recursive, self._clones, self._damaged = store, recursive or clones, clones, damaged
         self._steps: list[_Step] = []
+        self._unread: set[str] = set()  # filesystems
 
     # -- which -------------------------------------------------------------------------------------------------------
 
@@ -119,6 +120,7 @@ class _Plan:
                 give_up = f"to give up all that is in it: tzfs destroy --damaged {info.name}"
                 error.hint = "; ".join(filter(None, (error.hint, mountable(info), give_up)))
                 raise
+            self._unread.add(info.guid)
             self._clones_of(info, None)
             self._steps.append(_Step(info, (), whole=True, unread=True))
             return
@@ -223,11 +225,24 @@ class _Plan:
                 raise
 
     def _can_be_written(self, info: FilesystemInfo) -> bool:
+        """Whether nothing that is damaged keeps it from being written, unless that is an origin that does not go."""
         try:
             with self._store.writer(info.name, {"kind": "destroy"}, Command.RELEASE):
                 return True
         except (CorruptionError, TablesLost):
+            return self._origin_stays(info)
+
+    def _origin_stays(self, info: FilesystemInfo) -> bool:
+        """Whether an origin of it cannot be read, and is not given up here as well."""
+        found = self._store.catalog.origin(info)
+        if found is None:
             return False
+        origin, _ = found
+        try:
+            snapshots_of(origin)
+        except (CorruptionError, TablesLost):
+            return origin.guid not in self._unread
+        return self._origin_stays(origin)
 
     def _foresee(self, info: FilesystemInfo, names: Iterable[str]) -> int:
         found, lease = self._store.catalog.acquire(

@@ -170,7 +170,8 @@ def test_of_a_damaged_entry_there_is_the_name(damaged: Callable[[Table], Workspa
     assert workspace.stats("failed") is None
 
 
-def test_a_damaged_entry_without_a_name_ends_the_listing_with_an_error(workspace: Workspace) -> None:
+@pytest.mark.parametrize("key", [b"m/\0", b"m\0x\0", b".\0", b"", b"m", b"m\0"], ids=repr)
+def test_a_damaged_entry_without_a_name_ends_the_listing_with_an_error(workspace: Workspace, key: bytes) -> None:
     names = ["a", "m", "z"]
     with workspace.mounted() as top:
         (top / "d").mkdir()
@@ -181,8 +182,10 @@ def test_a_damaged_entry_without_a_name_ends_the_listing_with_an_error(workspace
         prefix = keys.dirent(directory, b"m")
         found = txn.seek(Table.DIRENT, prefix, keys.EPOCH_MAX)
         assert found is not None
-        txn.delete(Table.DIRENT, prefix + keys.suffix(found[0]))
-        txn.put(Table.DIRENT, keys.dirent(directory, b"m/") + keys.suffix(found[0]), found[1])
+        birth = keys.suffix(found[0])
+        txn.delete(Table.DIRENT, prefix + birth)
+        txn.put(Table.DIRENT, keys.u64(directory) + key + (birth if key[1:] not in (b"", b"\0") else b""), found[1])
+    expected = (["a", "z"], errno.EIO) if key not in (b"m", b"m\0") else (names, 0)
     with workspace.mounted() as top:
         for _ in range(2):
-            assert _listed(top / "d") == (["a", "z"], errno.EIO)
+            assert _listed(top / "d") == expected

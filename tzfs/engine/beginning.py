@@ -17,7 +17,7 @@ from tzfs.engine.committed import read_counters, read_superblock, readable_segme
 from tzfs.engine.head import S_IFDIR, Head, Settings
 from tzfs.engine.inherited import Ancestry, read_cursor
 from tzfs.engine.versions import Versions
-from tzfs.errors import CorruptionError, InternalError
+from tzfs.errors import CorruptionError, InternalError, TzfsError
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters
 from tzfs.format.keys import ROOT, DataId, Epoch, Ino, Table, Txg
@@ -119,7 +119,7 @@ def begin_writing(
             head.report(f"segment {number} has no row, and is not looked after until it has")
         for key, value in txn.range(Table.ORPHAN, b""):
             try:
-                at = _orphaned(txn, key, value)
+                at = reads.orphaned_at(txn, key, value)
                 head.orphans[int.from_bytes(key, "big")] = at
             except CorruptionError as error:
                 head.report(f"{error}; what it is about is not given back")
@@ -134,25 +134,6 @@ def begin_writing(
     return head, superblock, operations
 
 
-def _orphaned(txn: ReadTransaction, key: bytes, value: bytes) -> Epoch:
-    """Since when the inode is an orphan.
-
-    Where its row is damaged, that is when the inode was written last, if that says that it has no name: else it may be
-    the row's key that is damaged, and `CorruptionError` is raised.
-    """
-    try:
-        (at,) = records.unpack_plain(Table.ORPHAN, key, records.unseal(Table.ORPHAN, key, value) or b"")
-        return Epoch(at)
-    except CorruptionError:
-        ino = int.from_bytes(key, "big")
-        found = txn.seek(Table.INODE, keys.inode(ino), keys.EPOCH_MAX)
-        with suppress(CorruptionError):
-            inode = reads.inode_at(txn, ino, keys.EPOCH_MAX)
-            if found is not None and inode is not None and not inode.nlink:
-                return found[0]
-        raise
-
-
 def _trim(txn: ReadTransaction, payload: PayloadStore, counters: Counters) -> list[int]:
     """Gives back what an earlier writer wrote and never committed: whole segments, and the ends of others.
 
@@ -162,7 +143,7 @@ def _trim(txn: ReadTransaction, payload: PayloadStore, counters: Counters) -> li
     rows = {int.from_bytes(key, "big") for key, _ in txn.range(Table.SEGMENT, b"")}
     payload.begin_numbering(counters.next_segment)
     there = payload.segments()
-    doubtful = {n for n, size in there.items() if n not in rows and n < counters.next_segment and size > PAGE_BYTES}
+    doubtful = {n for n in there if n not in rows and n < counters.next_segment and _has_payload(payload, n, there[n])}
     lost = _named(txn, doubtful) if doubtful else set()
     ends = {int.from_bytes(key, "big"): end for key, (_, _, end) in readable_segments(txn)}
     for number in there:
@@ -175,15 +156,22 @@ def _trim(txn: ReadTransaction, payload: PayloadStore, counters: Counters) -> li
     return sorted(lost)
 
 
+def _has_payload(payload: PayloadStore, number: int, size: int) -> bool:
+    """Whether a segment, which takes `size` bytes, has more than its header, or may have."""
+    try:
+        ranges = payload.data_ranges(number)
+    except TzfsError:
+        return False  # it was being made; or nothing in it could be read
+    return size > PAGE_BYTES if ranges is None else any(end > PAGE_BYTES for _, end in ranges)
+
+
 def _named(txn: ReadTransaction, segments: set[int]) -> set[int]:
-    """Those of the segments that a chunk or an attribute names, or may name, being damaged; reads all of them."""
+    """Those of the segments that a chunk or an attribute names; reads all of them."""
     found = set()
     for table in (Table.CHUNK, Table.XATTR):
         for key, value in txn.range(table, b""):
-            try:
+            with suppress(CorruptionError):  # what it names cannot be read through it
                 found |= {s.extent >> 32 for s in slices_of(table, key, records.unseal(table, key, value))} & segments
-            except CorruptionError:
-                return segments
             if found == segments:
                 return found
     return found

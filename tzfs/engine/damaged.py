@@ -34,7 +34,8 @@ def lost(directory: int, name: bytes, ino: int) -> CorruptionError:
 def with_damaged(entries: list[tuple[bytes, Inode]], damaged: Iterable[bytes], limit: int) -> list[tuple[bytes, Inode]]:
     """Entries of a listing, ascending, with those whose own records are damaged among them: of these there is a name.
 
-    Where there are `limit` of the others, damaged ones behind the last are for the next call.
+    That may be one that no entry can have.  Where there are `limit` of the others, damaged ones behind the last are for
+    the next call.
     """
     last = entries[-1][0] if len(entries) >= limit else None
     names = {name for name, _ in entries}

@@ -2,14 +2,16 @@
 
 A destroyed snapshot S leaves a row (P, S, N) of `destroy`: P is the next older surviving snapshot, N the next newer or
 else the head's epoch at that moment.  What was born in (P, S] and died in (S, N] was seen by S alone: a *rectangle* of
-cells, and through them of rows of the deadlist.  Rows that are freed leave their cells, so a rectangle only shrinks and
-needs no cursor: after a crash it begins again with what is left.  When no cell is left the row of `destroy` goes.
+rows of the deadlist, and of cells.  A rectangle only shrinks and needs no cursor: after a crash it begins again with
+what is left.
 
 Invariants:
 - Rectangles are disjoint, also those of snapshots destroyed together: they are destroyed one after the other.
 - Nothing comes into a rectangle once it is queued: no snapshot sees it, so what dies there is freed at once.
 - A row of the deadlist that is damaged still says in its key which version it is about: where that died when it says,
   it goes as well.  Of an extent only the row says how large it is, so that one stays, charged as before.
+- A row of `destroy` goes when nothing is left in its rectangle, no cell either.  Where something cannot be freed it
+  stays, and is tried again by the next writer.
 - A version may lie below one that is put or removed, and wait here: `versions.oldest_destroy` says so, or a removal
   would take it for what is newest.
 
@@ -23,6 +25,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from tzfs import failpoints, limits
 from tzfs.engine.head import Head
@@ -37,6 +41,8 @@ from tzfs.store.interface import ReadTransaction
 failpoints.declare("destroy.rows", "the names of destroyed snapshots are removed, not yet committed")
 failpoints.declare("destroy.batch", "a batch of what a destroyed snapshot saw is about to be freed")
 failpoints.declare("destroy.end", "all that a destroyed snapshot saw is freed, its row still there")
+
+CELL_KEY_BYTES: Final = 16  # death and birth; a key of the deadlist begins with one
 
 Reader = dict[str, str | int | float | None]  # what one says of itself: see `store.lease`
 Readers = AbstractContextManager[list[Reader]]
@@ -63,33 +69,39 @@ def read_destroys(txn: ReadTransaction) -> dict[int, Destroy]:
     return found
 
 
-def _cells(
-    txn: ReadTransaction, births: tuple[int, int], deaths: tuple[int, int], after: tuple[int, int] = (0, 0)
-) -> Iterator[tuple[int, int, bytes]]:
-    """(death, birth, row) of the cells within both, bounds inclusive, that do not come before `after`.
+def _within(
+    txn: ReadTransaction, table: Table, births: tuple[int, int], deaths: tuple[int, int], after: bytes = b""
+) -> Iterator[tuple[bytes, bytes]]:
+    """The rows of `cell` or `dead` within both, bounds inclusive, that do not come before the key `after`.
 
-    Cells that lie between, born too early or too late, are skipped by seeking.
+    Those that lie between, born too early or too late, are skipped by seeking.
     """
     (lo, hi), (first, last) = births, deaths
-    at, stop = max((first, lo), after), keys.cell(last, hi) + b"\0"
+    start, stop = max(keys.cell(first, lo), after), keys.after(keys.cell(last, hi))
     while True:
-        for key, value in txn.range(Table.CELL, keys.cell(*at), stop):
-            death, birth = keys.cell_parts(key)
+        for key, value in txn.range(table, start, stop):
+            if len(key) < CELL_KEY_BYTES:
+                continue  # a check will say so
+            death, birth = keys.cell_parts(key[:CELL_KEY_BYTES])
             if birth < lo:
-                at = death, lo
+                start = keys.cell(death, lo)
             elif birth > hi:
-                at = death + 1, lo
+                start = keys.cell(death + 1, lo)
             else:
-                yield death, birth, value
+                yield key, value
                 continue
             break
         else:
             return
 
 
-def _bytes(death: int, birth: int, value: bytes) -> int:
+def _rectangle(d: Destroy) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Births and deaths of what was seen by a destroyed snapshot alone, bounds inclusive."""
+    return (d.older + 1, d.snapshot), (d.snapshot + 1, d.newer)
+
+
+def _bytes(key: bytes, value: bytes) -> int:
     """What a cell says."""
-    key = keys.cell(death, birth)
     return records.unpack_charged(Table.CELL, key, records.unseal(Table.CELL, key, value) or b"")[0][1]
 
 
@@ -98,9 +110,7 @@ def freeing(txn: ReadTransaction) -> int:
     destroys = read_destroys(txn).values()
     if not destroys:
         return 0
-    total = sum(
-        _bytes(*cell) for d in destroys for cell in _cells(txn, (d.older + 1, d.snapshot), (d.snapshot + 1, d.newer))
-    )
+    total = sum(_bytes(*cell) for d in destroys for cell in _within(txn, Table.CELL, *_rectangle(d)))
     left = sorted(s.epoch for s in read_snapshots(txn).values())
     return total + sum(s.charge for s in _all_shared(txn) if not _kept(s, left))
 
@@ -135,8 +145,9 @@ def freed_by(txn: ReadTransaction, snapshots: Iterable[Snapshot], names: Iterabl
         older, newer = left[at - 1] if at else -1, left[at] if at < len(left) else epoch
         run = gone[i : bisect_right(gone, newer)]
         i += len(run)
-        found = _cells(txn, (older + 1, run[-1]), (run[0] + 1, newer))
-        total += sum(_bytes(*cell) for cell in found if _sees(run, cell[1], cell[0]))
+        for key, value in _within(txn, Table.CELL, (older + 1, run[-1]), (run[0] + 1, newer)):
+            death, birth = keys.cell_parts(key)
+            total += _bytes(key, value) if _sees(run, birth, death) else 0
     for shared in _all_shared(txn):
         if any(_sees(gone, b, d) for b, d in shared.lifetimes.items()) and not _kept(shared, left):
             total += shared.charge
@@ -196,9 +207,9 @@ class Destroyer:
     def __init__(self, head: Head, snapshots: Snapshots, commit: Callable[[Callable[[], None]], None]) -> None:
         self._head, self._snapshots, self._commit = head, snapshots, commit
         self._queue = read_destroys(head.txn)
-        self._reached: dict[int, tuple[int, int]] = {}  # cells before are empty: (death, birth), by the queue's numbers
+        self._left: list[Destroy] = []  # those of which something cannot be freed
+        self._reached = b""  # of the oldest in the queue: nothing can be freed before this key of the deadlist
         self.readers: Callable[[], Readers] = lambda: nullcontext([])
-        self._damaged: set[bytes] = set()  # rows of the deadlist that stay
         self.freed_rows = 0
         self._tell_versions()
 
@@ -301,7 +312,8 @@ class Destroyer:
         self._tell_versions()
 
     def _tell_versions(self) -> None:
-        self._head.versions.oldest_destroy = min((d.snapshot for d in self._queue.values()), default=None)
+        under_way = [d.snapshot for d in (*self._queue.values(), *self._left)]
+        self._head.versions.oldest_destroy = min(under_way, default=None)
 
     def step(self) -> None:
         """Frees a batch of the oldest destroy."""
@@ -329,11 +341,19 @@ class Destroyer:
         head.dirty_rows += 3 * len(found)
         if len(batch) < limits.DESTROY_BATCH_ROWS:
             failpoints.hit("destroy.end")
-            head.txn.delete(Table.DESTROY, keys.destroy(number))
-            del self._queue[number]
-            self._reached.pop(number, None)
-            self._tell_versions()
+            self._end(number)
         head.end_invisible_change()
+
+    def _end(self, number: int) -> None:
+        """Nothing more can be freed of a destroy."""
+        destroy, txn = self._queue.pop(number), self._head.txn
+        rectangle = _rectangle(destroy)
+        if any(True for table in (Table.DEAD, Table.CELL) for _ in _within(txn, table, *rectangle)):
+            self._left.append(destroy)
+        else:
+            txn.delete(Table.DESTROY, keys.destroy(number))
+        self._reached = b""
+        self._tell_versions()
 
     def _read(self, key: bytes, value: bytes) -> tuple[int, int, Table, bytes, int, int] | None:
         """What a row of the deadlist says: death, birth, table, prefix, charge and saved.
@@ -347,29 +367,21 @@ class Destroyer:
                 body = records.unseal(Table.DEAD, key, value) or b""
                 (charge,), saved = records.unpack_charged(Table.DEAD, key, body)
             except CorruptionError:
-                if table is Table.EXTENT:
+                if table not in keys.VERSIONED:
                     raise
                 version, newer = head.txn.seek(table, prefix, death - 1), head.txn.seek(table, prefix, death)
                 if version is None or version[0] != birth or newer is None or newer[0] != death:
                     raise  # for all we know it is the key that is damaged
                 charge, saved = version_costs(table, prefix, version[1])
         except (CorruptionError, ForeignStore) as error:
-            self._damaged.add(key)
             head.report(f"{error}; what it is about is not given back")
             return None
         return death, birth, table, prefix, charge, saved
 
     def _batch(self, number: int) -> list[tuple[bytes, bytes]]:
         """Rows of the deadlist that are in the rectangle; fewer than a batch are the last."""
-        d, txn, found = self._queue[number], self._head.txn, list[tuple[bytes, bytes]]()
-        cells = _cells(txn, (d.older + 1, d.snapshot), (d.snapshot + 1, d.newer), self._reached.get(number, (0, 0)))
-        for death, birth, _ in cells:
-            self._reached[number] = death, birth
-            prefix = keys.cell(death, birth)
-            for row in txn.range(Table.DEAD, prefix, keys.after(prefix)):
-                if row[0] in self._damaged:
-                    continue
-                found.append(row)
-                if len(found) == limits.DESTROY_BATCH_ROWS:
-                    return found
+        rows = _within(self._head.txn, Table.DEAD, *_rectangle(self._queue[number]), self._reached)
+        found = list(islice(rows, limits.DESTROY_BATCH_ROWS))
+        if found:
+            self._reached = found[-1][0] + b"\0"
         return found

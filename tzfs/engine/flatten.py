@@ -16,6 +16,7 @@ of the version that has come below it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from tzfs import failpoints, limits
@@ -26,6 +27,7 @@ from tzfs.engine.foreign import level_of, tagged
 from tzfs.engine.head import Head
 from tzfs.engine.inherited import EVERYTHING, NOTHING, Ancestry, Cursor, FromAbove, read_cursor, write_cursor
 from tzfs.engine.txg import TxgCommitter
+from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import VERSIONED, Epoch, Table
 from tzfs.format.slices import Slice, slices_of, with_slices
@@ -191,13 +193,13 @@ def nameless(ancestry: Ancestry) -> tuple[set[int], set[int]]:
         up = each.above.begin()
         try:
             for key, value in up.range(Table.ORPHAN, b""):
-                body = records.unseal(Table.ORPHAN, key, value)
-                if body is not None and records.unpack_plain(Table.ORPHAN, key, body)[0] <= each.link.epoch:
-                    ino = int.from_bytes(key, "big")
-                    inode = reads.inode_at(up, ino, each.link.epoch)
-                    if inode is not None and not inode.nlink:
-                        inos.add(ino)
-                        data.add(inode.data)
+                with suppress(CorruptionError):  # a check will say so
+                    if reads.orphaned_at(up, key, value) <= each.link.epoch:
+                        ino = int.from_bytes(key, "big")
+                        inode = reads.inode_at(up, ino, each.link.epoch)
+                        if inode is not None and not inode.nlink:
+                            inos.add(ino)
+                            data.add(inode.data)
         finally:
             up.close()
     return inos, data

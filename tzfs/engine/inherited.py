@@ -47,6 +47,7 @@ FLATTEN_KEY: Final = b"flatten"
 _FIRST: Final = Epoch(0)
 _BORN_FIRST: Final = keys.suffix(_FIRST)
 _OF_DATA: Final = (Table.INLINE, Table.CHUNK)  # their keys begin with a data id, those of the others with an inode's
+_NAMED: Final = (Table.DIRENT, Table.LINK, Table.XATTR)  # their keys end in a name, NUL, and the birth
 _AFTER: Final = b"\xff" * 8 + b"\0"  # behind every version of a prefix, and before the next one
 
 Cursor = tuple[int, bytes]  # a table's number and a prefix: flattened up to here, inclusive
@@ -275,6 +276,14 @@ class FromAbove:
                 if prefix == done:
                     restart = prefix + _AFTER
                     break
+                if len(key) < 16 or (table in _NAMED and (len(key) < 18 or key[-9])):
+                    if table not in _NAMED:
+                        raise keys.malformed(table, key)
+                    prefix = whole(table, key.ljust(8, b"\0") + b"\0")
+                    if prefix != done:  # under what is left of its name its sum does not match, which is then told
+                        done = prefix
+                        yield prefix, i, Epoch(0), value
+                    continue
                 birth = keys.birth_of(key)
                 if birth > epoch:
                     seen = prefix + keys.suffix(epoch)

@@ -42,6 +42,8 @@ SPARSE_PART: Final = 16  # a segment of which a sixteenth is live, or less
 SMALL_BYTES: Final = 1 * limits.MIB  # a segment with less than that is small,
 SMALL_MAX: Final = 16  # and so many of them are left: each writer begins a segment of its own
 
+_EXTENT: Final = bytes((Table.EXTENT,))
+
 Found = tuple[Table, bytes]  # a table, and the prefix of a key
 Step = Callable[[], Callable[[], object]] | None
 
@@ -75,8 +77,10 @@ class _Copy:
         return {old: (new, n) for old, (owner, new, n) in self.places.items() if owner == prefix and new in copies}
 
     def end(self) -> None:
-        """What no row names is given back."""
+        """What no row names is given back; nothing where renaming broke off, which fails the head."""
         head = self._head
+        if head.changing:
+            return
         left = [(new, stored) for _, new, stored in self.places.values() if head.copies.pop(new, None) is not None]
         if left:
             head.begin_change()
@@ -114,7 +118,7 @@ class Mover:
         """
         dead: dict[int, list[bytes]] = {}
         for key, _ in self._scan(Table.DEAD, segments):
-            if key is not None and keys.dead_parts(key)[2] is Table.EXTENT:
+            if key is not None and key[16:17] == _EXTENT:
                 extent = int.from_bytes(key[17:], "big")
                 if extent >> 32 in segments:
                     dead.setdefault(extent, []).append(key)
@@ -200,17 +204,19 @@ class Mover:
                     found[s.extent] = s.stored_bytes
                     births.setdefault(s.extent, set()).add(s.birth)
         for extent, born in births.items():
-            buried = {keys.dead_parts(key)[1] for key in dead.get(extent, ()) if self._is_sound(key)}
+            rows = {key: self._is_sound(key) for key in dead.get(extent, ())}
+            buried = {keys.dead_parts(key)[1] for key, sound in rows.items() if sound}
             shared = head.versions.shared.get(extent) is not None
-            if shared or any((extent, b) not in newest and b not in buried for b in born) or buried - born:
+            damaged = False in rows.values()
+            if shared or damaged or any((extent, b) not in newest and b not in buried for b in born) or buried - born:
                 del found[extent]
         return found
 
-    def _is_sound(self, key: bytes) -> bool:
-        """Whether a row of the deadlist is still there, and not damaged."""
+    def _is_sound(self, key: bytes) -> bool | None:
+        """Whether a row of the deadlist is whole; None where it is not there any more."""
         value = self._head.txn.get(Table.DEAD, key)
         try:
-            return value is not None and records.unseal(Table.DEAD, key, value) is not None
+            return None if value is None else records.unseal(Table.DEAD, key, value) is not None
         except CorruptionError:
             return False
 

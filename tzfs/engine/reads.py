@@ -10,6 +10,7 @@ Invariant: a plan never returns bytes that do not match their sums.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from tzfs.engine.compression import Decoded, decoded_of, load
 from tzfs.engine.foreign import level_of, location, tagged
@@ -89,8 +90,7 @@ def named_rows(
             if len(key) < shortest or key[-9]:
                 if damaged is None:
                     raise keys.malformed(table, key)
-                if name := key[len(prefix) :].partition(b"\0")[0]:
-                    damaged.append(name)
+                damaged.append(key[len(prefix) :].partition(b"\0")[0])
                 continue
             if named == done:
                 restart = named[:-1] + b"\1"  # an older version: on to the next name
@@ -275,3 +275,22 @@ class ReadPlan:
         if bad >= 0:
             raise CorruptionError(f"damaged payload: {location(s.extent, page + bad * PAGE_BYTES)}")
         return stored[at - page : at - page + length]
+
+
+def orphaned_at(txn: ReadTransaction, key: bytes, value: bytes) -> Epoch:
+    """Since when the inode is an orphan.
+
+    Where its row is damaged, that is when the inode was written last, if that says that it has no name: else it may be
+    the row's key that is damaged, and `CorruptionError` is raised.
+    """
+    try:
+        (at,) = records.unpack_plain(Table.ORPHAN, key, records.unseal(Table.ORPHAN, key, value) or b"")
+        return Epoch(at)
+    except CorruptionError:
+        ino = int.from_bytes(key, "big")
+        found = txn.seek(Table.INODE, keys.inode(ino), keys.EPOCH_MAX)
+        with suppress(CorruptionError):
+            inode = inode_at(txn, ino, keys.EPOCH_MAX)
+            if found is not None and inode is not None and not inode.nlink:
+                return found[0]
+        raise

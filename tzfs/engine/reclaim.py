@@ -251,7 +251,8 @@ class Reclaimer:
             number = int.from_bytes(key, "big")
             if extents == size == 0 and number != head.payload.filling:
                 dead.append((key, number))
-        if not dead or head.dirty or next(iter(head.txn.range(Table.PUNCH, b"")), None) is not None:
+        waiting = head.txn.range(Table.PUNCH, b"", keys.punch(head.counters.txg + 1, 0))  # any other has a damaged key
+        if not dead or head.dirty or next(iter(waiting), None) is not None:
             return
         head.begin_change()
         for key, number in dead:
