@@ -228,7 +228,7 @@ class Staging:
                 death, born = keys.cell_parts(cell)
                 if born == s.birth and self._died(s, death):
                     return death
-            raise CorruptionError(f"extent {s.extent:#x} born at {s.birth} is named by a snapshot, and is gone")
+            raise CorruptionError(f"the deadlist lacks extent {s.extent:#x} born at {s.birth}, which a snapshot names")
         return self.epoch if self._died(s, self.epoch) else LIVE
 
     def _died(self, s: Slice, death: int) -> bool:
