@@ -20,6 +20,7 @@ from tzfs.engine.head import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
 from tzfs.engine.inherited import Ancestry
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.engine.view import View
+from tzfs.format.keys import Table
 from tzfs.format.records import Inode
 from tzfs.store.interface import MetaStore, PayloadStore, ReadTransaction, RedoStore
 from tzfs.store.lmdb_store import LmdbMeta
@@ -329,6 +330,7 @@ class World(Marking, Compressing):
         self.engine.commit()
         txn = self.engine.meta.begin_read()
         try:
+            assert self.engine._head.staging is not None or not [*txn.range(Table.DESTROY, b"")]
             return charged(txn)
         finally:
             txn.close()
