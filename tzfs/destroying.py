@@ -36,7 +36,7 @@ from tzfs.names import (
     parse_filesystem,
     parse_snapshots,
 )
-from tzfs.opening import Committed, committed_state
+from tzfs.opening import Committed, committed_points, committed_state
 from tzfs.store.lease import live_views
 
 
@@ -221,12 +221,13 @@ class _Plan:
         try:
             check_free(info)
         except Busy:
-            if not self._damaged or self._can_be_written(info):
+            if not self._damaged or self._can_be_released(info):
                 raise
 
-    def _can_be_written(self, info: FilesystemInfo) -> bool:
-        """Whether nothing that is damaged keeps it from being written, unless that is an origin that does not go."""
+    def _can_be_released(self, info: FilesystemInfo) -> bool:
+        """Whether nothing that is damaged keeps its holds, unless that is an origin that does not go."""
         try:
+            committed_points(info.folder)
             with self._store.writer(info.name, {"kind": "destroy"}, Command.RELEASE):
                 return True
         except (CorruptionError, TablesLost):

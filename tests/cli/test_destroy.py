@@ -300,12 +300,13 @@ def test_where_accounts_are_damaged_a_snapshot_can_be_destroyed_and_how_much_tha
     ws.ok("destroy", "-r", "ws")
 
 
-def test_a_hold_that_damage_keeps_from_being_released_is_passed_over(ws: CommandLine) -> None:
+@pytest.mark.parametrize(("table", "key"), [(Table.RECLAIM, keys.u64(1)), (Table.BOOKMARK, b"b")])
+def test_a_hold_that_damage_keeps_from_being_released_is_passed_over(ws: CommandLine, table: Table, key: bytes) -> None:
     ws.ok("hold", "keep", "ws@b")
     with open_store(ws.store) as store:
         meta = LmdbMeta(store.get("ws").folder / META)
     txn = meta.begin_write()
-    txn.put(Table.RECLAIM, keys.u64(1), b"\0" * 40)
+    txn.put(table, key, b"\0" * 40)
     txn.commit()
     meta.close()
     assert ws("release", "keep", "ws@b").code == 65
