@@ -2,8 +2,8 @@
 
 `Journal` owns the table.  An entry of something that is a commit of its own (a snapshot, a rollback) is `note`d within
 that commit, and is durable if and only if that is.  Others are `append`ed to the transaction that is open, and come
-with the next commit: nobody waits for them, and a crash may lose the last ones, never half of one.  `amend` says of an
-entry how it ended.
+with the next commit, which the next fsync is then: nobody waits for them, and a crash may lose the last ones, never one
+from before an fsync, or half of one.  `amend` says of an entry how it ended.
 
 Numbers ascend by one, over the filesystem's life.  The oldest entries go as new ones come.  Whoever listens hears of an
 entry when it is durable, in order; of one that is amended, again.
@@ -67,13 +67,13 @@ class Journal:
         return number
 
     def append(self, kind: str, /, **fields: Field) -> int:
-        """An entry that comes with the next commit; its number."""
+        """An entry that comes with the next commit, which an fsync is then; its number."""
         head = self._head
         head.check()
         head.begin_change()
         number = self.note(kind, **fields)
         head.dirty_rows += 2
-        head.end_invisible_change()
+        head.end_change()
         return number
 
     def amend(self, number: int, /, **fields: Field) -> None:
@@ -86,7 +86,7 @@ class Journal:
         head.begin_change()
         self._put(replace(found, fields={**found.fields, **fields}))
         head.dirty_rows += 1
-        head.end_invisible_change()
+        head.end_change()
 
     def get(self, number: int) -> Entry | None:
         """One entry."""
