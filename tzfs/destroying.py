@@ -63,9 +63,9 @@ def destroy(
     `recursive`: a filesystem with its snapshots; snapshots in all filesystems of a namespace, those without them passed
     over.  `clones`: and whatever has come from them.  `damaged`: also a filesystem that cannot be read, with whatever
     snapshots and holds it has; and in spite of holds one that cannot be opened to release them; else nothing more than
-    without it, whatever else is damaged.  `progress`
-    hears how many bytes are still to be freed, where that is done here.  `NotFound`, `NotEmpty`, `Busy` naming who is
-    in the way, `WrongState`; `CorruptionError` or `TablesLost` where `damaged` would be needed.
+    without it, whatever else is damaged.  `progress` hears how many bytes are still to be freed, where that is done
+    here.  `NotFound`, `NotEmpty`, `Busy` naming who is in the way, `WrongState`; `CorruptionError` or `TablesLost`
+    where `damaged` would be needed.
     """
     plan = _Plan(store, recursive=recursive, clones=clones, damaged=damaged)
     if "@" in text:

@@ -327,37 +327,36 @@ def test_copies_that_rows_may_name_are_not_given_up_where_renaming_breaks_off(
 # -- what waits ------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_row_of_a_hole_is_passed_over(make: Callable[[], Workspace]) -> None:
-    ws = make()
-    ws.file(b"kept", LARGE)
+def with_hole(ws: Workspace, act: Callable[[WriteTransaction], object]) -> Workspace:
+    """What `f` had waits to be punched, and the tables are changed meanwhile."""
     ws.file(b"f", LARGE)
     ws.engine.commit()
     ws.engine.unlink(ROOT, b"f")
     ws.engine.commit()
-    ws.engine.abandon()
+    ws.engine.abandon()  # else the engine would punch it
     txn = ws.meta.begin_write()
-    damage_all(Table.PUNCH)(txn)
+    act(txn)
     txn.commit()
     ws.reopen()
     ws.settle()
+    return ws
+
+
+def test_a_damaged_row_of_a_hole_is_passed_over(make: Callable[[], Workspace]) -> None:
+    ws = make()
+    ws.file(b"kept", LARGE)
+    with_hole(ws, damage_all(Table.PUNCH))
     assert rows(ws, Table.PUNCH) == []
     assert [line for line in ws.engine.drift if "no hole is punched" in line]
     assert data(ws, b"kept") == LARGE
 
 
 def test_a_hole_that_waits_for_a_commit_that_never_comes_keeps_no_segment(make: Callable[[], Workspace]) -> None:
-    ws = make()
-    ws.file(b"f", LARGE)
-    ws.engine.commit()
-    ws.engine.unlink(ROOT, b"f")
-    ws.engine.commit()
-    ws.engine.abandon()
-    txn = ws.meta.begin_write()
-    ((key, _),) = txn.range(Table.PUNCH, b"")
-    moved(Table.PUNCH, key, b"\0\1" + key[2:])(txn)
-    txn.commit()
-    ws.reopen()
-    ws.settle()
+    def act(txn: WriteTransaction) -> None:
+        ((key, _),) = txn.range(Table.PUNCH, b"")
+        moved(Table.PUNCH, key, b"\0\1" + key[2:])(txn)
+
+    ws = with_hole(make(), act)
     ws.restart()
     ws.settle()
     assert rows(ws, Table.SEGMENT) == []
