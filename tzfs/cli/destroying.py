@@ -18,7 +18,9 @@ from tzfs.units import human_size
 @click.option("-r", "recursive", is_flag=True, help="A filesystem's snapshots too; snapshots in all of a namespace.")
 @click.option("-R", "clones", is_flag=True, help="As -r, and whatever was cloned from them.")
 @click.option(
-    "--damaged", is_flag=True, help="Also a filesystem that cannot even be mounted read-only, with whatever it has."
+    "--damaged",
+    is_flag=True,
+    help="Also a filesystem that cannot even be mounted read-only, and one whose holds damage keeps from being released.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("name", metavar="FILESYSTEM[@SNAPSHOT[%SNAPSHOT][,...]]", type=FILESYSTEM)
