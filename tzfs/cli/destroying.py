@@ -20,7 +20,7 @@ from tzfs.units import human_size
 @click.option(
     "--damaged",
     is_flag=True,
-    help="Also a filesystem that cannot even be mounted read-only, and one whose holds damage keeps from being released.",
+    help="Also a filesystem that cannot even be mounted read-only, or whose holds damage keeps from being released.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("name", metavar="FILESYSTEM[@SNAPSHOT[%SNAPSHOT][,...]]", type=FILESYSTEM)
