@@ -17,12 +17,12 @@ from tests.engine.test_redo import Logged
 from tests.noise import noise
 from tzfs.engine import beginning
 from tzfs.engine.engine import Engine, Settings
-from tzfs.errors import MountFailed
+from tzfs.errors import CorruptionError, ForeignStore, MountFailed, StoreError, TzfsError
 from tzfs.format import keys, records
 from tzfs.format.keys import ROOT, Table
 from tzfs.format.slices import slices_of
 from tzfs.store.interface import WriteTransaction
-from tzfs.store.memory import MemoryMeta
+from tzfs.store.memory import MemoryMeta, MemoryPayload
 from tzfs.store.segments import Segments
 
 LARGE = noise(300_000, "large")
@@ -459,6 +459,23 @@ def test_what_a_writer_of_little_leaves_behind_is_not_looked_for_in_all_chunks(
     Engine(meta, payload).close()
     assert not payload.segments()
     payload.close()
+
+
+@pytest.mark.parametrize("error", [StoreError, CorruptionError, ForeignStore])
+def test_a_segment_that_cannot_be_looked_at_just_now_stays(
+    make: Callable[[], Workspace], monkeypatch: pytest.MonkeyPatch, error: type[TzfsError]
+) -> None:
+    def refuse(self: MemoryPayload, number: int) -> None:
+        raise error(f"segment {number}: open: Too many open files")
+
+    ws = make()
+    ws.file(b"f", LARGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryPayload, "data_ranges", refuse)
+        changed(ws, lose_segments)
+        assert [line for line in ws.engine.drift if "has no row" in line]
+    ws.restart()
+    assert data(ws, b"f") == LARGE
 
 
 def test_a_segment_that_nothing_names_goes_also_where_it_was_begun_before_a_commit(

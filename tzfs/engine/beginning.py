@@ -161,7 +161,7 @@ def _has_payload(payload: PayloadStore, number: int, size: int) -> bool:
     try:
         ranges = payload.data_ranges(number)
     except TzfsError:
-        return False  # it was being made; or nothing in it could be read
+        return True  # for all we know: what could not be opened now may be read another time
     return size > PAGE_BYTES if ranges is None else any(end > PAGE_BYTES for _, end in ranges)
 
 
