@@ -24,7 +24,16 @@ from tzfs.dependants import check_empty, check_free, mountable, naming, snapshot
 from tzfs.engine.committed import read_counters
 from tzfs.engine.destroy import check_unused, foreseen
 from tzfs.engine.snapshots import read_snapshots
-from tzfs.errors import Busy, CorruptionError, InvalidArgument, MountFailed, NotFound, TablesLost, no_snapshot
+from tzfs.errors import (
+    Busy,
+    CorruptionError,
+    InvalidArgument,
+    MountFailed,
+    NotFound,
+    TablesLost,
+    TzfsError,
+    no_snapshot,
+)
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command, State, check
 from tzfs.management import Store
@@ -73,7 +82,7 @@ def destroy(
             raise InvalidArgument(f"{text} is not a filesystem", hint="a damaged one goes whole: destroy --damaged")
         plan.snapshots(*parse_snapshots(text))
     else:
-        plan.filesystem(store.get(parse_filesystem(text), Command.DESTROY), recursive=recursive or clones)
+        plan.filesystem(store.get(parse_filesystem(text), Command.DESTROY))
     return plan.do(dry_run=dry_run, progress=progress)
 
 
@@ -97,23 +106,28 @@ class _Step:
 
 
 class _Plan:
-    """What goes, in order: clones before the snapshots that they come from."""
+    """What goes, in order: clones before the snapshots that they come from.
+
+    What a plan rests on may have changed by the time it is done.  Of a whole filesystem it is asked again under the
+    lease (`_agree`); of snapshots their engine asks.
+    """
 
     def __init__(self, store: Store, *, recursive: bool, clones: bool, damaged: bool) -> None:
         self._store, self._recursive, self._clones, self._damaged = store, recursive or clones, clones, damaged
         self._steps: list[_Step] = []
         self._unread: set[str] = set()  # filesystems
+        self._unheld: set[str] = set()  # filesystems of which holds are passed over
 
     # -- which -------------------------------------------------------------------------------------------------------
 
-    def filesystem(self, info: FilesystemInfo, *, recursive: bool) -> None:
+    def filesystem(self, info: FilesystemInfo) -> None:
         """A filesystem with all its snapshots."""
         if any(step.whole and step.info.guid == info.guid for step in self._steps):
             return
         holder = self._store.catalog.holder(info)
         check(Command.DESTROY, info.name, info.state, None if holder is None else describe_holder(holder))
         try:
-            there = check_empty(info, recursive=recursive)
+            there = check_empty(info, recursive=self._recursive)
         except (CorruptionError, TablesLost) as error:
             self._store.get(info.name)  # unless somebody has just destroyed it
             if not self._damaged:
@@ -174,7 +188,7 @@ class _Plan:
                 hint="-R destroys them too",
             )
         for other in found:
-            self.filesystem(other, recursive=True)
+            self.filesystem(other)
 
     # -- and how -----------------------------------------------------------------------------------------------------
 
@@ -191,15 +205,11 @@ class _Plan:
         """One filesystem, or snapshots of one; the bytes."""
         store, info = self._store, step.info
         if step.whole:
-            size = 0
-            if step.unread:
-                size = _on_disk(info.folder)
-            elif info.state in (State.ACTIVE, State.ARCHIVED):
-                self._check_free(info)
-                size = _charged(info.folder)
-            agreed = _check_damaged if step.unread else lambda _: None
-            store.catalog.destroy(info.name, dry_run=dry_run, clones_first=True, agreed=agreed)
-            return size
+            try:
+                return self._whole(step, dry_run=dry_run)
+            except TzfsError:
+                store.catalog.refresh(info)  # unless somebody has just destroyed it
+                raise
         mount = store.mounted(info)
         if mount is not None:
             with mount, naming(info, step.snapshots):
@@ -216,6 +226,19 @@ class _Plan:
             engine.collect(None if progress is None else lambda: progress(engine.freeing()))
         return size
 
+    def _whole(self, step: _Step, *, dry_run: bool) -> int:
+        """A filesystem with all that it has; the bytes."""
+        info, size = step.info, 0
+        if step.unread:
+            size = _on_disk(info.folder)
+        elif info.state in (State.ACTIVE, State.ARCHIVED):
+            self._check_free(info)
+            size = _charged(info.folder)
+        self._store.catalog.destroy(
+            info.name, dry_run=dry_run, clones_first=True, agreed=lambda now: self._agree(step, now)
+        )
+        return size
+
     def _check_free(self, info: FilesystemInfo) -> None:
         """`Busy` where one of the filesystem's snapshots is held, unless damage keeps that from being ended."""
         try:
@@ -223,6 +246,18 @@ class _Plan:
         except Busy:
             if not self._damaged or self._can_be_released(info):
                 raise
+            self._unheld.add(info.guid)
+
+    def _agree(self, step: _Step, now: FilesystemInfo) -> None:
+        """Refuses what has become of a filesystem since it was planned to go, now that nobody else can have it."""
+        if now.guid != step.info.guid:
+            raise Busy(f"cannot destroy {now.name}: another filesystem has just got this name", hint="try again")
+        if step.unread:
+            _check_damaged(now)
+            return
+        check_empty(now, recursive=self._recursive)
+        if now.guid not in self._unheld:
+            check_free(now)
 
     def _can_be_released(self, info: FilesystemInfo) -> bool:
         """Whether nothing that is damaged keeps its holds, unless that is an origin that does not go."""
@@ -273,7 +308,7 @@ def _charged(folder: Path) -> int:
     """What a filesystem is charged, in bytes; where damage keeps that from being summed, what its files take."""
     try:
         charged = committed_state(folder).accounts.charged
-    except CorruptionError:
+    except (CorruptionError, NotFound):  # its folder may be lost
         return _on_disk(folder)
     return charged.used + charged.freeing
 

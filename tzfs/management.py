@@ -137,10 +137,13 @@ class Store(Access):
         `Busy` while it, or a snapshot of it, is mounted, open, held or cloned.  Snapshots alone, or whatever was cloned
         from them as well: `tzfs.destroy`.
         """
-        info = self.catalog.destroy(name, dry_run=True)
-        check_empty(info, recursive=recursive)
-        check_free(info)
-        return self.catalog.destroy(name, dry_run=dry_run)
+
+        def agreed(info: FilesystemInfo) -> None:
+            check_empty(info, recursive=recursive)
+            check_free(info)
+
+        self.catalog.destroy(name, dry_run=True)
+        return self.catalog.destroy(name, dry_run=dry_run, agreed=agreed)
 
     def open(self, name: Name) -> FileSystem:
         """Opens a filesystem for reading and writing.

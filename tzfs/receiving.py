@@ -10,10 +10,12 @@ the receive may go on after a cut, at once and empty.  It must not be mounted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tzfs import limits, rolling_back
+from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Engine
 from tzfs.engine.partial import Partial, pack_token
 from tzfs.engine.receive import Receiver
@@ -117,7 +119,7 @@ def receive(
                 names = receive_stream(writer.engine, frames, header, called, force, resumable, progress)
         except BaseException:
             if not there and not _resumes(store, name) and _is_empty(store, name):
-                store.destroy(name)
+                _remove_empty(store, name)
             raise
         return Received(name, names, frames.bytes, created=not there)
     received: list[tuple[str, ...]] = []
@@ -142,7 +144,7 @@ def abandon(store: Store, name: str) -> None:
             raise NotFound(f"no receive into {parsed} was cut")
         receiver.cancel()
     if _is_empty(store, parsed):
-        store.destroy(parsed)
+        _remove_empty(store, parsed)
 
 
 def _target(text: str) -> tuple[FilesystemName, str | None]:
@@ -160,6 +162,17 @@ def _is_empty(store: Store, name: FilesystemName) -> bool:
     """Whether nothing has ever been made in it, or nothing of that is left."""
     state = committed_state(store.get(name, Command.RECEIVE).folder)
     return not state.snapshots and state.counters.inodes <= 1
+
+
+def _remove_empty(store: Store, name: FilesystemName) -> None:
+    """Destroys it, unless somebody has just put something in it."""
+
+    def agreed(info: FilesystemInfo) -> None:
+        if not _is_empty(store, info.name):
+            raise Busy(f"{info.name} is in use")
+
+    with suppress(Busy, NotFound):
+        store.catalog.destroy(name, agreed=agreed)
 
 
 # -- headers -----------------------------------------------------------------------------------------------------------

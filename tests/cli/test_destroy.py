@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,19 @@ from tests.cli.command_line import CommandLine
 from tests.damaging import damage_row
 from tests.noise import noise
 from tzfs import destroying
+from tzfs.catalog import FilesystemInfo
 from tzfs.engine.committed import read_superblock
-from tzfs.errors import Busy, CorruptionError, ForeignStore, NotFound, StoreError, TablesLost, TzfsError, exit_code_of
+from tzfs.errors import (
+    Busy,
+    CorruptionError,
+    ForeignStore,
+    NotEmpty,
+    NotFound,
+    StoreError,
+    TablesLost,
+    TzfsError,
+    exit_code_of,
+)
 from tzfs.format import keys
 from tzfs.format.counters import COUNTERS_KEY
 from tzfs.format.keys import Table
@@ -401,6 +414,63 @@ def test_a_clone_of_a_damaged_filesystem_is_not_taken_for_damaged(ws: CommandLin
     assert "it has snapshots" in ws.refused("destroy", "--damaged", "copy", code=1)
     ws.ok("destroy", "-r", "copy")
     ws.ok("destroy", "-r", "ws")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "between", "code", "told"),
+    [
+        ([], [["snapshot", "new@acknowledged"]], 1, "it has snapshots"),
+        (["-r"], [["hold", "keep", "new@a"]], 75, "in use by hold keep on @a"),
+        (["-r", "--damaged"], [["hold", "keep", "new@a"]], 75, "in use by hold keep on @a"),
+        (["-R"], [["snapshot", "new@b"], ["hold", "keep", "new@b"]], 75, "in use by hold keep on @b"),
+        ([], [["rename", "new", "old"], ["create", "new"]], 75, "another filesystem has just got this name"),
+        ([], [["rename", "new", "old"]], 1, "there is no such filesystem"),
+        ([], [["destroy", "-r", "new"]], 1, "new is gone: it was destroyed"),
+        (["-R"], [["clone", "new@a", "copy"]], 75, "it has clones: copy"),
+    ],
+)
+def test_what_comes_between_the_plan_and_its_lease_is_not_destroyed(
+    tzfs: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    between: list[list[str]],
+    code: int,
+    told: str,
+) -> None:
+    """A snapshot that is acknowledged stays, also where a command that does not know of it is under way."""
+    tzfs.ok("create", "new")
+    if arguments:
+        tzfs.ok("snapshot", "new@a")
+    charged, there = destroying._charged, ""
+
+    def others_are_faster(folder: Path) -> int:
+        nonlocal there
+        for each in between:
+            tzfs.ok(*each)
+        there = tzfs.ok("list", "-H", "-o", "name", "-t", "all")
+        return charged(folder)
+
+    monkeypatch.setattr(destroying, "_charged", others_are_faster)
+    assert told in tzfs.refused("destroy", *arguments, "new", code=code)
+    assert tzfs.ok("list", "-H", "-o", "name", "-t", "all") == there
+
+
+def test_a_store_destroys_nothing_that_comes_after_it_has_looked(
+    tzfs: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tzfs.ok("create", "ws")
+    with open_store(tzfs.store) as store:
+        destroy = store.catalog.destroy
+
+        def others_are_faster(name: str, **how: Any) -> FilesystemInfo:
+            found = destroy(name, **how)
+            tzfs.ok("snapshot", "ws@acknowledged")
+            return found
+
+        monkeypatch.setattr(store.catalog, "destroy", others_are_faster)
+        with pytest.raises(NotEmpty):
+            store.destroy("ws")
+    assert names(tzfs) == ["acknowledged"]
 
 
 def test_of_a_sound_filesystem_nothing_more_is_destroyed(ws: CommandLine) -> None:
