@@ -159,7 +159,7 @@ def test_an_entry_whose_key_is_cut_in_the_origin_is_told_and_keeps_from_flatteni
         txn.delete(Table.DIRENT, key)
         txn.put(Table.DIRENT, key[:-5], value)
     with store.open("c") as fs:
-        with pytest.raises(errors.CorruptionError, match="damaged record dirent/"):
+        with pytest.raises(errors.CorruptionError, match="damaged key dirent/"):
             fs.listdir("/")
         found = fs._engine.readdir_damaged(ROOT, b"", 10)
         assert [(name, isinstance(inode, UnreadableInode)) for name, inode in found] == [
@@ -170,6 +170,31 @@ def test_an_entry_whose_key_is_cut_in_the_origin_is_told_and_keeps_from_flatteni
     with pytest.raises(errors.CorruptionError):
         store.flatten("c")
     assert origin(store, "c") == "ws@s"
+
+
+@pytest.mark.parametrize("table", [Table.INODE, Table.DIRENT, Table.CHUNK, Table.INLINE, Table.XATTR])
+@pytest.mark.parametrize("how", ["cut", "begun", "longer", "inserted"])
+def test_an_odd_key_in_the_origin_hides_nothing_from_a_clone_that_is_flattened(
+    store: Store, table: Table, how: str
+) -> None:
+    """A row more, under a key that no row can have: flattening copies all the same, or stops and the origin stays."""
+    store.clone("ws@s", "c")
+    with tables(store) as txn:
+        rows = [*txn.range(table, b"")]
+        for key, value in rows:
+            odd = {
+                "cut": key[:-9],
+                "begun": key[:5],
+                "longer": key + b"\0",
+                "inserted": key[:-8] + b"\x7f" + key[-8:],
+            }[how]
+            txn.put(table, odd, value)
+    try:
+        store.flatten("c")
+    except errors.CorruptionError:
+        assert origin(store, "c") == "ws@s"
+        return
+    assert_as_cloned(store, "c")
 
 
 def test_a_damaged_orphan_of_the_origin_does_not_keep_from_flattening(store: Store) -> None:

@@ -272,18 +272,15 @@ class FromAbove:
             for key, value in txn.range(table, at, stop):
                 if key >= first:
                     break
+                if _is_odd(table, key):
+                    if table not in _NAMED:
+                        raise keys.malformed(table, key)
+                    yield key.removesuffix(b"\0"), i, Epoch(0), value  # like no sound prefix; its sum will not match
+                    continue
                 prefix = key[:-8]
                 if prefix == done:
                     restart = prefix + _AFTER
                     break
-                if len(key) < 16 or (table in _NAMED and (len(key) < 18 or key[-9])):
-                    if table not in _NAMED:
-                        raise keys.malformed(table, key)
-                    prefix = whole(table, key.ljust(8, b"\0") + b"\0")
-                    if prefix != done:  # under what is left of its name its sum does not match, which is then told
-                        done = prefix
-                        yield prefix, i, Epoch(0), value
-                    continue
                 birth = keys.birth_of(key)
                 if birth > epoch:
                     seen = prefix + keys.suffix(epoch)
@@ -293,6 +290,14 @@ class FromAbove:
                 done = prefix
                 yield prefix, i, birth, value
             at = restart
+
+
+def _is_odd(table: Table, key: bytes) -> bool:
+    """Whether a key cannot be of its table."""
+    if table in _NAMED:
+        first = 16 if table is Table.LINK else 8
+        return len(key) < first + 10 or key.find(0, first) != len(key) - 9
+    return len(key) != (24 if table is Table.CHUNK else 16)
 
 
 def _named(table: Table, prefix: bytes, value: bytes) -> dict[ExtentId, Sizes]:
