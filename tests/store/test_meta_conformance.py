@@ -112,6 +112,23 @@ def test_seek_finds_the_newest_version_born_at_or_before_the_epoch(store: Made) 
     meta.close()
 
 
+@pytest.mark.parametrize("odd", [b"", b"\xff", suffix(9)[:7], suffix(9) + b"\0", b"\x7f" + suffix(9), suffix(5)[:7]])
+def test_a_key_of_another_length_hides_no_version(store: Made, odd: bytes) -> None:
+    """Such a key is damaged, and may come right before the version that is sought."""
+    meta = store.meta()
+    rows = [(inode(n) + suffix(birth), b"%d born %d" % (n, birth)) for n in (5, 6, 8) for birth in (3, 7)]
+    filled(meta, Table.INODE, sorted([*rows, (inode(5) + odd, b"odd"), (inode(8) + odd, b"odd")]))
+    txn = meta.begin_read()
+    for epoch in range(12):
+        birth = 7 if epoch >= 7 else 3 if epoch >= 3 else None
+        wanted = [None if birth is None or n == 7 else (birth, b"%d born %d" % (n, birth)) for n in (5, 6, 7, 8)]
+        assert [txn.seek(Table.INODE, inode(n), epoch) for n in (5, 6, 7, 8)] == wanted
+        assert txn.seek_many(Table.INODE, [inode(n) for n in (5, 6, 7, 8)], epoch) == wanted
+        assert txn.seek_many(Table.INODE, [inode(n) for n in (8, 6, 5, 7)], epoch) == [wanted[i] for i in (3, 1, 0, 2)]
+    txn.close()
+    meta.close()
+
+
 def test_seek_never_answers_with_a_longer_or_shorter_name(store: Made) -> None:
     meta = store.meta()
     names = [b"a", b"a\x01", b"aa", b"a\xff", b"b", b"\xff", b"\xff" * 255]

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import Table
 from tzfs.store.interface import ReadTransaction, WriteTransaction
@@ -55,10 +56,14 @@ def upto(sums: list[tuple[int, Bytes]], epoch: int) -> Bytes:
 
 
 class Bequest:
-    """The sums of a clone within one write transaction at a time.  `cost` says what an inherited key refers to."""
+    """The sums of a clone within one write transaction at a time.
 
-    def __init__(self, cost: Cost) -> None:
-        self._cost = cost
+    `cost` says what an inherited key refers to; `report` is told of a sum that is damaged, once.
+    """
+
+    def __init__(self, cost: Cost, report: Callable[[str], None]) -> None:
+        self._cost, self._report = cost, report
+        self._damaged: set[int] = set()
         self._more: dict[int, list[int]] = {}
 
     def changed(self, table: Table, prefix: bytes, at: int) -> None:
@@ -87,9 +92,15 @@ class Bequest:
         for epoch, (charge, saved) in sorted(self._more.items()):
             key = key_of(epoch)
             value = txn.get(Table.SYS, key)
-            if value is not None and (body := records.unseal(Table.SYS, key, value)) is not None:
-                before = records.unpack_sums(key, body)
-                charge, saved = charge + before[0], saved + before[1]
+            try:
+                if value is not None and (body := records.unseal(Table.SYS, key, value)) is not None:
+                    before = records.unpack_sums(key, body)
+                    charge, saved = charge + before[0], saved + before[1]
+            except CorruptionError as error:
+                if epoch not in self._damaged:
+                    self._damaged.add(epoch)
+                    self._report(f"{error}; what the clone refers to is not known")
+                continue
             txn.put(Table.SYS, key, records.seal(Table.SYS, key, records.pack_sums(charge, saved)))
         self._more.clear()
 

@@ -101,7 +101,7 @@ class Head:
         self.versions = Versions(self.report_drift, self.report)
         self.versions.begin(txn)
         if ancestry is not None:
-            self.versions.inherits, self.versions.bequest = ancestry.inherits, Bequest(ancestry.cost)
+            self.versions.inherits, self.versions.bequest = ancestry.inherits, Bequest(ancestry.cost, self.report)
         self.referenced: Callable[[int], bool] = lambda ino: False
         self.thread = threading.get_ident()
         self.admit: Callable[[int], None] = lambda nbytes: None  # set by the committer, as the next three

@@ -47,6 +47,16 @@ if TYPE_CHECKING:
     _Cursor = lmdb.Cursor[bytes]  # generic in its stubs only
 
 
+def _past_odd(cursor: lmdb.Cursor, key: bytes, prefix: bytes) -> bytes:
+    """The first key that is none of those that begin with the prefix and are no version of it, being damaged; b"" at
+    the end of the table."""
+    while key[:-8] != prefix and key.startswith(prefix):
+        if not cursor.next():
+            return b""
+        key = bytes(cursor.key())
+    return key
+
+
 class _Cursors(Protocol):
     """Cursors by table number; of a transaction that is over, an object that raises."""
 
@@ -106,7 +116,9 @@ class LmdbRead:
                 return None
             key, value = cursor.item()
             if key[:-8] != prefix:
-                return None
+                if not key.startswith(prefix) or _past_odd(cursor, key, prefix)[:-8] != prefix:
+                    return None
+                key, value = cursor.item()
             (inverted,) = _INVERTED.unpack_from(key, len(prefix))
             return EPOCH_MAX - inverted, value
         except lmdb.Error as error:
@@ -135,6 +147,8 @@ class LmdbRead:
                         key, far = b"", 8
                 if not key and cursor.set_range(target):
                     key = cursor.key()
+                if key[:-8] != prefix and key.startswith(prefix):
+                    key = _past_odd(cursor, key, prefix)
                 before, last = target, key
                 if key[:-8] == prefix:
                     (inverted,) = _INVERTED.unpack_from(key, len(prefix))

@@ -70,12 +70,11 @@ class MemoryRead:
     def seek(self, table: Table, prefix: bytes, epoch: int) -> tuple[Epoch, bytes] | None:
         rows = self._rows(table)
         at = bisect_left(rows.keys, prefix + suffix(epoch))
-        if at == len(rows.keys):
-            return None
-        key = rows.keys[at]
-        if len(key) != len(prefix) + 8 or not key.startswith(prefix):
-            return None
-        return birth_of(key), rows.values[key]
+        while at < len(rows.keys) and (key := rows.keys[at]).startswith(prefix):
+            if len(key) == len(prefix) + 8:
+                return birth_of(key), rows.values[key]
+            at += 1  # it is damaged
+        return None
 
     def seek_many(self, table: Table, prefixes: Sequence[bytes], epoch: int) -> list[tuple[Epoch, bytes] | None]:
         return [self.seek(table, prefix, epoch) for prefix in prefixes]
