@@ -39,7 +39,7 @@ class Settling:
         self.txn: WriteTransaction
         self.live_bytes_delta = 0
         self.charged_bytes = 0  # added to all cells together; the quotas know from what on
-        self.shared = SharedExtents()
+        self.shared = SharedExtents(report)
         self._rows: dict[Table, list[tuple[bytes, bytes]]] = {}  # (key, body)
         self._tombstones: list[tuple[Table, bytes]] = []
         self._gone: dict[Table, list[bytes]] = {}

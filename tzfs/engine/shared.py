@@ -7,24 +7,32 @@ is and which lifetimes there are, (birth -> death), and exists exactly while the
 
 Nearly always there are none, and nobody pays for looking: `any` is false until the first is made.  Rows are kept in
 memory until `settle`, since several lifetimes of one extent may end between two settlings.
+
+Where a row is damaged it is not known who else names the extent: it stays as it is, its lifetimes are charged nothing,
+and the extent is never given back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
+from tzfs.errors import CorruptionError
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Table
 from tzfs.format.records import Shared
 from tzfs.store.interface import ReadTransaction, WriteTransaction
 
 LIFETIMES_MAX: Final = 240  # of a record within a page; before the next one the extent is copied
+UNREADABLE: Final = Shared(0, {}, 0)  # what a damaged row says
 
 
 class SharedExtents:
-    """The rows of `shared` within one write transaction at a time."""
+    """The rows of `shared` within one write transaction at a time; `report` is told of a damaged one, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._damaged: set[int] = set()
         self.any = False
         self.hidden_bytes = 0  # added to the charge that is in no cell; the quotas know from what on
         self.doubled_bytes = 0  # likewise, to what is in more than one
@@ -37,7 +45,7 @@ class SharedExtents:
         self._rows.clear()
 
     def get(self, extent: int) -> Shared | None:
-        """The extent's lifetimes; None while it has one."""
+        """The extent's lifetimes; None while it has one, `UNREADABLE` where its row is damaged."""
         if not self.any:
             return None
         if extent in self._rows:
@@ -46,14 +54,19 @@ class SharedExtents:
         value = self._txn.get(Table.SHARED, key)
         if value is None:
             return None
-        body = records.unseal(Table.SHARED, key, value)
-        if body is None:
-            raise records.damaged(Table.SHARED, key, "a tombstone in a table without versions")
-        return records.unpack_shared(key, body)
+        try:
+            return records.unpack_shared(key, records.unseal(Table.SHARED, key, value) or b"")
+        except CorruptionError as error:
+            if extent not in self._damaged:
+                self._damaged.add(extent)
+                self._report(f"{error}; the extent that it is about is not given back")
+            return UNREADABLE
 
     def put(self, extent: int, shared: Shared | None) -> None:
-        """What the extent's row says from now on; None: it has one lifetime again."""
+        """What the extent's row says from now on; None: it has one lifetime again.  A damaged row stays."""
         before = self.get(extent)
+        if before is UNREADABLE:
+            return
         self.hidden_bytes += hidden(shared) - hidden(before)
         self.doubled_bytes += doubled(shared) - doubled(before)
         self.any = True

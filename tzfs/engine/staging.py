@@ -28,7 +28,7 @@ from tzfs import failpoints, limits
 from tzfs.engine import slices
 from tzfs.engine.copying import copied
 from tzfs.engine.head import Head
-from tzfs.engine.shared import LIFETIMES_MAX, any_shared
+from tzfs.engine.shared import LIFETIMES_MAX, UNREADABLE, any_shared
 from tzfs.engine.txg import TxgCommitter
 from tzfs.engine.versions import Version
 from tzfs.errors import CorruptionError, InternalError
@@ -164,7 +164,8 @@ class Staging:
             if s.embedded or s.extent in births:
                 continue
             shared = versions.shared.get(s.extent)
-            if shared is not None and (at in shared.lifetimes or len(shared.lifetimes) >= LIFETIMES_MAX):
+            full = shared is not None and (at in shared.lifetimes or len(shared.lifetimes) >= LIFETIMES_MAX)
+            if full or shared is UNREADABLE:
                 births[s.extent] = (self._copy(s), at)
                 copied.append(s)
             else:

@@ -27,6 +27,7 @@ from typing import Final
 
 from tzfs.engine.bequest import Bequest
 from tzfs.engine.settling import Settling, extent_costs
+from tzfs.engine.shared import UNREADABLE
 from tzfs.format import keys, records
 from tzfs.format.keys import LIVE, Epoch, ExtentId, Table
 from tzfs.format.records import ENVELOPE_BYTES, Shared
@@ -365,6 +366,8 @@ class Versions(Settling):
         if shared is None:
             self.use(extent, charge, -1, -charge)
             self.punch(extent, charge, txg)
+            return
+        if shared is UNREADABLE:
             return
         left = {b: d for b, d in shared.lifetimes.items() if b != birth}
         if len(left) > 1:
