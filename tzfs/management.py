@@ -260,9 +260,11 @@ class Store(Access):
         Yields what came of each; one that fails keeps none from its turn.
         """
         for info in self.catalog.list(on_damage=lambda error: None):
-            if not allowed(Command.GC, info.state) or self.catalog.holder(info) is not None:
+            if not allowed(Command.GC, info.state):
                 continue
             try:
+                if self.catalog.holder(info) is not None:
+                    continue
                 yield info.name, self.collect(info.name)
                 with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
                     self._tasks(info.name, writer).run_due()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.control import connect
-from tzfs.errors import NotFound, StoreError
+from tzfs.errors import NotFound, StoreError, TzfsError
 from tzfs.store.lease import live_views
 
 
@@ -29,17 +29,24 @@ class MountStatus:
 
 def statuses(catalog: Catalog, *, ask: bool = True) -> list[MountStatus]:
     """Every mount and every other process that has a filesystem of the store open; see `Store.status`."""
-    out = []
-    for info in catalog.list():
-        holder = catalog.holder(info)
-        if holder is not None:
-            out.append(_holder_status(catalog, info, holder, ask=ask))
-        for view in live_views(info.folder):
-            mountpoint = str(view.get("mountpoint") or "-")
-            out.append(
-                MountStatus(f"{info.name}@{view.get('name')}", mountpoint, int(view.get("pid") or 0), "snapshot")
-            )
+    out: list[MountStatus] = []
+    for info in catalog.list(on_damage=lambda error: out.append(_unknown("?", error))):
+        try:
+            holder = catalog.holder(info)
+            if holder is not None:
+                out.append(_holder_status(catalog, info, holder, ask=ask))
+            for view in live_views(info.folder):
+                mountpoint = str(view.get("mountpoint") or "-")
+                out.append(
+                    MountStatus(f"{info.name}@{view.get('name')}", mountpoint, int(view.get("pid") or 0), "snapshot")
+                )
+        except TzfsError as error:  # of this one it cannot be said who has it
+            out.append(_unknown(str(info.name), error))
     return out
+
+
+def _unknown(what: str, error: TzfsError) -> MountStatus:
+    return MountStatus(what, "-", 0, "-", failed=str(error))
 
 
 def _holder_status(

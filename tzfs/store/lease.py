@@ -52,6 +52,7 @@ _VIEW_LOCK: Final = declare("view.lock", "the view's file is written; before it 
 _VIEW_RELEASE: Final = declare("view.release", "before the view's file is unlinked")
 
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_LOOKING: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo there makes nobody wait
 
 
 class _Held:
@@ -111,7 +112,7 @@ class Lease(_Held):
         """
         path = Path(directory) / LOCK_FILE
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, _LOOKING)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -224,7 +225,7 @@ def live_views(directory: str | os.PathLike[str]) -> list[Info]:
     try:
         for path in sorted(views.iterdir()):
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fd = os.open(path, _LOOKING)
             except FileNotFoundError:
                 continue  # released just now
             try:
