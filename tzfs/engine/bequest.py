@@ -58,12 +58,11 @@ def upto(sums: list[tuple[int, Bytes]], epoch: int) -> Bytes:
 class Bequest:
     """The sums of a clone within one write transaction at a time.
 
-    `cost` says what an inherited key refers to; `report` is told of a sum that is damaged, once.
+    `cost` says what an inherited key refers to; `report` is told of a sum that is damaged.
     """
 
     def __init__(self, cost: Cost, report: Callable[[str], None]) -> None:
         self._cost, self._report = cost, report
-        self._damaged: set[int] = set()
         self._more: dict[int, list[int]] = {}
 
     def changed(self, table: Table, prefix: bytes, at: int) -> None:
@@ -97,9 +96,7 @@ class Bequest:
                     before = records.unpack_sums(key, body)
                     charge, saved = charge + before[0], saved + before[1]
             except CorruptionError as error:
-                if epoch not in self._damaged:
-                    self._damaged.add(epoch)
-                    self._report(f"{error}; what the clone refers to is not known")
+                self._report(f"{error}; what the clone refers to is not known")
                 continue
             txn.put(Table.SYS, key, records.seal(Table.SYS, key, records.pack_sums(charge, saved)))
         self._more.clear()

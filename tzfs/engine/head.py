@@ -98,6 +98,7 @@ class Head:
             self.look = ancestry.over(txn, momentary=True)
         self.counters, self.settings, self.clock = counters, settings, clock
         self.drift: list[str] = []
+        self._told: set[str] = set()
         self.versions = Versions(self.report_drift, self.report)
         self.versions.begin(txn)
         if ancestry is not None:
@@ -214,9 +215,11 @@ class Head:
         self.report(f"counter {what} would be {by}")
 
     def report(self, line: str) -> None:
-        """Something is not as it must be, and the head goes on: it is in `drift`, and in the log."""
-        self.drift.append(line)
-        log.error("%s", line)
+        """Something is not as it must be, and the head goes on: it is in `drift`, and in the log, once."""
+        if line not in self._told:
+            self._told.add(line)
+            self.drift.append(line)
+            log.error("%s", line)
 
     def counted(self, what: str, value: int) -> int:
         """What the counter `what` becomes: `value`, or zero where it would be negative, which is reported."""

@@ -28,11 +28,10 @@ UNREADABLE: Final = Shared(0, {}, 0)  # what a damaged row says
 
 
 class SharedExtents:
-    """The rows of `shared` within one write transaction at a time; `report` is told of a damaged one, once."""
+    """The rows of `shared` within one write transaction at a time; `report` is told of a damaged one."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
-        self._damaged: set[int] = set()
         self.any = False
         self.hidden_bytes = 0  # added to the charge that is in no cell; the quotas know from what on
         self.doubled_bytes = 0  # likewise, to what is in more than one
@@ -57,9 +56,7 @@ class SharedExtents:
         try:
             return records.unpack_shared(key, records.unseal(Table.SHARED, key, value) or b"")
         except CorruptionError as error:
-            if extent not in self._damaged:
-                self._damaged.add(extent)
-                self._report(f"{error}; the extent that it is about is not given back")
+            self._report(f"{error}; the extent that it is about is not given back")
             return UNREADABLE
 
     def put(self, extent: int, shared: Shared | None) -> None:

@@ -19,14 +19,13 @@ REMEMBERED_MAX: Final = 256
 
 class Totals:
     """`drift` is told of a number that would have become negative: (what, by how much); `report` of a row that is
-    damaged, once.
+    damaged, each time.
 
     `saved_known`: the cells have all that compression has saved, and not only what this tzfs has added to them.
     """
 
     def __init__(self, drift: Callable[[str, int], None], report: Callable[[str], None]) -> None:
         self._drift, self._report = drift, report
-        self._reported: set[bytes] = set()
         self.saved_known = True
         self._known: dict[tuple[Table, bytes], tuple[int, int, int] | None] = {}
 
@@ -35,7 +34,7 @@ class Totals:
         try:
             old = self._row(txn, Table.CELL, key)
         except CorruptionError as error:
-            self._damaged(key, error)
+            self._report(f"{error}; what it counts is not known")
             return
         if old is not None:
             number, charge, saved = number + old[0], charge + old[1], saved + old[2]
@@ -62,7 +61,7 @@ class Totals:
             if old is None and (extents < 0 or size < 0):
                 raise CorruptionError(f"segment {int.from_bytes(key, 'big')} has extents, and its row is lost")
         except CorruptionError as error:
-            self._damaged(key, error)
+            self._report(f"{error}; what it counts is not known")
             return
         if old is not None:
             extents, size, end = extents + old[0], size + old[1], max(end, old[2])
@@ -72,11 +71,6 @@ class Totals:
         self._known[Table.SEGMENT, key] = (extents, size, end)
         body = records.pack_plain(Table.SEGMENT, extents, size, end)
         txn.put(Table.SEGMENT, key, records.seal(Table.SEGMENT, key, body))
-
-    def _damaged(self, key: bytes, error: CorruptionError) -> None:
-        if key not in self._reported:
-            self._reported.add(key)
-            self._report(f"{error}; what it counts is not known")
 
     def _row(self, txn: WriteTransaction, table: Table, key: bytes) -> tuple[int, int, int] | None:
         """What a row says; the few that the last settlings changed are remembered."""
