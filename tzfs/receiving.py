@@ -19,7 +19,7 @@ from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Engine
 from tzfs.engine.partial import Partial, pack_token
 from tzfs.engine.receive import Receiver
-from tzfs.errors import BadStream, Busy, Diverged, Exists, InvalidArgument, NotFound, TzfsError, UsageError
+from tzfs.errors import BadStream, Busy, Diverged, Exists, InvalidArgument, NotEmpty, NotFound, TzfsError, UsageError
 from tzfs.format import stream
 from tzfs.format.keys import ROOT, Epoch
 from tzfs.format.records import Snapshot
@@ -118,7 +118,7 @@ def receive(
             with store.writer(name, {"kind": "receive"}, Command.RECEIVE) as writer:
                 names = receive_stream(writer.engine, frames, header, called, force, resumable, progress)
         except BaseException:
-            if not there and not _resumes(store, name) and _is_empty(store, name):
+            if not there:
                 _remove_empty(store, name)
             raise
         return Received(name, names, frames.bytes, created=not there)
@@ -143,8 +143,7 @@ def abandon(store: Store, name: str) -> None:
         if receiver.partial is None:
             raise NotFound(f"no receive into {parsed} was cut")
         receiver.cancel()
-    if _is_empty(store, parsed):
-        _remove_empty(store, parsed)
+    _remove_empty(store, parsed)
 
 
 def _target(text: str) -> tuple[FilesystemName, str | None]:
@@ -165,13 +164,13 @@ def _is_empty(store: Store, name: FilesystemName) -> bool:
 
 
 def _remove_empty(store: Store, name: FilesystemName) -> None:
-    """Destroys it, unless somebody has just put something in it."""
+    """Destroys it, unless there is something in it, a receive may go on in it, or somebody has it."""
 
     def agreed(info: FilesystemInfo) -> None:
-        if not _is_empty(store, info.name):
-            raise Busy(f"{info.name} is in use")
+        if _resumes(store, name) or not _is_empty(store, name):
+            raise NotEmpty(f"cannot destroy {info.name}: it has something")
 
-    with suppress(Busy, NotFound):
+    with suppress(Busy, NotEmpty, NotFound):
         store.catalog.destroy(name, agreed=agreed)
 
 
