@@ -308,7 +308,7 @@ def _charged(folder: Path) -> int:
     """What a filesystem is charged, in bytes; where damage keeps that from being summed, what its files take."""
     try:
         charged = committed_state(folder).accounts.charged
-    except (CorruptionError, NotFound):  # its folder may be lost
+    except CorruptionError:
         return _on_disk(folder)
     return charged.used + charged.freeing
 

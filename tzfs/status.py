@@ -14,9 +14,10 @@ from tzfs.store.lease import live_views
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
-    """What is mounted, or open, where: `what` is a filesystem or snapshot; `failed` why it answers nothing any more;
-    `warnings` what else somebody should know: background tasks that failed, quotas that fill up; `freeing` the bytes
-    of destroyed snapshots that are still to be freed."""
+    """What is mounted, or open, where: `what` is a filesystem or snapshot; `failed` why it answers nothing any more, or
+    why nobody can say who has it (then `pid` is 0); `warnings` what else somebody should know: background tasks that
+    failed, quotas that fill up; `freeing` the bytes of destroyed snapshots that are still to be freed.
+    """
 
     what: str
     mountpoint: str

@@ -47,4 +47,6 @@ def test_who_has_another_is_told_and_another_is_collected(tzfs: CommandLine, wha
             assert [line[0] for line in lines] == (["bad", "open"] if told else ["open"])
             assert lines[-1][2:] == [str(os.getpid()), "program", "ok"]
             assert not told or str(store.get("bad").folder) in lines[0][4]
-            assert "unused: " in tzfs("gc", "--all").out
+            collected = tzfs("gc", "--all")
+            assert "unused: " in collected.out
+            assert collected.err.startswith("tzfs: bad: ") == (what != "a view is a fifo")

@@ -47,13 +47,15 @@ if TYPE_CHECKING:
     _Cursor = lmdb.Cursor[bytes]  # generic in its stubs only
 
 
-def _past_odd(cursor: lmdb.Cursor, key: bytes, prefix: bytes) -> bytes:
-    """The first key that is none of those that begin with the prefix and are no version of it, being damaged; b"" at
-    the end of the table."""
+def _past_odd(cursor: _Cursor, key: bytes, prefix: bytes) -> bytes:
+    """The first key from `key` on that does not begin with the prefix, or is of a version of it; b"" at the end.
+
+    Keys that begin with it and have another length are damaged.
+    """
     while key[:-8] != prefix and key.startswith(prefix):
         if not cursor.next():
             return b""
-        key = bytes(cursor.key())
+        key = cursor.key()
     return key
 
 
@@ -147,10 +149,12 @@ class LmdbRead:
                         key, far = b"", 8
                 if not key and cursor.set_range(target):
                     key = cursor.key()
-                if key[:-8] != prefix and key.startswith(prefix):
+                there = key[:-8] == prefix
+                if not there and key.startswith(prefix):
                     key = _past_odd(cursor, key, prefix)
+                    there = key[:-8] == prefix
                 before, last = target, key
-                if key[:-8] == prefix:
+                if there:
                     (inverted,) = _INVERTED.unpack_from(key, len(prefix))
                     found.append((EPOCH_MAX - inverted, cursor.value()))
                 else:
