@@ -464,9 +464,9 @@ def test_a_store_destroys_nothing_that_comes_after_it_has_looked(
         destroy = store.catalog.destroy
 
         def others_are_faster(name: str, **how: Any) -> FilesystemInfo:
-            found = destroy(name, **how)
-            tzfs.ok("snapshot", "ws@acknowledged")
-            return found
+            if not how["dry_run"]:
+                tzfs.ok("snapshot", "ws@acknowledged")
+            return destroy(name, **how)
 
         monkeypatch.setattr(store.catalog, "destroy", others_are_faster)
         with pytest.raises(NotEmpty):
