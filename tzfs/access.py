@@ -14,17 +14,24 @@ from typing import Final, Self
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.control import TIMEOUT_S, ControlClient, connect
 from tzfs.dependants import with_clones
-from tzfs.errors import Busy, ReadOnly, TzfsError
+from tzfs.errors import Busy, ReadOnly, TzfsError, about
+from tzfs.format.records import Bookmark, Snapshot
 from tzfs.layout import Layout
 from tzfs.ledger import Ledger
 from tzfs.lifecycle import Command
 from tzfs.names import FilesystemName, SnapshotName, parse_snapshot
-from tzfs.opening import HeadReader, Reader, Writer
+from tzfs.opening import HeadReader, Reader, Writer, committed_points
 from tzfs.settings import settings_of
 
 Name = str | FilesystemName
 
 SETTLE_S: Final = 2.0  # how long figures wait for a mount to commit: a commit takes 20 ms
+
+
+def points_of(info: FilesystemInfo) -> tuple[dict[str, Snapshot], dict[str, Bookmark]]:
+    """The snapshots and the bookmarks of a filesystem, by name, as last committed."""
+    with about(info.name):
+        return committed_points(info.folder)
 
 
 class Access:
@@ -55,7 +62,8 @@ class Access:
             lease.release()
             raise ReadOnly(f"filesystem {name} is read-only", hint=f"tzfs set readonly=off {name}")
         settings, receiving = settings_of(info), command is Command.RECEIVE
-        writer = Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings, receiving=receiving)
+        with about(info.name):
+            writer = Writer(info.folder, bytes.fromhex(info.guid), lease=lease, settings=settings, receiving=receiving)
         ledger, partition = self.ledger(), info.partition
         try:
             writer.share(
@@ -78,7 +86,8 @@ class Access:
     def head_reader(self, name: Name, told: Mapping[str, str]) -> HeadReader:
         """A filesystem that nobody writes, archived or not, for reading; nobody can write it meanwhile."""
         info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=Command.MOUNT_READONLY)
-        return HeadReader(info.folder, bytes.fromhex(info.guid), lease=lease)
+        with about(info.name):
+            return HeadReader(info.folder, bytes.fromhex(info.guid), lease=lease)
 
     def reader(
         self,
@@ -89,7 +98,8 @@ class Access:
         """A snapshot, held against its destruction; `reader.view` has the calls by inode number."""
         parsed = parse_snapshot(name) if isinstance(name, str) else name
         info = self.catalog.get(parsed.filesystem, command)
-        reader = Reader(info.folder, bytes.fromhex(info.guid), parsed.snapshot, told, of=str(info.name))
+        with about(info.name):
+            reader = Reader(info.folder, bytes.fromhex(info.guid), parsed.snapshot, told, of=str(info.name))
         try:
             self.catalog.confirm(info, command)
         except BaseException:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from tzfs import limits
+from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.diff import Comparison, Difference, Kind, Span
 from tzfs.engine.history import FileVersion, file_versions
@@ -30,7 +31,7 @@ from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName, SnapshotName, parse, parse_snapshot
-from tzfs.opening import Committed, committed_flattening, committed_points
+from tzfs.opening import Committed, committed_flattening
 from tzfs.patch import patch as patch_of
 from tzfs.tree import Path, components
 
@@ -113,7 +114,7 @@ def _comparing(
     info = store.get(first.filesystem, Command.OPEN_SNAPSHOT)
     own = info if filesystem == info.name else store.get(filesystem, Command.OPEN_SNAPSHOT)
     for where, name in ((info, first.snapshot), (own, second)):
-        if name is not None and name not in committed_points(where.folder)[0]:
+        if name is not None and name not in points_of(where)[0]:
             raise no_snapshot(where.name, name)
     with ExitStack() as stack:
         a, above = before(store, own, first, stack)
@@ -172,7 +173,7 @@ def before(
                 hint=f"tzfs diff {older} {older.filesystem}",
             )
         at, guid = origin
-        snapshots = committed_points(at.folder)[0].items()
+        snapshots = points_of(at)[0].items()
         name, record = next((each for each in snapshots if each[1].guid.hex() == guid), (None, None))
         if name is None or record is None:
             raise NotFound(f"the snapshot of {at.name} that {info.name} came from is not there")

@@ -12,7 +12,7 @@ from typing import Final
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.destroy import check_unused
 from tzfs.engine.engine import Engine
-from tzfs.errors import Busy, NotEmpty, NotFound, TzfsError
+from tzfs.errors import Busy, NotEmpty, NotFound, TzfsError, about
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import State
 from tzfs.opening import committed_points, committed_snapshots
@@ -83,7 +83,8 @@ def snapshots_of(info: FilesystemInfo) -> dict[str, Snapshot]:
     if info.state in (State.CREATING, State.DELETING):
         return {}
     try:
-        return committed_snapshots(info.folder)
+        with about(info.name):
+            return committed_snapshots(info.folder)
     except NotFound:  # its folder is lost
         return {}
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 
@@ -283,3 +284,25 @@ def from_os_error(error: OSError, what: str) -> TzfsError:
 def no_snapshot(filesystem: object, snapshot: str) -> NotFound:
     """What is raised where a filesystem has no such snapshot."""
     return NotFound(f"no snapshot {filesystem}@{snapshot}", hint=f"tzfs list -t snapshot {filesystem}")
+
+
+# -- one of several ------------------------------------------------------------------------------------------------
+
+DAMAGE: Final = (StoreError, CorruptionError)  # of one filesystem, which keeps nobody from the others
+OnDamage = Callable[[TzfsError], None]
+
+
+def text_about(what: object, error: TzfsError) -> str:
+    """What an error says, with the name of what it is about before it, once."""
+    text = str(error)
+    return text if text.startswith(f"{what}: ") else f"{what}: {text}"
+
+
+@contextmanager
+def about(what: object) -> Iterator[None]:
+    """Within, damage is told with the name of what it is of."""
+    try:
+        yield
+    except DAMAGE as error:
+        error.args = (text_about(what, error),)
+        raise

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from tzfs import runs
 from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
+from tzfs.errors import DAMAGE, OnDamage, about
 from tzfs.format.log import Entry, Field, Fields
 from tzfs.lifecycle import State
 from tzfs.management import Store
@@ -38,14 +39,28 @@ class Logged:
         return own | dict(self.fields)
 
 
-def log(store: Store, name: Name | None = None, *, limit: int | None = None) -> list[Logged]:
+def log(
+    store: Store,
+    name: Name | None = None,
+    *,
+    limit: int | None = None,
+    on_damage: OnDamage = lambda error: None,
+) -> list[Logged]:
     """What was done to a filesystem, or without a name to all there are, and were; oldest first, at most the last
     `limit` entries.
 
-    Of a mounted one with what the mount has in memory.  `NotFound`.
+    Of a mounted one with what the mount has in memory.  `NotFound`.  Of all, one that cannot be read is left out, and
+    why is given to `on_damage`.
     """
-    infos = store.filesystems(on_damage=lambda error: None) if name is None else [store.get(name)]
-    found = [entry for info in infos for entry in of_filesystem(store, info, limit=limit)]
+    infos = store.filesystems(on_damage=on_damage) if name is None else [store.get(name)]
+    found: list[Logged] = []
+    for info in infos:
+        try:
+            found += of_filesystem(store, info, limit=limit)
+        except DAMAGE as error:
+            if name is not None:
+                raise
+            on_damage(error)
     of_store = store.catalog.log() if name is None else store.catalog.log(infos[0])
     found += [from_store(entry) for entry in of_store]
     found.sort(key=lambda logged: logged.time_ns)
@@ -57,7 +72,9 @@ def of_filesystem(store: Store, info: FilesystemInfo, *, limit: int | None = Non
     if info.state in (State.CREATING, State.DELETING):
         return
     store.settle(info)
-    for entry in reversed(committed_log(info.folder, limit)):
+    with about(info.name):
+        entries = committed_log(info.folder, limit)
+    for entry in reversed(entries):
         if entry.kind == runs.KIND and "code" not in entry.fields:
             state = "running" if runs.running(entry.fields) else "interrupted"
             entry = replace(entry, fields={**entry.fields, "state": state})

@@ -26,6 +26,7 @@ from tzfs.checking import Checked, Collector, Hear, check_committed, from_json
 from tzfs.collecting import Collected
 from tzfs.dependants import check_empty, check_free
 from tzfs.errors import (
+    DAMAGE,
     Busy,
     CorruptionError,
     Exists,
@@ -33,7 +34,9 @@ from tzfs.errors import (
     NotFound,
     TzfsError,
     WrongState,
+    about,
     from_os_error,
+    text_about,
 )
 from tzfs.facts import SnapshotInfo, clones_of, facts_of, snapshot_info
 from tzfs.filesystem import FileSystem
@@ -205,7 +208,8 @@ class Store(Access):
                     writer.engine.snapshot(parsed.snapshot, checked)
         except Exists:
             raise Exists(f"snapshot {parsed} exists") from None
-        return snapshot_info(info, parsed.snapshot, committed_state(info.folder), {}, damaged_too=True)
+        with about(info.name):
+            return snapshot_info(info, parsed.snapshot, committed_state(info.folder), {}, damaged_too=True)
 
     def snapshots(
         self, name: Name | FilesystemInfo, *, also: Sequence[str] = (), settle: bool = True
@@ -220,9 +224,10 @@ class Store(Access):
             return []
         if settle:
             self.settle(info)
-        state = committed_state(info.folder)
         clones = clones_of(self.catalog, info)
-        return [snapshot_info(info, key, state, clones, also) for key in state.snapshots]
+        with about(info.name):
+            state = committed_state(info.folder)
+            return [snapshot_info(info, key, state, clones, also) for key in state.snapshots]
 
     def sync(self, name: Name) -> None:
         """Everything done so far in the filesystem is durable when it returns."""
@@ -271,6 +276,7 @@ class Store(Access):
             except Busy:
                 continue  # somebody has just opened it, and does it
             except TzfsError as error:
+                error.args = (text_about(info.name, error),)
                 yield info.name, error
             except OSError as error:
                 yield info.name, from_os_error(error, f"filesystem {info.name}")
@@ -302,17 +308,19 @@ class Store(Access):
         info = name if isinstance(name, FilesystemInfo) else self.catalog.get(name)
         if settle and info.state not in (State.CREATING, State.DELETING):
             self.settle(info)
-        facts = facts_of(self.catalog, self.ledger(), info, also)
+        with about(info.name):
+            facts = facts_of(self.catalog, self.ledger(), info, also)
         found = info.properties(facts)
         return found | {name: info.property(name, facts) for name in also}
 
     def used(self) -> int:
-        """What all filesystems are charged together."""
+        """What all filesystems are charged together; one that cannot be read counts for nothing, as in the quota."""
         total = 0
-        for info in self.filesystems():
+        for info in self.filesystems(on_damage=lambda error: None):
             if info.state not in (State.CREATING, State.DELETING):
                 self.settle(info)
-                total += committed_state(info.folder).accounts.charged.used
+                with suppress(*DAMAGE):
+                    total += committed_state(info.folder).accounts.charged.used
         return total
 
     def scope_properties(self, scope: Scope) -> dict[str, props.Value]:
@@ -379,7 +387,8 @@ class Store(Access):
         info = self.catalog.get(where, Command.SET)
         if settle:
             self.settle(info)
-        sums = committed_state(info.folder).accounts.charged
+        with about(info.name):
+            sums = committed_state(info.folder).accounts.charged
         check_quota(where, name, exact, sums.used if name == "quota" else sums.referenced)
 
     def _tell_mounts(self, target: str | FilesystemName | Scope) -> None:

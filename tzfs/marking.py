@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from tzfs import properties as props
+from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Engine
 from tzfs.engine.marks import check_tag
-from tzfs.errors import Exists, InvalidArgument, NotFound, no_snapshot
+from tzfs.errors import DAMAGE, Exists, InvalidArgument, NotFound, OnDamage, about, no_snapshot
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.jsonrpc import Json, Params
 from tzfs.lifecycle import Command, State
@@ -26,7 +27,6 @@ from tzfs.management import SnapshotInfo, Store
 from tzfs.names import (
     BookmarkName,
     FilesystemName,
-    Scope,
     SnapshotName,
     check_snapshot_component,
     parse_bookmark,
@@ -35,7 +35,6 @@ from tzfs.names import (
     parse_snapshot,
     show,
 )
-from tzfs.opening import committed_points
 
 Name = str | SnapshotName
 
@@ -61,59 +60,81 @@ class BookmarkInfo:
 # -- which -----------------------------------------------------------------------------------------------------------
 
 
-def across(store: Store, text: str) -> tuple[list[FilesystemInfo], str]:
-    """The filesystems that `-r` means by `FILESYSTEM@SNAPSHOT`, `NAMESPACE/@SNAPSHOT` or `/@SNAPSHOT`; the snapshot.
+def across(
+    store: Store, text: str, on_damage: OnDamage | None = None
+) -> tuple[list[tuple[FilesystemInfo, dict[str, Snapshot]]], str]:
+    """The filesystems that `-r` means by `FILESYSTEM@SNAPSHOT`, `NAMESPACE/@SNAPSHOT` or `/@SNAPSHOT`, each with the
+    snapshots that it has; and the snapshot.
 
-    Those being created or destroyed are left out.  `NotFound` where there is none.
+    Those being created or destroyed are left out, and those that cannot be read, where `on_damage` is to be told of
+    them.  `NotFound` where there is none.
     """
     where, at, snapshot = text.partition("@")
     if not at or not where:
         raise InvalidArgument(f"{show(text)} is not FILESYSTEM@SNAPSHOT, NAMESPACE/@SNAPSHOT or /@SNAPSHOT")
     snapshot = check_snapshot_component(snapshot)
     if where.endswith("/"):
-        found = store.filesystems(parse_scope(where))
+        found = store.filesystems(parse_scope(where), on_damage=on_damage)
     else:
         name = parse_filesystem(where)
-        found = store.filesystems(Scope(name.name)) if not name.namespace else []
-        found = [info for info in store.filesystems() if info.name == name] + found
+        every = store.filesystems(on_damage=on_damage)
+        found = [info for info in every if info.name == name]
+        if not name.namespace:
+            found += [info for info in every if info.name.namespace == name.name]
     found = [info for info in found if info.state in (State.ACTIVE, State.ARCHIVED)]
     if not found:
         raise NotFound(f"there is no filesystem {where}, and none in it", hint="tzfs list shows what there is")
-    return found, snapshot
+    readable = []
+    for info in found:
+        try:
+            readable.append((info, _snapshots(info)))
+        except DAMAGE as error:
+            if on_damage is None:
+                raise
+            on_damage(error)
+    return readable, snapshot
 
 
-def existing(store: Store, text: str) -> list[SnapshotName]:
+def existing(store: Store, text: str, on_damage: OnDamage | None = None) -> list[SnapshotName]:
     """The snapshots of that name in the filesystems that `-r` means; `NotFound` where none has it."""
-    infos, snapshot = across(store, text)
-    found = [SnapshotName(i.name, snapshot) for i in infos if snapshot in _snapshots(i)]
+    meant, snapshot = across(store, text, on_damage)
+    found = [SnapshotName(info.name, snapshot) for info, there in meant if snapshot in there]
     if not found:
         raise NotFound(f"no snapshot {text}", hint="tzfs list -t snapshot")
     return found
 
 
 def snapshot_across(
-    store: Store, text: str, properties: Mapping[str, str] | None = None
+    store: Store, text: str, properties: Mapping[str, str] | None = None, on_damage: OnDamage | None = None
 ) -> tuple[list[SnapshotInfo], list[FilesystemName]]:
     """A snapshot of each filesystem that `-r` means, one after the other; those made, and the archived, passed over.
 
-    `Exists` where one has such a snapshot: none is made then.
+    `Exists` where one has such a snapshot: none is made then.  `on_damage` is told why one could not be made where its
+    filesystem, or the disk, is the reason; without it that is raised.
     """
-    infos, snapshot = across(store, text)
-    for info in infos:
-        if info.state is State.ACTIVE and snapshot in _snapshots(info):
+    meant, snapshot = across(store, text, on_damage)
+    for info, there in meant:
+        if info.state is State.ACTIVE and snapshot in there:
             raise Exists(f"snapshot {info.name}@{snapshot} exists")
-    names = [SnapshotName(info.name, snapshot) for info in infos if info.state is State.ACTIVE]
-    return [store.snapshot(name, properties) for name in names], [
-        info.name for info in infos if info.state is not State.ACTIVE
-    ]
+    made = []
+    for info, _ in meant:
+        if info.state is State.ACTIVE:
+            try:
+                with about(info.name):
+                    made.append(store.snapshot(SnapshotName(info.name, snapshot), properties))
+            except DAMAGE as error:
+                if on_damage is None:
+                    raise
+                on_damage(error)
+    return made, [info.name for info, _ in meant if info.state is not State.ACTIVE]
 
 
 def _snapshots(info: FilesystemInfo) -> dict[str, Snapshot]:
-    return committed_points(info.folder)[0]
+    return points_of(info)[0]
 
 
 def _bookmarks(info: FilesystemInfo) -> dict[str, Bookmark]:
-    return committed_points(info.folder)[1]
+    return points_of(info)[1]
 
 
 def _parsed(name: Name) -> SnapshotName:

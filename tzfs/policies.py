@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.destroying import destroy
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName
-from tzfs.opening import committed_points
 from tzfs.pruning import verdicts
 from tzfs.retention import Verdict
 
@@ -29,7 +29,7 @@ def clones_of(store: Store, info: FilesystemInfo, snapshots: Mapping[str, Snapsh
 def kept(store: Store, name: str | FilesystemName, *, now_ns: int | None = None) -> list[Verdict]:
     """What keeps each snapshot of the filesystem now, oldest first; None where it is to be pruned."""
     info = store.get(name, Command.OPEN_SNAPSHOT)
-    snapshots, bookmarks = committed_points(info.folder)
+    snapshots, bookmarks = points_of(info)
     return verdicts(
         info.property("retention").parsable,
         info.property("retention_names").parsable,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tzfs import comparing, runs, time_travel
-from tzfs.access import Name
+from tzfs.access import Name, points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import connect
 from tzfs.errors import MountFailed, NotFound, WrongState
@@ -29,7 +29,7 @@ from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import SnapshotName
-from tzfs.opening import committed_log, committed_points
+from tzfs.opening import committed_log
 from tzfs.rolling_back import Progress
 
 WORDS_MAX: Final = 1000  # of a command, and characters of each: the log cuts more anyway, and a message has a limit
@@ -140,7 +140,7 @@ def ends(store: Store, name: Name, number: int | None = None) -> tuple[Entry, Sn
     for entry in entries:
         before, after = (entry.fields.get(field) for field in ("before", "after"))
         if isinstance(before, str) and isinstance(after, str):
-            there, _ = committed_points(info.folder)
+            there, _ = points_of(info)
             for snapshot in (before, after):
                 if snapshot not in there:
                     raise NotFound(

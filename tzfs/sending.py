@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.partial import unpack_token
 from tzfs.engine.view import Tables, View
@@ -20,7 +21,7 @@ from tzfs.errors import InvalidArgument
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName, SnapshotName, parse_snapshot
-from tzfs.opening import committed_points, committed_state
+from tzfs.opening import committed_state
 from tzfs.streams import Points, Progress, Sent, Write, plan, resume, write_stream
 
 
@@ -42,7 +43,7 @@ class Stored:
         self.properties: Mapping[str, str] = dict(info.local)
 
     def points(self) -> Points:
-        return committed_points(self._info.folder)
+        return points_of(self._info)
 
     @contextmanager
     def opened(self, snapshot: str) -> Iterator[tuple[Tables, View]]:
@@ -99,9 +100,7 @@ def estimate(
     """What would be sent, and about how many bytes each takes."""
     parsed = parse_snapshot(name) if isinstance(name, str) else name
     info = store.get(parsed.filesystem, Command.SEND)
-    made = plan(
-        str(info.name), committed_points(info.folder), parsed.snapshot, base=_base(info.name, base), recursive=recursive
-    )
+    made = plan(str(info.name), points_of(info), parsed.snapshot, base=_base(info.name, base), recursive=recursive)
     state = committed_state(info.folder)
     pieces = []
     for start, step in made.steps:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from tzfs import destroying, restoring
+from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import heard
 from tzfs.dependants import naming
@@ -20,7 +21,7 @@ from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import SnapshotName, parse_snapshot
-from tzfs.opening import committed_changes, committed_points
+from tzfs.opening import committed_changes
 from tzfs.restoring import Restored
 from tzfs.rolling_back import Progress, RolledBack, newer_than, roll_back, safety_name
 from tzfs.tree import Path
@@ -114,7 +115,7 @@ def restore(
 
 def _snapshots(info: FilesystemInfo, name: SnapshotName) -> Mapping[str, Snapshot]:
     """Those of the filesystem; `NotFound` where `name` is none of them."""
-    found, _ = committed_points(info.folder)
+    found, _ = points_of(info)
     if name.snapshot not in found:
         raise no_snapshot(info.name, name.snapshot)
     return found

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command_line import CommandLine
+from tests.damaging import damage_row
+from tzfs.format.keys import Table
+from tzfs.format.superblock import SUPERBLOCK_KEY
 from tzfs.management import open_store
+from tzfs.store.lmdb_store import LmdbMeta
 
 
 def spoil(folder: Path, what: str) -> None:
@@ -50,3 +54,92 @@ def test_who_has_another_is_told_and_another_is_collected(tzfs: CommandLine, wha
             collected = tzfs("gc", "--all")
             assert "unused: " in collected.out
             assert collected.err.startswith("tzfs: bad: ") == (what != "a view is a fifo")
+
+
+@pytest.fixture
+def damaged(tzfs: CommandLine) -> CommandLine:
+    """`a/bad`, whose tables are lost, beside `a/good` and `z`, all with a snapshot s that is held."""
+    for name in ("a/bad", "a/good", "z"):
+        tzfs.ok("create", name)
+        tzfs.ok("snapshot", f"{name}@s")
+        tzfs.ok("hold", "keep", f"{name}@s")
+    with open_store(tzfs.store) as store:
+        (store.get("a/bad").folder / "meta" / "data.mdb").unlink()
+    return tzfs
+
+
+@pytest.mark.parametrize(
+    ("line", "out"),
+    [
+        (["holds", "-rH", "/@s"], ["a/good@s", "z@s"]),
+        (["holds", "-rH", "a@s"], ["a/good@s"]),
+        (["holds", "-rH", "--json", "a/@s"], ['"a/good@s"']),
+        (["log", "-H"], ["a/bad", "a/good", "z"]),
+        (["events"], ["a/bad", "a/good", "z"]),
+        (["snapshot", "-r", "/@t"], []),
+        (["snapshot", "-r", "a@t"], []),
+        (["hold", "-r", "more", "/@s"], []),
+        (["release", "-r", "keep", "/@s"], []),
+        (["rename", "-r", "/@s", "@t"], []),
+        (["list", "-H", "-o", "name", "-t", "snapshot"], ["a/good@s", "z@s"]),
+        (["gc", "--all"], ["a/good: ", "z: "]),
+    ],
+)
+def test_a_command_about_all_does_the_others_and_names_the_damaged_one(
+    damaged: CommandLine, line: list[str], out: list[str]
+) -> None:
+    answer = damaged(*line)
+    assert all(word in answer.out for word in out)
+    with open_store(damaged.store) as store:
+        assert answer.err == f"tzfs: a/bad: {store.get('a/bad').folder}/meta: no tables of tzfs here\n"
+        assert answer.code == 78
+        there = {name: set(store.snapshots(name)[0].record.holds) for name in ("a/good", "z")}
+        newest = {name: store.snapshots(name)[-1].name.snapshot for name in ("a/good", "z")}
+    everywhere = "a@" not in line[-1]
+    if line[0] == "snapshot":
+        assert newest == {"a/good": "t", "z": "t" if everywhere else "s"}
+    if line[0] == "rename":
+        assert newest == {"a/good": "t", "z": "t"}
+    held = {"hold": {"keep", "more"}, "release": set[str]()}.get(line[0], {"keep"})
+    assert there == {"a/good": held, "z": held}
+
+
+def test_the_quota_of_a_store_does_without_what_cannot_be_read(damaged: CommandLine) -> None:
+    assert int(damaged.ok("get", "-Hp", "-o", "value", "used", "/")) > 0
+    damaged.ok("set", "quota=10G", "/")
+    assert damaged.ok("get", "-H", "-o", "value", "quota", "/") == "10G\n"
+    damaged.ok("snapshot", "z@more")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["snapshot", "bad@t"],
+        ["hold", "more", "bad@s"],
+        ["release", "keep", "bad@s"],
+        ["holds", "bad@s"],
+        ["clone", "bad@s", "copy"],
+        ["send", "bad@s"],
+        ["get", "used", "bad"],
+        ["log", "bad"],
+        ["gc", "bad"],
+        ["destroy", "-n", "bad@s"],
+        ["destroy", "-n", "bad"],
+        ["rollback", "bad@s"],
+        ["diff", "bad@s"],
+        ["prune", "bad"],
+        ["restore", "bad@s", "x"],
+    ],
+)
+def test_damage_is_told_with_the_name_of_its_filesystem(tzfs: CommandLine, line: list[str]) -> None:
+    tzfs.ok("create", "bad")
+    tzfs.ok("snapshot", "bad@s")
+    with open_store(tzfs.store) as store:
+        meta = LmdbMeta(store.get("bad").folder / "meta")
+    txn = meta.begin_write()
+    damage_row(txn, Table.SYS, SUPERBLOCK_KEY)
+    txn.commit()
+    meta.close()
+    answer = tzfs(*line)
+    assert answer.code == 65
+    assert answer.err.startswith("tzfs: bad: damaged record sys/")

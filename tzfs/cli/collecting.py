@@ -10,10 +10,10 @@ from typing import Final
 
 import click
 
-from tzfs.cli.output import document, say, working
+from tzfs.cli.output import Failures, document, working
 from tzfs.cli.parameters import FILESYSTEM, store_of
 from tzfs.collecting import Collected, to_json
-from tzfs.errors import InvalidArgument, TzfsError, exit_code_of
+from tzfs.errors import InvalidArgument, TzfsError
 from tzfs.units import human_size
 
 UNITS: Final = {
@@ -89,20 +89,19 @@ def _one(ctx: click.Context, name: str, *, as_json: bool) -> int:
 
 
 def _all(ctx: click.Context, *, as_json: bool) -> int:
-    code, found = 0, []
+    failures, found = Failures(), []
     with working("collecting") as tell:
         for name, done in store_of(ctx).collect_unused():
             tell(f"collecting: {name}")
             if isinstance(done, TzfsError):
-                say("tzfs", f"{name}: {done}")
-                code = code or exit_code_of(done)
+                failures(done)
             elif as_json:
                 found.append({"name": str(name), **to_json(done)})
             else:
                 click.echo(f"{name}: {_words(done)}")
     if as_json:
         document(found)
-    return code
+    return failures.code
 
 
 def _words(done: Collected) -> str:

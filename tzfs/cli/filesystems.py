@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tzfs import marking
+from tzfs.cli.output import Failures
 from tzfs.cli.parameters import ASSIGNMENT, FILESYSTEM, SNAPSHOT, assignments, store_of
 from tzfs.names import check_snapshot_component
 
@@ -35,7 +36,7 @@ def create_command(ctx: click.Context, options: tuple[str, ...], name: str) -> N
 @click.argument("old", metavar="FILESYSTEM[@SNAPSHOT]", type=SNAPSHOT)
 @click.argument("new", metavar="[NAMESPACE/]NAME|[FILESYSTEM]@SNAPSHOT")
 @click.pass_context
-def rename_command(ctx: click.Context, recursive: bool, old: str, new: str) -> None:
+def rename_command(ctx: click.Context, recursive: bool, old: str, new: str) -> int:
     """Give a filesystem or a snapshot another name, mounted or not.  Its contents stay as they are.
 
     \b
@@ -48,11 +49,14 @@ def rename_command(ctx: click.Context, recursive: bool, old: str, new: str) -> N
         where, _, snapshot = new.rpartition("@")
         if "@" not in old or "@" not in new or where not in ("", old.partition("@")[0]):
             raise click.UsageError("with -r snapshots are renamed: give FILESYSTEM@SNAPSHOT and @SNAPSHOT")
-        marking.rename_all(store, marking.existing(store, old), check_snapshot_component(snapshot))
-    elif "@" in old:
+        failures = Failures()
+        marking.rename_all(store, marking.existing(store, old, failures), check_snapshot_component(snapshot))
+        return failures.code
+    if "@" in old:
         marking.rename(store, old, new)
     else:
         store.rename(old, new)
+    return 0
 
 
 @click.command()

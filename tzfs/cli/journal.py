@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from tzfs import events, journal
-from tzfs.cli.output import document, json_line, printable, table
+from tzfs.cli.output import Failures, document, json_line, printable, table
 from tzfs.cli.parameters import FILESYSTEM, store_of
 from tzfs.format.log import Field, Fields
 from tzfs.journal import Logged
@@ -22,7 +22,7 @@ from tzfs.runs import KIND
 @click.option("--json", "as_json", is_flag=True, help="As JSON, with all that is known of each entry.")
 @click.argument("name", metavar="[FILESYSTEM]", required=False, type=FILESYSTEM)
 @click.pass_context
-def log_command(ctx: click.Context, limit: int | None, scripted: bool, as_json: bool, name: str | None) -> None:
+def log_command(ctx: click.Context, limit: int | None, scripted: bool, as_json: bool, name: str | None) -> int:
     """Show what was done to a filesystem, or to all of the store, the newest last.
 
     That is commands run in it, snapshots, holds, rollbacks, properties, names.  As many entries are kept as the
@@ -33,16 +33,18 @@ def log_command(ctx: click.Context, limit: int | None, scripted: bool, as_json: 
     tzfs log -n 20 --json ws
     tzfs log
     """
-    found = journal.log(store_of(ctx), name, limit=limit)
+    failures = Failures()
+    found = journal.log(store_of(ctx), name, limit=limit, on_damage=failures)
     if as_json:
         document([logged.to_json() for logged in found])
-        return
+        return failures.code
     columns = ["entry", "time", "kind", "what"]
     rows = [_row(logged) for logged in found]
     if name is None:
         columns.insert(0, "filesystem")
         rows = [[logged.filesystem, *row] for logged, row in zip(found, rows, strict=True)]
     table(columns, rows, scripted=scripted, right=("entry",))
+    return failures.code
 
 
 @click.command()
@@ -50,7 +52,7 @@ def log_command(ctx: click.Context, limit: int | None, scripted: bool, as_json: 
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line, with all that is known of each event.")
 @click.argument("name", metavar="[FILESYSTEM]", required=False, type=FILESYSTEM)
 @click.pass_context
-def events_command(ctx: click.Context, following: bool, as_json: bool, name: str | None) -> None:
+def events_command(ctx: click.Context, following: bool, as_json: bool, name: str | None) -> int:
     """Show what happened in a filesystem, or in all of the store, a line an event; with -f also what happens.
 
     Events are the entries of the log (tzfs log), and with -f what mounts say beside them: quotas that fill up
@@ -60,15 +62,18 @@ def events_command(ctx: click.Context, following: bool, as_json: bool, name: str
     tzfs events ws
     tzfs events -f --json
     """
-    store = store_of(ctx)
+    store, failures = store_of(ctx), Failures()
     found: Iterable[events.Event] = (
-        events.follow(store, name) if following else (logged.to_json() for logged in journal.log(store, name))
+        events.follow(store, name, on_damage=failures)
+        if following
+        else (logged.to_json() for logged in journal.log(store, name, on_damage=failures))
     )
     for event in found:
         if as_json:
             json_line(event)
         else:
             click.echo(_line(event))
+    return failures.code
 
 
 def _line(event: events.Event) -> str:

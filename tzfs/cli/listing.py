@@ -16,7 +16,7 @@ from tzfs import marking
 from tzfs.catalog import FilesystemInfo
 from tzfs.cli.output import document, say, table
 from tzfs.cli.parameters import COLUMN, CONDITION, TARGET, assignments, store_of
-from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of, no_snapshot
+from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of, no_snapshot, text_about
 from tzfs.management import SnapshotInfo, Store
 from tzfs.names import SnapshotName, parse, parse_bookmark, parse_scope, show
 from tzfs.properties import SHORT, WRITTEN_SINCE, Kind, Value, check_name, native_of
@@ -112,7 +112,7 @@ class Listing:
         try:
             return read()
         except TzfsError as error:
-            self.failures.setdefault(f"{info.name}: {error}", error)
+            self.failures.setdefault(text_about(info.name, error), error)
             return otherwise
 
     def sort(self, column: str, *, descending: bool) -> None:

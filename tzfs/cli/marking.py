@@ -7,7 +7,7 @@ import time
 import click
 
 from tzfs import marking
-from tzfs.cli.output import document, table
+from tzfs.cli.output import Failures, document, table
 from tzfs.cli.parameters import SNAPSHOT, store_of
 from tzfs.management import Store
 from tzfs.names import SnapshotName, parse_snapshot
@@ -23,10 +23,10 @@ RECURSIVE = click.option(
 SNAPSHOTS = click.argument("names", metavar="FILESYSTEM@SNAPSHOT...", nargs=-1, required=True, type=SNAPSHOT)
 
 
-def snapshots_of(store: Store, names: tuple[str, ...], *, recursive: bool) -> list[SnapshotName]:
+def snapshots_of(store: Store, names: tuple[str, ...], *, recursive: bool, failures: Failures) -> list[SnapshotName]:
     """What the names mean, with or without `-r`."""
     if recursive:
-        return [found for name in names for found in marking.existing(store, name)]
+        return [found for name in names for found in marking.existing(store, name, failures)]
     return [parse_snapshot(name) for name in names]
 
 
@@ -35,7 +35,7 @@ def snapshots_of(store: Store, names: tuple[str, ...], *, recursive: bool) -> li
 @click.argument("tag")
 @SNAPSHOTS
 @click.pass_context
-def hold_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[str, ...]) -> None:
+def hold_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[str, ...]) -> int:
     """Keep snapshots from being destroyed, until TAG is released.  One may have several holds; no two of one tag.
 
     With -r, snapshots are passed over where a filesystem has none of the name.
@@ -44,8 +44,9 @@ def hold_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[str
     tzfs hold keep ws@before-refactoring
     tzfs hold -r backup agents@nightly
     """
-    store = store_of(ctx)
-    marking.hold(store, tag, snapshots_of(store, names, recursive=recursive))
+    store, failures = store_of(ctx), Failures()
+    marking.hold(store, tag, snapshots_of(store, names, recursive=recursive, failures=failures))
+    return failures.code
 
 
 @click.command()
@@ -53,14 +54,15 @@ def hold_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[str
 @click.argument("tag")
 @SNAPSHOTS
 @click.pass_context
-def release_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[str, ...]) -> None:
+def release_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[str, ...]) -> int:
     """Take a hold away.  A snapshot without holds can be destroyed again.
 
     \b
     tzfs release keep ws@before-refactoring
     """
-    store = store_of(ctx)
-    marking.release(store, tag, snapshots_of(store, names, recursive=recursive))
+    store, failures = store_of(ctx), Failures()
+    marking.release(store, tag, snapshots_of(store, names, recursive=recursive, failures=failures))
+    return failures.code
 
 
 @click.command()
@@ -72,21 +74,22 @@ def release_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[
 @click.pass_context
 def holds_command(
     ctx: click.Context, recursive: bool, scripted: bool, parsable: bool, as_json: bool, names: tuple[str, ...]
-) -> None:
+) -> int:
     """List the holds of snapshots: what keeps them from being destroyed, and since when.
 
     \b
     tzfs holds ws@before-refactoring
     tzfs holds -rH agents@nightly
     """
-    store = store_of(ctx)
-    found = marking.holds(store, snapshots_of(store, names, recursive=recursive))
+    store, failures = store_of(ctx), Failures()
+    found = marking.holds(store, snapshots_of(store, names, recursive=recursive, failures=failures))
     if as_json:
         document([{"name": str(h.snapshot), "tag": h.tag, "timestamp": h.created_ns // 1_000_000_000} for h in found])
-        return
+        return failures.code
     rows = [[str(h.snapshot), h.tag, _when(h.created_ns // 1_000_000_000, parsable=parsable)] for h in found]
     if rows or not scripted:
         table(("name", "tag", "timestamp"), rows, scripted=scripted)
+    return failures.code
 
 
 def _when(seconds: int, *, parsable: bool) -> str:

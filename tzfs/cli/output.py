@@ -15,6 +15,8 @@ from typing import Final
 
 import click
 
+from tzfs.errors import TzfsError, exit_code_of
+
 # What json.dumps leaves as it is and a terminal would obey, or UTF-8 cannot say (the bytes that os.fsdecode escaped).
 _NOT_TEXT: Final = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -29,6 +31,16 @@ def printable(text: str) -> str:
 def say(word: str, text: str) -> None:
     """A line of words, to standard error: `tzfs: ...`, `hint: ...`."""
     click.echo(f"{word}: {printable(text)}", err=True)
+
+
+class Failures:
+    """What keeps one of several from being done: told at once, and `code` is the exit code of the first."""
+
+    code = 0
+
+    def __call__(self, error: TzfsError) -> None:
+        say("tzfs", str(error))
+        self.code = self.code or exit_code_of(error)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, scripted: bool, right: Sequence[str] = ()) -> None:

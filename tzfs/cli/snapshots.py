@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tzfs import marking
-from tzfs.cli.output import say
+from tzfs.cli.output import Failures, say
 from tzfs.cli.parameters import ASSIGNMENT, FILESYSTEM, SNAPSHOT, assignments, store_of
 from tzfs.names import parse_snapshot
 
@@ -27,7 +27,7 @@ from tzfs.names import parse_snapshot
 )
 @click.argument("names", metavar="FILESYSTEM@SNAPSHOT...", nargs=-1, required=True, type=SNAPSHOT)
 @click.pass_context
-def snapshot_command(ctx: click.Context, options: tuple[str, ...], recursive: bool, names: tuple[str, ...]) -> None:
+def snapshot_command(ctx: click.Context, options: tuple[str, ...], recursive: bool, names: tuple[str, ...]) -> int:
     """Take a snapshot, mounted or not; its time does not depend on the size.
 
     It has everything that was written before the command began, and is durable when the command returns.
@@ -38,18 +38,20 @@ def snapshot_command(ctx: click.Context, options: tuple[str, ...], recursive: bo
     tzfs snapshot -r agents@nightly
 
     With -r the snapshots are taken one after the other: one instant for each filesystem, not one for all of them.  What
-    is archived is passed over.
+    is archived is passed over, and what is damaged, which is an error in the end.
     """
     store = store_of(ctx)
     properties = assignments(options)
+    failures = Failures()
     if recursive:
         for name in names:
-            _, passed_over = marking.snapshot_across(store, name, properties)
+            _, passed_over = marking.snapshot_across(store, name, properties, failures)
             for filesystem in passed_over:
                 say("tzfs", f"{filesystem} is archived, and passed over")
-        return
+        return failures.code
     for parsed in [parse_snapshot(name) for name in names]:
         store.snapshot(parsed, properties)
+    return 0
 
 
 @click.command()
