@@ -52,6 +52,7 @@ CODES = {
     "NoSpace":            (errno.ENOSPC,         1, 10),
     "ForeignStore":       (errno.EIO,           78, 11),
     "TablesLost":         (errno.EIO,           78, 11),
+    "Displaced":          (errno.EIO,           78, 11),
     "MountFailed":        (errno.EIO,           74, 11),
     "Fenced":             (errno.EIO,           74, 11),
     "CorruptionError":    (errno.EIO,           65, 12),

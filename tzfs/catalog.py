@@ -233,17 +233,21 @@ class Catalog:
         *,
         dry_run: bool = False,
         clones_first: bool = False,
+        damaged: bool = False,
         agreed: Callable[[FilesystemInfo], None] = lambda info: None,
     ) -> FilesystemInfo:
         """Removes a filesystem, its snapshots and its folder; the answer is what it was.
 
         `Busy` while it is mounted, or a process reads one of its snapshots.  `dry_run` only looks whether it could be
-        done; with `clones_first`, once its clones are gone.  `agreed` is asked when nobody else can have it any more:
-        what that raises, refuses.
+        done; with `clones_first`, once its clones are gone.  `damaged`: also where something else is in the place of
+        its folders or its lock, else `Displaced`.  `agreed` is asked when nobody else can have it any more: what that
+        raises, refuses.
         """
         parsed = _parsed(name)
         with translating(f"destroy {parsed}"):
-            return self._transitions.destroy(parsed, dry_run=dry_run, clones_first=clones_first, agreed=agreed)
+            return self._transitions.destroy(
+                parsed, dry_run=dry_run, clones_first=clones_first, damaged=damaged, agreed=agreed
+            )
 
     def acquire(
         self, name: str | FilesystemName, *, info: Mapping[str, Value], command: Command = Command.OPEN

@@ -6,19 +6,21 @@ The command, `tzfs.destroy` and `Store.destroy` ask the same functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.destroy import check_unused
 from tzfs.engine.engine import Engine
-from tzfs.errors import Busy, NotEmpty, NotFound, TzfsError, about
+from tzfs.errors import Busy, CorruptionError, Displaced, NotEmpty, NotFound, TablesLost, TzfsError, about
 from tzfs.format.records import Snapshot
+from tzfs.layout import check_folder
 from tzfs.lifecycle import State
 from tzfs.opening import committed_points, committed_snapshots
 from tzfs.store.lease import Info
 
 SHOWN_MAX: Final = 8  # names in a hint
+UNREADABLE: Final = (CorruptionError, TablesLost, Displaced)  # what cannot be read another time either
 Readers = Callable[[], AbstractContextManager[list[Info]]]
 
 
@@ -78,12 +80,14 @@ def naming(info: FilesystemInfo, names: Iterable[str]) -> Iterator[None]:
 def snapshots_of(info: FilesystemInfo) -> dict[str, Snapshot]:
     """Those of a filesystem, oldest first.
 
-    `CorruptionError` or `TablesLost` where it cannot be mounted read-only either; damaged accounts do not matter here.
+    `dependants.UNREADABLE` where it cannot be mounted read-only either; damaged accounts do not matter here.
     """
     if info.state in (State.CREATING, State.DELETING):
         return {}
     try:
         with about(info.name):
+            with suppress(FileNotFoundError):
+                check_folder(info.folder)
             return committed_snapshots(info.folder)
     except NotFound:  # its folder is lost
         return {}

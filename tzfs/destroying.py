@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tzfs.catalog import FilesystemInfo, describe_holder
-from tzfs.dependants import check_empty, check_free, mountable, naming, snapshots_of
+from tzfs.dependants import UNREADABLE, check_empty, check_free, mountable, naming, snapshots_of
 from tzfs.engine.committed import read_counters
 from tzfs.engine.destroy import check_unused, foreseen
 from tzfs.engine.snapshots import read_snapshots
@@ -30,7 +30,7 @@ from tzfs.errors import (
     InvalidArgument,
     MountFailed,
     NotFound,
-    TablesLost,
+    StoreError,
     TzfsError,
     no_snapshot,
 )
@@ -73,8 +73,8 @@ def destroy(
     over.  `clones`: and whatever has come from them.  `damaged`: also a filesystem that cannot be read, with whatever
     snapshots and holds it has; and in spite of holds one that cannot be opened to release them; else nothing more than
     without it, whatever else is damaged.  `progress` hears how many bytes are still to be freed, where that is done
-    here.  `NotFound`, `NotEmpty`, `Busy` naming who is in the way, `WrongState`; `CorruptionError` or `TablesLost`
-    where `damaged` would be needed.
+    here.  `NotFound`, `NotEmpty`, `Busy` naming who is in the way, `WrongState`; `dependants.UNREADABLE` where
+    `damaged` would be needed.
     """
     plan = _Plan(store, recursive=recursive, clones=clones, damaged=damaged)
     if "@" in text:
@@ -124,11 +124,13 @@ class _Plan:
         """A filesystem with all its snapshots."""
         if any(step.whole and step.info.guid == info.guid for step in self._steps):
             return
-        holder = self._store.catalog.holder(info)
+        holder = None
+        with suppress(StoreError):  # its lock cannot be looked at: taking the lease says why
+            holder = self._store.catalog.holder(info)
         check(Command.DESTROY, info.name, info.state, None if holder is None else describe_holder(holder))
         try:
             there = check_empty(info, recursive=self._recursive)
-        except (CorruptionError, TablesLost) as error:
+        except UNREADABLE as error:
             self._store.get(info.name)  # unless somebody has just destroyed it
             if not self._damaged:
                 give_up = f"to give up all that is in it: tzfs destroy --damaged {info.name}"
@@ -235,7 +237,11 @@ class _Plan:
             self._check_free(info)
             size = _charged(info.folder)
         self._store.catalog.destroy(
-            info.name, dry_run=dry_run, clones_first=True, agreed=lambda now: self._agree(step, now)
+            info.name,
+            dry_run=dry_run,
+            clones_first=True,
+            damaged=self._damaged,
+            agreed=lambda now: self._agree(step, now),
         )
         return size
 
@@ -265,7 +271,7 @@ class _Plan:
             committed_points(info.folder)
             with self._store.writer(info.name, {"kind": "destroy"}, Command.RELEASE):
                 return True
-        except (CorruptionError, TablesLost):
+        except UNREADABLE:
             return self._origin_stays(info)
 
     def _origin_stays(self, info: FilesystemInfo) -> bool:
@@ -276,7 +282,7 @@ class _Plan:
         origin, _ = found
         try:
             snapshots_of(origin)
-        except (CorruptionError, TablesLost):
+        except UNREADABLE:
             return origin.guid not in self._unread
         return self._origin_stays(origin)
 
@@ -299,7 +305,7 @@ def _check_damaged(info: FilesystemInfo) -> None:
     """`Busy` where it can be read after all; whatever else keeps it from being read is raised."""
     try:
         snapshots_of(info)
-    except (CorruptionError, TablesLost):
+    except UNREADABLE:
         return
     raise Busy(f"cannot destroy {info.name}: it has become readable just now", hint="try again without --damaged")
 

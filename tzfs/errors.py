@@ -158,6 +158,10 @@ class TablesLost(ForeignStore):
     """
 
 
+class Displaced(ForeignStore):
+    """Something else, a symbolic link say, is where the store has a file or a folder of its own."""
+
+
 class MountFailed(StoreError):
     """A mount could not be made, or failed and answers nothing any more until it is mounted again."""
 

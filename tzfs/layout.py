@@ -30,6 +30,7 @@ from typing import Final, Self
 
 from tzfs.errors import (
     Busy,
+    Displaced,
     ForeignStore,
     NotFound,
     PermissionDenied,
@@ -265,21 +266,21 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def check_folder(path: Path) -> None:
-    """`ForeignStore` unless `path` is a folder itself, not a link to one; `FileNotFoundError` if there is nothing."""
+    """`Displaced` unless `path` is a folder itself, not a link to one; `FileNotFoundError` if there is nothing."""
     mode = os.lstat(path).st_mode
     if stat.S_ISLNK(mode):
-        raise ForeignStore(f"{path}: a symbolic link inside a store", hint="put the folder itself there")
+        raise Displaced(f"{path}: a symbolic link inside a store", hint="put the folder itself there")
     if not stat.S_ISDIR(mode):
-        raise ForeignStore(f"{path}: not a folder")
+        raise Displaced(f"{path}: not a folder")
 
 
 def check_file(path: Path) -> None:
     """As `check_folder`, for a regular file."""
     mode = os.lstat(path).st_mode
     if stat.S_ISLNK(mode):
-        raise ForeignStore(f"{path}: a symbolic link inside a store", hint="put the file itself there")
+        raise Displaced(f"{path}: a symbolic link inside a store", hint="put the file itself there")
     if not stat.S_ISREG(mode):
-        raise ForeignStore(f"{path}: not a file")
+        raise Displaced(f"{path}: not a file")
 
 
 def sync_folder(path: Path) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,15 +23,15 @@ from tzfs import catalog_log
 from tzfs import catalog_rows as rows
 from tzfs.catalog_rows import FilesystemRecord
 from tzfs.catalog_session import FilesystemInfo, Session
-from tzfs.errors import Busy, StoreError, TzfsError
+from tzfs.errors import Busy, Displaced, StoreError, TzfsError
 from tzfs.failpoints import declare, hit
 from tzfs.format.log import Field
-from tzfs.layout import TransitionLock, check_folder, translating
+from tzfs.layout import TransitionLock, check_file, check_folder, translating
 from tzfs.lifecycle import Command, State, check
 from tzfs.names import FilesystemName
 from tzfs.native import fnv1a64
 from tzfs.store.interface import ReadTransaction, WriteTransaction
-from tzfs.store.lease import VIEWS_FOLDER, Info, Lease, Value, live_views
+from tzfs.store.lease import LOCK_FILE, VIEWS_FOLDER, Info, Lease, Value, live_views
 
 Formatter = Callable[[Path, bytes], None]  # (the filesystem's folder, its guid): makes it an empty filesystem, durably
 
@@ -202,7 +202,13 @@ class Transitions:
     # -- destroy -------------------------------------------------------------------------------------------------------
 
     def destroy(
-        self, name: FilesystemName, *, dry_run: bool, clones_first: bool, agreed: Callable[[FilesystemInfo], None]
+        self,
+        name: FilesystemName,
+        *,
+        dry_run: bool,
+        clones_first: bool,
+        damaged: bool,
+        agreed: Callable[[FilesystemInfo], None],
     ) -> FilesystemInfo:
         """Removes a filesystem, or goes on removing it; the answer is what it was."""
         self._session.check_writable()
@@ -216,7 +222,7 @@ class Transitions:
             raise Busy(f"cannot destroy {name}: another process is changing it", hint="try again")
         with lock:
             if info.state is not State.DELETING:
-                with self._unused(info):
+                with self._unused(info, damaged=damaged):
                     agreed(info)
                     with self._session.write(frees=True) as txn:
                         record = self._session.same(txn, info, Command.DESTROY)
@@ -244,22 +250,31 @@ class Transitions:
             )
 
     @contextmanager
-    def _unused(self, info: FilesystemInfo) -> Iterator[None]:
+    def _unused(self, info: FilesystemInfo, *, damaged: bool) -> Iterator[None]:
         """While the context lasts nobody writes the filesystem, and nobody was reading it when it began.
 
-        Where the folder is lost nobody can be in it.
+        Where the folder is lost nobody can be in it; nor, if it is `damaged`, where something else is in the place of
+        what has to be locked.
         """
-        try:
-            check_folder(info.folder)
-        except FileNotFoundError:
+
+        def there(check: Callable[[Path], None], path: Path) -> bool:
+            try:
+                check(path)
+            except FileNotFoundError:
+                return False
+            except Displaced:
+                if not damaged:
+                    raise
+                return False
+            return True
+
+        if not there(check_folder, info.folder):
             yield
             return
-        with self.lease(info, Command.DESTROY, {"doing": str(Command.DESTROY)}):
-            try:
-                check_folder(info.folder / VIEWS_FOLDER)
-                readers = live_views(info.folder)
-            except FileNotFoundError:
-                readers = []
+        lock = info.folder / LOCK_FILE
+        lockable = there(check_file, lock) or not os.path.lexists(lock)
+        with self.lease(info, Command.DESTROY, {"doing": str(Command.DESTROY)}) if lockable else nullcontext():
+            readers = live_views(info.folder) if there(check_folder, info.folder / VIEWS_FOLDER) else []
             if readers:
                 who = [f"pid {reader.get('pid', '?')}, reading @{reader.get('name', '?')}" for reader in readers]
                 raise Busy(f"cannot destroy {info.name}: in use by {'; '.join(who)}", holders=who)

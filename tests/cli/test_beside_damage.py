@@ -17,24 +17,27 @@ from tzfs.store.lmdb_store import LmdbMeta
 
 
 def spoil(folder: Path, what: str) -> None:
-    if what.startswith("the folder"):
-        shutil.rmtree(folder)
-        folder.touch() if what.endswith("a file") else folder.symlink_to(folder)
-    elif what == "views is a file":
-        (folder / "views").rmdir()
-        (folder / "views").touch()
-    elif what == "a view is a fifo":
-        os.mkfifo(folder / "views" / "1-0")
+    """`the folder`, `views` or `the lock` of a filesystem becomes a file, a folder, a link or a fifo."""
+    which, _, becomes = what.partition(" is ")
+    path = {"the folder": folder, "views": folder / "views", "a view": folder / "views" / "1-0"}.get(
+        which, folder / "lock"
+    )
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if becomes == "a link":
+        path.symlink_to(path)
+    elif becomes == "a fifo":
+        os.mkfifo(path)
     else:
-        (folder / "lock").unlink(missing_ok=True)
-        os.mkfifo(folder / "lock") if what.endswith("a fifo") else (folder / "lock").symlink_to(folder / "nowhere")
+        path.touch() if becomes == "a file" else path.mkdir()
 
 
 @pytest.mark.parametrize(
     ("what", "told"),
     [
         ("the folder is a file", True),
-        ("the folder is a loop", True),
+        ("the folder is a link", True),
         ("views is a file", True),
         ("the lock is a link", True),
         ("the lock is a fifo", False),
@@ -143,3 +146,55 @@ def test_damage_is_told_with_the_name_of_its_filesystem(tzfs: CommandLine, line:
     answer = tzfs(*line)
     assert answer.code == 65
     assert answer.err.startswith("tzfs: bad: damaged record sys/")
+
+
+SPOILT = [
+    "the folder is a file",
+    "the folder is a link",
+    "the folder is a fifo",
+    "views is a file",
+    "views is a link",
+    "views is a fifo",
+    "the lock is a folder",
+    "the lock is a link",
+    "the lock is a fifo",
+]
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("what", SPOILT)
+def test_what_is_not_a_filesystems_folder_any_more_can_be_given_up(tzfs: CommandLine, what: str, held: bool) -> None:
+    tzfs.ok("create", "bad")
+    tzfs.ok("snapshot", "bad@s")
+    if held:
+        tzfs.ok("hold", "keep", "bad@s")
+    with open_store(tzfs.store) as store:
+        folder = store.get("bad").folder
+    spoil(folder, what)
+    assert tzfs("destroy", "-r", "bad").code in (74, 75, 78)
+    assert tzfs.ok("destroy", "--damaged", "-rn", "bad") == ""
+    assert tzfs("list", "-H", "-o", "name").out == "bad\n"
+    assert tzfs.ok("destroy", "--damaged", "-r", "bad") == ""
+    assert tzfs.ok("list", "-H", "-o", "name") == ""
+    assert os.listdir(folder.parent) == []
+
+
+def test_what_a_link_in_the_place_of_a_folder_leads_to_is_left_alone(tzfs: CommandLine, tmp_path: Path) -> None:
+    tzfs.ok("create", "bad")
+    with open_store(tzfs.store) as store:
+        folder = store.get("bad").folder
+    folder.rename(tmp_path / "away")
+    folder.symlink_to(tmp_path / "away")
+    before = sorted(os.listdir(tmp_path / "away"))
+    assert "a symbolic link inside a store" in tzfs.refused("destroy", "bad", code=78)
+    tzfs.ok("destroy", "--damaged", "bad")
+    assert not os.path.lexists(folder)
+    assert sorted(os.listdir(tmp_path / "away")) == before
+
+
+def test_a_filesystem_that_is_open_is_not_given_up_whatever_its_views_are(tzfs: CommandLine) -> None:
+    tzfs.ok("create", "bad")
+    with open_store(tzfs.store) as store, store.open("bad"):
+        spoil(store.get("bad").folder, "views is a file")
+        assert "in use by pid" in tzfs.refused("destroy", "--damaged", "bad", code=75)
+    tzfs.ok("destroy", "--damaged", "bad")
