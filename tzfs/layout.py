@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import stat
 import struct
 import weakref
@@ -132,6 +133,16 @@ class Layout:
             if inside - _CATALOG_FILES or (FILESYSTEMS in entries and os.listdir(self.filesystems)):
                 raise ForeignStore(f"store {self.root}: its catalog is missing", hint="restore catalog/ from a copy")
             return False
+
+    def other_owner(self) -> str | None:
+        """Who has made the store that is there, in words, for root, who could open it all the same; else None."""
+        owner = os.lstat(self.catalog / "data.mdb").st_uid
+        if os.geteuid() or not owner:
+            return None
+        try:
+            return f"user {pwd.getpwuid(owner).pw_name}"
+        except KeyError:
+            return f"user {owner}"
 
     def make(self) -> None:
         """Makes what is missing of an empty store, durably, but for the catalog's tables.  Twice does no harm."""

@@ -16,7 +16,7 @@ from tests.mount.workspace import Workspace
 from tests.store.stores import python
 from tzfs import catalog_rows as rows
 from tzfs.cli import COMMANDS, run
-from tzfs.errors import InvalidArgument
+from tzfs.errors import InvalidArgument, ReadOnly, exit_code_of
 from tzfs.management import open_store
 
 NAMES = {
@@ -231,6 +231,38 @@ def test_a_read_only_disk_can_be_looked_at(tmp_path: Path) -> None:
             assert "read-only" in answer.err, answer
     finally:
         subprocess.run(["umount", root], check=True)
+
+
+@pytest.mark.needs("root")
+def test_root_reads_the_store_of_another_user_and_leaves_nothing_in_it(tzfs: CommandLine) -> None:
+    tzfs.ok("create", "ws")
+    tzfs.ok("snapshot", "ws@s")
+
+    def entries() -> dict[Path, int]:
+        return {path: path.lstat().st_uid for path in tzfs.store.rglob("*")}
+
+    for path in [tzfs.store, *entries()]:
+        os.chown(path, 61002, 61002, follow_symlinks=False)
+    before = entries()
+    assert set(before.values()) == {61002}
+    assert tzfs.ok("list", "-H", "-o", "name", "-t", "all") == "ws\nws@s\n"
+    tzfs.ok("get", "all", "ws")
+    assert "create" in tzfs.ok("log", "ws")
+    tzfs.ok("status")
+    for line in (
+        ["create", "xs"],
+        ["set", "a:b=c", "ws"],
+        ["snapshot", "ws@t"],
+        ["gc", "ws"],
+        ["run", "ws", "--", "true"],
+        ["destroy", "-r", "ws"],
+    ):
+        told = tzfs.refused(*line, code=exit_code_of(ReadOnly("")))
+        assert "is read-only: it belongs to user 61002" in told, line
+    with open_store(tzfs.store) as store, store.open_snapshot("ws@s"):
+        assert set(entries().values()) == {61002}
+        assert len(entries()) == len(before) + 1  # who reads
+    assert entries() == before
 
 
 OTHER_USER = """
