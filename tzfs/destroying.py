@@ -2,6 +2,7 @@
 
     FS@A            one snapshot            FS@A,B%C        several: A, and B to C
     FS@A%B          from A to B             FS@%            all of them
+    FS#A            a bookmark
     NAMESPACE/@A    with `recursive`: of each filesystem there, one after the other; /@A: of each in the store
 
 Of one filesystem all go in one commit, or none.  Names are gone when this returns.  A mounted filesystem frees what
@@ -37,11 +38,14 @@ from tzfs.errors import (
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command, State, check
 from tzfs.management import Store
+from tzfs.marking import drop_bookmark
 from tzfs.names import (
+    BookmarkName,
     FilesystemName,
     Scope,
     SnapshotName,
     SnapshotRange,
+    parse_bookmark,
     parse_filesystem,
     parse_snapshots,
 )
@@ -53,7 +57,7 @@ from tzfs.store.lease import live_views
 class Destruction:
     """What has been destroyed, or would be, in the order in which it goes, and the bytes that frees."""
 
-    names: tuple[SnapshotName | FilesystemName, ...]
+    names: tuple[SnapshotName | FilesystemName | BookmarkName, ...]
     bytes: int
 
 
@@ -67,7 +71,7 @@ def destroy(
     damaged: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Destruction:
-    """Destroys snapshots, or a filesystem; `dry_run` only looks, and raises whatever it would raise.
+    """Destroys snapshots, a bookmark, or a filesystem; `dry_run` only looks, and raises whatever it would raise.
 
     `recursive`: a filesystem with its snapshots; snapshots in all filesystems of a namespace, those without them passed
     over.  `clones`: and whatever has come from them.  `damaged`: also a filesystem that cannot be read, with whatever
@@ -76,10 +80,13 @@ def destroy(
     here.  `NotFound`, `NotEmpty`, `Busy` naming who is in the way, `WrongState`; `dependants.UNREADABLE` where
     `damaged` would be needed.
     """
+    if damaged and ("@" in text or "#" in text):
+        raise InvalidArgument(f"{text} is not a filesystem", hint="a damaged one goes whole: destroy --damaged")
+    if "#" in text:
+        drop_bookmark(store, text, dry_run=dry_run)
+        return Destruction((parse_bookmark(text),), 0)
     plan = _Plan(store, recursive=recursive, clones=clones, damaged=damaged)
     if "@" in text:
-        if damaged:
-            raise InvalidArgument(f"{text} is not a filesystem", hint="a damaged one goes whole: destroy --damaged")
         plan.snapshots(*parse_snapshots(text))
     else:
         plan.filesystem(store.get(parse_filesystem(text), Command.DESTROY))

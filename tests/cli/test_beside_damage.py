@@ -198,3 +198,8 @@ def test_a_filesystem_that_is_open_is_not_given_up_whatever_its_views_are(tzfs: 
         spoil(store.get("bad").folder, "views is a file")
         assert "in use by pid" in tzfs.refused("destroy", "--damaged", "bad", code=75)
     tzfs.ok("destroy", "--damaged", "bad")
+
+
+def test_what_is_not_there_is_told_in_the_words_of_the_command(tzfs: CommandLine) -> None:
+    said = tzfs.refused("run", "nope", "--", "true", code=1)
+    assert said.startswith("tzfs: cannot run in nope: there is no such filesystem\n")

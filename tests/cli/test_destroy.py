@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -398,7 +399,7 @@ def test_what_is_not_damaged_is_never_given_up(ws: CommandLine, monkeypatch: pyt
         txn.commit()
         meta.close()
     elif kind == "a table is missing":
-        assert said.endswith("has no table bookmark\nhint: if another version of tzfs made it, use that one\n")
+        assert "has no table bookmark\nhint: if another version of tzfs made it, use that one; if it is" in said
         LmdbMeta(folder, create=True).close()  # it had no rows
     assert names(ws) == [*"abcde"]
     ws.ok("release", "keep", "ws@b")
@@ -472,6 +473,18 @@ def test_a_store_destroys_nothing_that_comes_after_it_has_looked(
         with pytest.raises(NotEmpty):
             store.destroy("ws")
     assert names(tzfs) == ["acknowledged"]
+
+
+def test_a_bookmark_is_destroyed_as_a_snapshot_is(ws: CommandLine) -> None:
+    ws.ok("bookmark", "ws@a", "#b")
+    assert ws.ok("destroy", "-n", "-p", "ws#b") == "destroy\tws#b\nreclaim\t0\n"
+    assert ws.ok("destroy", "-nv", "ws#b") == "would destroy ws#b\nwould reclaim 0B\n"
+    for line in (["-nv", "ws#c"], ["-p", "ws#c"], ["ws#c"]):
+        assert "no bookmark ws#c" in ws.refused("destroy", *line, code=1)
+    assert "ws#b is not a filesystem" in ws.refused("destroy", "--damaged", "ws#b", code=2)
+    said = json.loads(ws.ok("destroy", "--json", "ws#b"))
+    assert said == {"destroyed": ["ws#b"], "bytes": 0, "dry_run": False}
+    assert ws.ok("list", "-H", "-t", "bookmark", "ws") == ""
 
 
 def test_of_a_sound_filesystem_nothing_more_is_destroyed(ws: CommandLine) -> None:

@@ -7,7 +7,6 @@ import click
 from tzfs.cli.output import document, working
 from tzfs.cli.parameters import FILESYSTEM, store_of
 from tzfs.destroying import destroy
-from tzfs.marking import drop_bookmark
 from tzfs.units import human_size
 
 
@@ -54,11 +53,6 @@ def destroy_command(
     tzfs destroy --damaged -r ws    one with snapshots whose holds cannot be released any more
     """
     store = store_of(ctx)
-    if "#" in name:
-        if verbose:
-            click.echo(f"{'would ' if dry_run else ''}destroy {name}")
-        drop_bookmark(store, name, dry_run=dry_run)
-        return
     with working(f"destroying {name}") as tell:
         done = destroy(
             store,

@@ -92,7 +92,7 @@ def run_command(
             store = store_of(ctx)
             if forks is not None:
                 return run_forks(store, name, forks, options, command, as_json=as_json)
-            guid = store.get(name).guid
+            guid = store.get(name, Command.RUN).guid
             with _mounted(store, name, options) as where:
                 code = _execute(command, where) if no_journal else _remembered(store.path, guid, command, where)
                 return 128 - code if code < 0 else code

@@ -432,7 +432,7 @@ def _open_tables(
         if missing:  # `sys` has the superblock: whose tables these are is not lost, only not for us to say
             raise ForeignStore(
                 f"{path}: has no table {missing[0].name.lower()}",
-                hint="if another version of tzfs made it, use that one",
+                hint="if another version of tzfs made it, use that one; if it is damaged, restore it from a copy",
             )
         if txn is not None:
             txn.commit()
