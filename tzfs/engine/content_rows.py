@@ -217,7 +217,11 @@ class ContentRows:
                 if drop.hi == 1:  # most files have one chunk, and need no search
                     chunks.append(keys.chunk(drop.data, 0))
                 elif drop.hi:
-                    stored = self.stored(drop.data, 0)
+                    try:
+                        stored = self.stored(drop.data, 0)
+                    except CorruptionError as error:  # of what an origin removes: which chunks it still has is not told
+                        self._head.report(f"{error}; what is inherited of contents is removed later")
+                        stored = None
                     if stored is None:
                         self.add_reclaim(drop.data, 0, CHUNK_INDEX_MAX, at)
                     else:

@@ -124,14 +124,18 @@ class Ancestry:
         try:
             found = above.at(self.cursor).seek(table, prefix)
             return None if found is None else above.cost_of(table, prefix, found[1])
+        except CorruptionError:  # of what the origin removes: a figure, and of it is told whoever reads the contents
+            return None
         finally:
             above.close()
 
     def inherits(self, table: Table, prefix: bytes) -> bool:
-        """Whether the origin shows a value under the key, which falls through."""
+        """Whether the origin shows a value under the key, which falls through; or may, where damage hides that."""
         above = FromAbove(self)
         try:
             return above.at(self.cursor).seek(table, prefix) is not None
+        except CorruptionError:
+            return True  # a tombstone too many does no harm
         finally:
             above.close()
 
