@@ -9,9 +9,8 @@ from tests.engine.test_damaged_accounts import LARGE, changed, damage_all, data
 from tzfs.format.keys import ROOT, Table
 
 
-@pytest.fixture
-def ws() -> Workspace:
-    """A file that the head and a snapshot have by the same extents, whose rows are damaged."""
+def rolled_back() -> Workspace:
+    """A file that the head and a snapshot have by the same extents."""
     ws = Workspace()
     ws.file(b"f", LARGE)
     ws.engine.snapshot("s")
@@ -21,6 +20,13 @@ def ws() -> Workspace:
     while rollback.step():
         pass
     ws.settle()
+    return ws
+
+
+@pytest.fixture
+def ws() -> Workspace:
+    """`rolled_back`, the rows of the extents damaged."""
+    ws = rolled_back()
     changed(ws, damage_all(Table.SHARED))
     return ws
 
@@ -61,3 +67,10 @@ def test_a_rollback_copies_what_it_cannot_share(ws: Workspace) -> None:
         ws.settle()
         assert data(ws, b"f") == in_snapshot(ws) == LARGE
         ws.restart()
+
+
+def test_a_row_that_is_lost_is_found_by_a_check() -> None:
+    ws = rolled_back()
+    changed(ws, lambda txn: [txn.delete(Table.SHARED, key) for key, _ in list(txn.range(Table.SHARED, b""))])
+    assert [problem for problem in ws.engine.problems() if "shared" in str(problem)]
+    assert data(ws, b"f") == in_snapshot(ws) == LARGE
