@@ -212,14 +212,17 @@ class Head:
             self.failed = reason
 
     def report_drift(self, what: str, by: int) -> None:
-        self.report(f"counter {what} would be {by}")
+        self._note(f"counter {what} would be {by}")
 
     def report(self, line: str) -> None:
         """Something is not as it must be, and the head goes on: it is in `drift`, and in the log, once."""
         if line not in self._told:
             self._told.add(line)
-            self.drift.append(line)
-            log.error("%s", line)
+            self._note(line)
+
+    def _note(self, line: str) -> None:
+        self.drift.append(line)
+        log.error("%s", line)
 
     def counted(self, what: str, value: int) -> int:
         """What the counter `what` becomes: `value`, or zero where it would be negative, which is reported."""
