@@ -27,7 +27,7 @@ from tzfs.format.stream import Kind
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName, check_snapshot_component, parse_filesystem, parse_snapshot
-from tzfs.opening import Writer, committed_state, format_filesystem
+from tzfs.opening import Committed, Writer, committed_state, format_filesystem
 from tzfs.properties import parse as parse_property
 from tzfs.settings import settings_of_new
 from tzfs.store.lease import Lease
@@ -167,6 +167,7 @@ def _remove_empty(store: Store, name: FilesystemName) -> None:
     """Destroys it, unless there is something in it, a receive may go on in it, or somebody has it."""
 
     def agreed(info: FilesystemInfo) -> None:
+        Committed(info.folder, bytes.fromhex(info.guid)).close()  # with what a crash has left in the redo log
         if _resumes(store, name) or not _is_empty(store, name):
             raise NotEmpty(f"cannot destroy {info.name}: it has something")
 

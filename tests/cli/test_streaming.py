@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ import pytest
 from tests.cli.command_line import CommandLine, check_words
 from tests.cli.test_streams import command, on_a_terminal
 from tests.mount.workspace import PROJECT, Workspace
+from tzfs import receiving
 from tzfs.format import stream
 from tzfs.format.stream import Kind
-from tzfs.management import open_store
+from tzfs.management import Store, open_store
+from tzfs.names import FilesystemName
 
 
 class Pipes:
@@ -321,3 +324,34 @@ def seen(top: Path) -> dict[str, object]:
             )  # fmt: skip
     assert len(found) > 20
     return found
+
+
+KILLED = """
+import os, sys
+from tzfs.management import Store, open_store
+from tzfs.names import FilesystemName
+with open_store(sys.argv[1]) as store:
+    fs = store.open("copy")
+    fs.write_bytes("/acknowledged", b"text")
+    fs.sync()
+    os._exit(0)
+"""
+
+
+def test_what_is_fsynced_while_a_receive_is_given_up_is_not_given_up(
+    tzfs: CommandLine, pipes: Pipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only the redo log has it, since the process that wrote it was killed."""
+    whole = pipes("send", "ws@a")
+    pipes("receive", "-s", "copy", data=whole[: len(whole) // 2], code=1)
+    remove = receiving._remove_empty
+
+    def others_are_faster(store: Store, name: FilesystemName) -> None:
+        subprocess.run([sys.executable, "-c", KILLED, tzfs.store], check=True)
+        assert (store.get(name).folder / "redo").stat().st_size > 0
+        remove(store, name)
+
+    monkeypatch.setattr(receiving, "_remove_empty", others_are_faster)
+    tzfs.ok("receive", "-A", "copy")
+    with open_store(tzfs.store) as store, store.open("copy") as fs:
+        assert fs.read_bytes("/acknowledged") == b"text"
