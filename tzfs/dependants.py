@@ -12,7 +12,7 @@ from typing import Final
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.destroy import check_unused
 from tzfs.engine.engine import Engine
-from tzfs.errors import Busy, CorruptionError, Displaced, NotEmpty, NotFound, TablesLost, TzfsError, about
+from tzfs.errors import Busy, CorruptionError, Displaced, NotEmpty, NotFound, StoreError, TablesLost, TzfsError, about
 from tzfs.format.records import Snapshot
 from tzfs.layout import check_folder
 from tzfs.lifecycle import State
@@ -86,9 +86,12 @@ def snapshots_of(info: FilesystemInfo) -> dict[str, Snapshot]:
         return {}
     try:
         with about(info.name):
-            with suppress(FileNotFoundError):
-                check_folder(info.folder)
-            return committed_snapshots(info.folder)
+            try:
+                return committed_snapshots(info.folder)
+            except StoreError:
+                with suppress(FileNotFoundError):
+                    check_folder(info.folder)
+                raise
     except NotFound:  # its folder is lost
         return {}
 

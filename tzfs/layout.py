@@ -22,7 +22,6 @@ import fcntl
 import os
 import pwd
 import stat
-import struct
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +40,7 @@ from tzfs.errors import (
     from_os_error,
 )
 from tzfs.failpoints import declare, hit
+from tzfs.store.folders import FLOCK
 from tzfs.store.lease import LOCK_FILE, VIEWS_FOLDER
 from tzfs.store.space import reserve
 
@@ -55,7 +55,6 @@ USAGE: Final = "usage"  # what filesystems count for in the store's quota: `tzfs
 _CATALOG_FILES: Final = frozenset(("data.mdb", "lock.mdb", "place", TRANSITIONS, USAGE, f"{USAGE}.new"))
 _ROOT_PAGES_BYTES: Final = 2 * os.sysconf("SC_PAGE_SIZE")  # an LMDB file of at most this has no commit in it
 _IGNORED: Final = frozenset(("lost+found",))  # in the root of a disk of its own
-_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _INIT_ROOT: Final = declare("catalog.init.root", "the store's folder is there, with nothing in it")
@@ -125,7 +124,8 @@ class Layout:
                 check_folder(self.filesystems)
             inside = set(os.listdir(self.catalog))
             for entry in inside & _CATALOG_FILES:
-                check_file(self.catalog / entry)
+                with suppress(FileNotFoundError):  # it was replaced just now
+                    check_file(self.catalog / entry)
             if "data.mdb" in inside and os.lstat(self.catalog / "data.mdb").st_size > _ROOT_PAGES_BYTES:
                 if FILESYSTEMS not in entries:
                     raise ForeignStore(f"store {self.root}: it has a catalog, but its folder fs is missing")
@@ -232,7 +232,7 @@ class Layout:
         fd = os.open(self.catalog / TRANSITIONS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             # Offsets have 63 bits.  Two filesystems that share a lock exclude each other for a moment, no more.
-            request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, partition >> 1, 1, 0)
+            request = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, partition >> 1, 1, 0)
             fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
         except (BlockingIOError, PermissionError):
             os.close(fd)

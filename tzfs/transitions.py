@@ -13,6 +13,7 @@ No lock is waited for while a transaction is open: its holder may need one to fi
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -26,12 +27,13 @@ from tzfs.catalog_session import FilesystemInfo, Session
 from tzfs.errors import Busy, Displaced, StoreError, TzfsError
 from tzfs.failpoints import declare, hit
 from tzfs.format.log import Field
-from tzfs.layout import TransitionLock, check_file, check_folder, translating
+from tzfs.layout import META, TransitionLock, check_file, check_folder, translating
 from tzfs.lifecycle import Command, State, check
 from tzfs.names import FilesystemName
 from tzfs.native import fnv1a64
 from tzfs.store.interface import ReadTransaction, WriteTransaction
 from tzfs.store.lease import LOCK_FILE, VIEWS_FOLDER, Info, Lease, Value, live_views
+from tzfs.store.lmdb_environment import in_use
 
 Formatter = Callable[[Path, bytes], None]  # (the filesystem's folder, its guid): makes it an empty filesystem, durably
 
@@ -253,31 +255,39 @@ class Transitions:
     def _unused(self, info: FilesystemInfo, *, damaged: bool) -> Iterator[None]:
         """While the context lasts nobody writes the filesystem, and nobody was reading it when it began.
 
-        Where the folder is lost nobody can be in it; nor, if it is `damaged`, where something else is in the place of
-        what has to be locked.
+        Where the folder is lost nobody can be in it.  If it is `damaged`, something else may be in the place of what
+        has to be locked: then nobody may have the tables open.
         """
+        displaced = False
 
-        def there(check: Callable[[Path], None], path: Path) -> bool:
+        def stands(check: Callable[[Path], None], path: Path) -> bool:
+            nonlocal displaced
             try:
                 check(path)
-            except FileNotFoundError:
-                return False
             except Displaced:
+                displaced = True
                 if not damaged:
+                    raise
+                return False
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
                 return False
             return True
 
-        if not there(check_folder, info.folder):
+        folder, lock = info.folder, info.folder / LOCK_FILE
+        if not os.path.lexists(folder):
             yield
             return
-        lock = info.folder / LOCK_FILE
-        lockable = there(check_file, lock) or not os.path.lexists(lock)
+        sound = stands(check_folder, folder)
+        lockable = stands(check_file, lock) or (sound and not os.path.lexists(lock))
         with self.lease(info, Command.DESTROY, {"doing": str(Command.DESTROY)}) if lockable else nullcontext():
-            readers = live_views(info.folder) if there(check_folder, info.folder / VIEWS_FOLDER) else []
+            readers = live_views(folder) if stands(check_folder, folder / VIEWS_FOLDER) else []
             if readers:
                 who = [f"pid {reader.get('pid', '?')}, reading @{reader.get('name', '?')}" for reader in readers]
                 raise Busy(f"cannot destroy {info.name}: in use by {'; '.join(who)}", holders=who)
+            if displaced and in_use(folder / META):
+                raise Busy(f"cannot destroy {info.name}: a process has its tables open", hint="try again when it ends")
             yield
 
     def _note(self, txn: WriteTransaction, record: FilesystemRecord, command: Command, **fields: Field) -> None:

@@ -1,17 +1,19 @@
-"""Folders that must outlast a power cut, made by one process at a time."""
+"""Folders that must outlast a power cut, made by one process at a time; what is locked in them, and whose it is."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
 import os
+import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
+FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid
 
 
 def sync(path: Path) -> None:
@@ -21,6 +23,14 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def belongs_as(fd: int, path: Path) -> None:
+    """What root has just made belongs to whoever `path` belongs to, who could not open it otherwise."""
+    if os.geteuid() == 0:
+        with suppress(FileNotFoundError):  # then it is all root's
+            owner = path.stat()
+            os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -33,6 +33,7 @@ from typing import Final, Self
 
 from tzfs.errors import Busy, NoSpace, NotFound, TzfsError, from_os_error
 from tzfs.failpoints import declare, hit
+from tzfs.store import folders
 
 LOCK_FILE: Final = "lock"
 VIEWS_FOLDER: Final = "views"
@@ -172,13 +173,12 @@ class ViewHold(_Held):
         told: Info = {**(info or {}), "pid": os.getpid(), "started": int(time.time()), "name": name, "epoch": epoch}
         try:
             hit(_VIEW_CREATE)
-            views.mkdir(0o700, exist_ok=True)
+            _make_views(views)
             while True:
                 path = views / f"{os.getpid()}-{secrets.token_hex(8)}"
                 fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
                 try:
-                    if os.geteuid() == 0:  # its owner asks who reads
-                        os.fchown(fd, views.stat().st_uid, -1)
+                    folders.belongs_as(fd, views)
                     _say(fd, json.dumps(told).encode() + b"\n")
                     hit(_VIEW_LOCK)
                     fcntl.flock(fd, fcntl.LOCK_EX)  # waits for those who only look, if for anyone
@@ -259,11 +259,23 @@ def no_new_readers(directory: str | os.PathLike[str]) -> Iterator[list[Info]]:
         yield live_views(directory)
 
 
+def _make_views(views: Path) -> None:
+    try:
+        views.mkdir(0o700)
+    except FileExistsError:
+        return
+    fd = os.open(views, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        folders.belongs_as(fd, views.parent)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def _gate(directory: str | os.PathLike[str], how: int, tries: int) -> Iterator[None]:
     views = Path(directory) / VIEWS_FOLDER
     try:
-        views.mkdir(0o700, exist_ok=True)
+        _make_views(views)
         fd = os.open(views, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError as error:
         raise NotFound(f"{directory}: no such filesystem") from error

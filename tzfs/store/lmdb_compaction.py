@@ -27,7 +27,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import struct
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -43,7 +42,6 @@ from tzfs.store import folders, lmdb_environment, place
 from tzfs.store.lmdb_environment import DATA_FILE, LOCK_FILE, Environment, translated
 
 SUFFIX: Final = ".new"
-_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid
 
 _FOLDER: Final = declare("compact.folder", "before the folder of a compacting copy is made")
 _COPY: Final = declare("compact.copy", "before the rows are copied")
@@ -175,7 +173,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, folders.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
         except (BlockingIOError, PermissionError):
             raise Busy(f"{folder}: open in another process", hint="try again when nobody reads its snapshots") from None
         yield

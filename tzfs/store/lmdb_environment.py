@@ -20,6 +20,7 @@ pages that are not what they must be are `CorruptionError`.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 import weakref
@@ -247,7 +248,7 @@ def _shared_or_new(path: Path, tables: Sequence[Table], *, create: bool, readonl
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells the folder from another under its name."""
+    """What tells a folder, or a file, from another under its name."""
     try:
         stat = path.stat()
     except OSError:
@@ -307,6 +308,28 @@ def _make_writable(shared: Environment, path: Path, tables: Sequence[Table]) -> 
         raise
     os.close(shared.fd)
     shared.fd, shared.readonly = fd, False
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process, this one too, has an environment of the folder open; nothing is made.
+
+    LMDB says so: each process has byte 0 of `lock.mdb` shared.
+    """
+    with _process.lock:
+        file = _identity(path / DATA_FILE)
+        if file in _process.environments or any(e.directory == path for e in _process.environments.values()):
+            return True  # closing its lock file would drop its locks
+        try:
+            fd = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, folders.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+        except OSError:  # none of LMDB's
+            return False
+        finally:
+            os.close(fd)
+    return bool(folders.FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
 @contextmanager
@@ -388,6 +411,8 @@ def _allocate_lock(path: Path) -> None:
         raise
     try:
         stat = os.fstat(fd)
+        if not stat.st_size:
+            folders.belongs_as(fd, path.with_name(DATA_FILE))
         size = max(stat.st_size, LOCK_BYTES)
         if stat.st_blocks * 512 < size:
             os.posix_fallocate(fd, 0, size)
