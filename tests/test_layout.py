@@ -145,7 +145,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.runs": (*_BYTES, "tzfs.engine"),
     "tzfs.journal": (*_API, "tzfs.access", "tzfs.catalog", "tzfs.management", "tzfs.runs"),
     "tzfs.events": (*_API, "tzfs.access", "tzfs.catalog", "tzfs.management", "tzfs.journal"),
-    "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.dependants", "tzfs.management"),
+    "tzfs.destroying": (*_API, "tzfs.catalog", "tzfs.dependants", "tzfs.management", "tzfs.marking"),
     "tzfs.time_travel": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.dependants", "tzfs.destroying"),
     "tzfs.policies": (*_API, "tzfs.catalog", "tzfs.management", "tzfs.pruning", "tzfs.destroying"),
     "tzfs.sending": (*_API, "tzfs.catalog", "tzfs.management"),

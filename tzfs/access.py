@@ -6,19 +6,19 @@ that is.  Readers of a snapshot need neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.control import TIMEOUT_S, ControlClient, connect
 from tzfs.dependants import with_clones
-from tzfs.errors import Busy, ReadOnly, TzfsError, about
+from tzfs.errors import Busy, NotFound, OnFailure, ReadOnly, TzfsError, about, text_about
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.layout import Layout
 from tzfs.ledger import Ledger
-from tzfs.lifecycle import Command
+from tzfs.lifecycle import Command, State
 from tzfs.names import FilesystemName, SnapshotName, parse_snapshot
 from tzfs.opening import HeadReader, Reader, Writer, committed_points
 from tzfs.settings import settings_of
@@ -26,12 +26,6 @@ from tzfs.settings import settings_of
 Name = str | FilesystemName
 
 SETTLE_S: Final = 2.0  # how long figures wait for a mount to commit: a commit takes 20 ms
-
-
-def points_of(info: FilesystemInfo) -> tuple[dict[str, Snapshot], dict[str, Bookmark]]:
-    """The snapshots and the bookmarks of a filesystem, by name, as last committed."""
-    with about(info.name):
-        return committed_points(info.folder)
 
 
 class Access:
@@ -57,7 +51,8 @@ class Access:
 
     def writer(self, name: Name, told: Mapping[str, str], command: Command) -> Writer:
         """The lease, the tables and the engine of a filesystem; `told` says to others who has it."""
-        info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=command)
+        with about(name):
+            info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=command)
         if command is Command.OPEN and info.property("readonly").exact == "on":
             lease.release()
             raise ReadOnly(f"filesystem {name} is read-only", hint=f"tzfs set readonly=off {name}")
@@ -85,8 +80,8 @@ class Access:
 
     def head_reader(self, name: Name, told: Mapping[str, str]) -> HeadReader:
         """A filesystem that nobody writes, archived or not, for reading; nobody can write it meanwhile."""
-        info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=Command.MOUNT_READONLY)
-        with about(info.name):
+        with about(name):
+            info, lease = self.catalog.acquire(name, info={**told, "name": str(name)}, command=Command.MOUNT_READONLY)
             return HeadReader(info.folder, bytes.fromhex(info.guid), lease=lease)
 
     def reader(
@@ -107,9 +102,36 @@ class Access:
             raise
         return reader
 
+    def points(self, info: FilesystemInfo) -> tuple[dict[str, Snapshot], dict[str, Bookmark]]:
+        """The snapshots and the bookmarks of a filesystem, by name, as last committed."""
+        with about(info.name):
+            return committed_points(info.folder)
+
+    def is_gone(self, info: FilesystemInfo) -> bool:
+        """Whether it has been destroyed since, or somebody is making or destroying it."""
+        try:
+            return self.catalog.refresh(info).state in (State.CREATING, State.DELETING)
+        except NotFound:
+            return True
+
+    @contextmanager
+    def passing_over(self, info: FilesystemInfo, on_failure: OnFailure | None) -> Iterator[None]:
+        """For one filesystem of several: what fails within is told to `on_failure`, and nothing is where it has just
+        gone; without, it is raised."""
+        try:
+            with about(info.name):
+                yield
+        except TzfsError as error:
+            if on_failure is None:
+                raise
+            if not self.is_gone(info):
+                error.args = (text_about(info.name, error),)
+                on_failure(error)
+
     def mounted(self, info: FilesystemInfo, *, timeout_s: float = TIMEOUT_S) -> ControlClient | None:
         """A connection to the filesystem's mount; None where nobody holds it.  `Busy` where a program has it open."""
-        holder = self.catalog.holder(info)
+        with about(info.name):
+            holder = self.catalog.holder(info)
         if holder is None:
             return None
         where = holder.get("socket")

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from tzfs import limits
-from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.diff import Comparison, Difference, Kind, Span
 from tzfs.engine.history import FileVersion, file_versions
@@ -114,7 +113,7 @@ def _comparing(
     info = store.get(first.filesystem, Command.OPEN_SNAPSHOT)
     own = info if filesystem == info.name else store.get(filesystem, Command.OPEN_SNAPSHOT)
     for where, name in ((info, first.snapshot), (own, second)):
-        if name is not None and name not in points_of(where)[0]:
+        if name is not None and name not in store.points(where)[0]:
             raise no_snapshot(where.name, name)
     with ExitStack() as stack:
         a, above = before(store, own, first, stack)
@@ -173,7 +172,7 @@ def before(
                 hint=f"tzfs diff {older} {older.filesystem}",
             )
         at, guid = origin
-        snapshots = points_of(at)[0].items()
+        snapshots = store.points(at)[0].items()
         name, record = next((each for each in snapshots if each[1].guid.hex() == guid), (None, None))
         if name is None or record is None:
             raise NotFound(f"the snapshot of {at.name} that {info.name} came from is not there")

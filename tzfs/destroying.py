@@ -159,6 +159,10 @@ class _Plan:
                 if not self._recursive:
                     raise
                 continue
+            except UNREADABLE:
+                if not (self._recursive and self._store.is_gone(info)):
+                    raise
+                continue
             self._clones_of(info, names)
             self._steps.append(_Step(info, tuple(names)))
         if not self._steps:

@@ -293,7 +293,7 @@ def no_snapshot(filesystem: object, snapshot: str) -> NotFound:
 # -- one of several ------------------------------------------------------------------------------------------------
 
 DAMAGE: Final = (StoreError, CorruptionError)  # of one filesystem, which keeps nobody from the others
-OnDamage = Callable[[TzfsError], None]
+OnFailure = Callable[[TzfsError], None]
 
 
 def text_about(what: object, error: TzfsError) -> str:

@@ -19,7 +19,7 @@ from tzfs import journal
 from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import ControlClient
-from tzfs.errors import OnDamage, TzfsError
+from tzfs.errors import OnFailure, TzfsError
 from tzfs.format.log import Field
 from tzfs.jsonrpc import Json
 from tzfs.management import Store
@@ -29,13 +29,15 @@ LOOK_S: Final = 0.5
 Event = dict[str, Field]
 
 
-def follow(store: Store, name: Name | None = None, *, on_damage: OnDamage = lambda error: None) -> Iterator[Event]:
+def follow(store: Store, name: Name | None = None, *, on_failure: OnFailure = lambda error: None) -> Iterator[Event]:
     """What the logs have of a filesystem, or of all, and then whatever happens, until the caller stops asking.
 
     Events are JSON objects with `filesystem`, `time_ns`, `kind` and fields of its kind; `entry` where it is one of the
-    filesystem's log.  An entry that says later how it ended comes again.  `NotFound`; `on_damage` as for `journal.log`.
+    filesystem's log.  An entry that says later how it ended comes again.  `NotFound`.
+
+    `on_failure`: as for `journal.log`.
     """
-    told = journal.log(store, name, on_damage=on_damage)
+    told = journal.log(store, name, on_failure=on_failure)
     follower = _Follower(store, name, told)
     for logged in told:
         yield logged.to_json()

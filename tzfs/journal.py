@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from tzfs import runs
 from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
-from tzfs.errors import DAMAGE, OnDamage, about
+from tzfs.errors import OnFailure, about
 from tzfs.format.log import Entry, Field, Fields
 from tzfs.lifecycle import State
 from tzfs.management import Store
@@ -44,23 +44,19 @@ def log(
     name: Name | None = None,
     *,
     limit: int | None = None,
-    on_damage: OnDamage = lambda error: None,
+    on_failure: OnFailure = lambda error: None,
 ) -> list[Logged]:
     """What was done to a filesystem, or without a name to all there are, and were; oldest first, at most the last
     `limit` entries.
 
     Of a mounted one with what the mount has in memory.  `NotFound`.  Of all, one that cannot be read is left out, and
-    why is given to `on_damage`.
+    why is given to `on_failure`.
     """
-    infos = store.filesystems(on_damage=on_damage) if name is None else [store.get(name)]
+    infos = store.filesystems(on_damage=on_failure) if name is None else [store.get(name)]
     found: list[Logged] = []
     for info in infos:
-        try:
+        with store.passing_over(info, on_failure if name is None else None):
             found += of_filesystem(store, info, limit=limit)
-        except DAMAGE as error:
-            if name is not None:
-                raise
-            on_damage(error)
     of_store = store.catalog.log() if name is None else store.catalog.log(infos[0])
     found += [from_store(entry) for entry in of_store]
     found.sort(key=lambda logged: logged.time_ns)

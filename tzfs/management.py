@@ -32,11 +32,9 @@ from tzfs.errors import (
     Exists,
     InvalidArgument,
     NotFound,
-    TzfsError,
+    OnFailure,
     WrongState,
     about,
-    from_os_error,
-    text_about,
 )
 from tzfs.facts import SnapshotInfo, clones_of, facts_of, snapshot_info
 from tzfs.filesystem import FileSystem
@@ -259,27 +257,20 @@ class Store(Access):
                 tasks.finish(run, None if progress is None else lambda: progress(collection.so_far()))
             return collection.so_far()
 
-    def collect_unused(self) -> Iterator[tuple[FilesystemName, Collected | TzfsError]]:
+    def collect_unused(self, on_failure: OnFailure) -> Iterator[tuple[FilesystemName, Collected]]:
         """`collect` of every filesystem that nobody has open, one after the other; their other tasks that are due, too.
 
-        Yields what came of each; one that fails keeps none from its turn.
+        Yields what came of each; one that fails is told to `on_failure`, and keeps none from its turn.
         """
-        for info in self.catalog.list(on_damage=lambda error: None):
+        for info in self.catalog.list(on_damage=on_failure):
             if not allowed(Command.GC, info.state):
                 continue
-            try:
+            with self.passing_over(info, on_failure), translating("collect"), suppress(Busy):  # who has it, does it
                 if self.catalog.holder(info) is not None:
                     continue
                 yield info.name, self.collect(info.name)
                 with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
                     self._tasks(info.name, writer).run_due()
-            except Busy:
-                continue  # somebody has just opened it, and does it
-            except TzfsError as error:
-                error.args = (text_about(info.name, error),)
-                yield info.name, error
-            except OSError as error:
-                yield info.name, from_os_error(error, f"filesystem {info.name}")
 
     def check(self, name: Name, *, payload: bool = False, progress: Hear | None = None) -> Checked:
         """Tests everything that must hold in a filesystem; nothing is repaired.  `progress` hears how far it is.
@@ -290,10 +281,11 @@ class Store(Access):
         info = self.catalog.get(name, Command.CHECK)
         mount = self.mounted(info)
         if mount is None:
-            _, lease = self.catalog.acquire(name, info={"kind": "check", "name": str(name)}, command=Command.CHECK)
-            return check_committed(
-                info.folder, bytes.fromhex(info.guid), lease=lease, read_payload=payload, hear=progress
-            )
+            with about(info.name):
+                _, lease = self.catalog.acquire(name, info={"kind": "check", "name": str(name)}, command=Command.CHECK)
+                return check_committed(
+                    info.folder, bytes.fromhex(info.guid), lease=lease, read_payload=payload, hear=progress
+                )
         collector = Collector(progress)
         with mount:
             mount.ask("check", {"payload": payload}, progress=lambda value: collector.take(from_json(value)))

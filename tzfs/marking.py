@@ -11,15 +11,15 @@ here; or a namespace, or the store.  There is no moment that several filesystems
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from tzfs import properties as props
-from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Engine
 from tzfs.engine.marks import check_tag
-from tzfs.errors import DAMAGE, Exists, InvalidArgument, NotFound, OnDamage, about, no_snapshot
+from tzfs.errors import Exists, InvalidArgument, NotFound, OnFailure, no_snapshot
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.jsonrpc import Json, Params
 from tzfs.lifecycle import Command, State
@@ -27,6 +27,7 @@ from tzfs.management import SnapshotInfo, Store
 from tzfs.names import (
     BookmarkName,
     FilesystemName,
+    Scope,
     SnapshotName,
     check_snapshot_component,
     parse_bookmark,
@@ -60,81 +61,71 @@ class BookmarkInfo:
 # -- which -----------------------------------------------------------------------------------------------------------
 
 
-def across(
-    store: Store, text: str, on_damage: OnDamage | None = None
-) -> tuple[list[tuple[FilesystemInfo, dict[str, Snapshot]]], str]:
-    """The filesystems that `-r` means by `FILESYSTEM@SNAPSHOT`, `NAMESPACE/@SNAPSHOT` or `/@SNAPSHOT`, each with the
-    snapshots that it has; and the snapshot.
+def across(store: Store, text: str, on_failure: OnFailure | None = None) -> tuple[list[FilesystemInfo], str]:
+    """The filesystems that `-r` means by `FILESYSTEM@SNAPSHOT`, `NAMESPACE/@SNAPSHOT` or `/@SNAPSHOT`; the snapshot.
 
-    Those being created or destroyed are left out, and those that cannot be read, where `on_damage` is to be told of
-    them.  `NotFound` where there is none.
+    Those being created or destroyed are left out.  `NotFound` where there is none.  What is damaged in the catalog is
+    told to `on_failure`, or raised.
     """
     where, at, snapshot = text.partition("@")
     if not at or not where:
         raise InvalidArgument(f"{show(text)} is not FILESYSTEM@SNAPSHOT, NAMESPACE/@SNAPSHOT or /@SNAPSHOT")
     snapshot = check_snapshot_component(snapshot)
     if where.endswith("/"):
-        found = store.filesystems(parse_scope(where), on_damage=on_damage)
+        found = store.filesystems(parse_scope(where), on_damage=on_failure)
     else:
         name = parse_filesystem(where)
-        every = store.filesystems(on_damage=on_damage)
-        found = [info for info in every if info.name == name]
+        found = []
+        with suppress(NotFound):
+            found.append(store.get(name))
         if not name.namespace:
-            found += [info for info in every if info.name.namespace == name.name]
+            found += store.filesystems(Scope(name.name), on_damage=on_failure)
     found = [info for info in found if info.state in (State.ACTIVE, State.ARCHIVED)]
     if not found:
         raise NotFound(f"there is no filesystem {where}, and none in it", hint="tzfs list shows what there is")
-    readable = []
-    for info in found:
-        try:
-            readable.append((info, _snapshots(info)))
-        except DAMAGE as error:
-            if on_damage is None:
-                raise
-            on_damage(error)
-    return readable, snapshot
+    return found, snapshot
 
 
-def existing(store: Store, text: str, on_damage: OnDamage | None = None) -> list[SnapshotName]:
-    """The snapshots of that name in the filesystems that `-r` means; `NotFound` where none has it."""
-    meant, snapshot = across(store, text, on_damage)
-    found = [SnapshotName(info.name, snapshot) for info, there in meant if snapshot in there]
-    if not found:
+def existing(store: Store, text: str, on_failure: OnFailure | None = None) -> list[SnapshotName]:
+    """The snapshots of that name in the filesystems that `-r` means; `NotFound` where none has it.
+
+    `on_failure` is told of those that cannot be read; without it that is raised.
+    """
+    infos, snapshot = across(store, text, on_failure)
+    found: list[SnapshotName] = []
+    read = 0
+    for info in infos:
+        with store.passing_over(info, on_failure):
+            if snapshot in store.points(info)[0]:
+                found.append(SnapshotName(info.name, snapshot))
+            read += 1
+    if not found and read == len(infos):
         raise NotFound(f"no snapshot {text}", hint="tzfs list -t snapshot")
     return found
 
 
 def snapshot_across(
-    store: Store, text: str, properties: Mapping[str, str] | None = None, on_damage: OnDamage | None = None
+    store: Store, text: str, properties: Mapping[str, str] | None = None, on_failure: OnFailure | None = None
 ) -> tuple[list[SnapshotInfo], list[FilesystemName]]:
     """A snapshot of each filesystem that `-r` means, one after the other; those made, and the archived, passed over.
 
-    `Exists` where one has such a snapshot: none is made then.  `on_damage` is told why one could not be made where its
-    filesystem, or the disk, is the reason; without it that is raised.
+    `Exists` where one has such a snapshot: none is made then.  `on_failure` is told why one could not be made, and the
+    others are; without it that is raised.
     """
-    meant, snapshot = across(store, text, on_damage)
-    for info, there in meant:
-        if info.state is State.ACTIVE and snapshot in there:
-            raise Exists(f"snapshot {info.name}@{snapshot} exists")
+    infos, snapshot = across(store, text, on_failure)
+    active = [info for info in infos if info.state is State.ACTIVE]
+    without: list[FilesystemInfo] = []
+    having: list[FilesystemInfo] = []
+    for info in active:
+        with store.passing_over(info, on_failure):
+            (having if snapshot in store.points(info)[0] else without).append(info)
+    if having:
+        raise Exists(f"snapshot {having[0].name}@{snapshot} exists")
     made = []
-    for info, _ in meant:
-        if info.state is State.ACTIVE:
-            try:
-                with about(info.name):
-                    made.append(store.snapshot(SnapshotName(info.name, snapshot), properties))
-            except DAMAGE as error:
-                if on_damage is None:
-                    raise
-                on_damage(error)
-    return made, [info.name for info, _ in meant if info.state is not State.ACTIVE]
-
-
-def _snapshots(info: FilesystemInfo) -> dict[str, Snapshot]:
-    return points_of(info)[0]
-
-
-def _bookmarks(info: FilesystemInfo) -> dict[str, Bookmark]:
-    return points_of(info)[1]
+    for info in without:
+        with store.passing_over(info, on_failure):
+            made.append(store.snapshot(SnapshotName(info.name, snapshot), properties))
+    return made, [info.name for info in infos if info not in active]
 
 
 def _parsed(name: Name) -> SnapshotName:
@@ -153,7 +144,7 @@ def _grouped(
     out = []
     for filesystem, snapshots in of.items():
         info = store.get(filesystem, command)
-        there = _snapshots(info)
+        there, _ = store.points(info)
         for snapshot in snapshots:
             name = SnapshotName(filesystem, snapshot)
             if snapshot not in there:
@@ -170,22 +161,27 @@ def _change(
     method: str,
     params: Params,
     act: Callable[[Engine], object],
+    on_failure: OnFailure | None = None,
 ) -> None:
     """Through the mount, where there is one, else with a writer of our own."""
-    mount = store.mounted(info)
-    if mount is not None:
-        with mount:
-            mount.ask(method, params)
-        return
-    with store.writer(info.name, {"kind": method}, command) as writer:
-        act(writer.engine)
+    with store.passing_over(info, on_failure):
+        mount = store.mounted(info)
+        if mount is not None:
+            with mount:
+                mount.ask(method, params)
+            return
+        with store.writer(info.name, {"kind": method}, command) as writer:
+            act(writer.engine)
 
 
 # -- holds -----------------------------------------------------------------------------------------------------------
 
 
-def hold(store: Store, tag: str, names: Sequence[Name]) -> None:
-    """Keeps snapshots from being destroyed until `release` of the tag.  `NotFound`, `Exists`, `InvalidArgument`."""
+def hold(store: Store, tag: str, names: Sequence[Name], on_failure: OnFailure | None = None) -> None:
+    """Keeps snapshots from being destroyed until `release` of the tag.  `NotFound`, `Exists`, `InvalidArgument`.
+
+    Of several filesystems those that cannot be changed are told to `on_failure`, here as in what follows.
+    """
     check_tag(tag)
 
     def check(name: SnapshotName, record: Snapshot) -> None:
@@ -194,14 +190,15 @@ def hold(store: Store, tag: str, names: Sequence[Name]) -> None:
 
     for info, snapshots in _grouped(store, names, Command.HOLD, check):
         hold_these = partial(_hold, tag=tag, names=snapshots)
-        _change(store, info, Command.HOLD, "snapshot.hold", {"tag": tag, "names": list(snapshots)}, hold_these)
+        params: dict[str, Json] = {"tag": tag, "names": list(snapshots)}
+        _change(store, info, Command.HOLD, "snapshot.hold", params, hold_these, on_failure)
 
 
 def _hold(engine: Engine, *, tag: str, names: list[str]) -> None:
     engine.marks.hold(tag, names)
 
 
-def release(store: Store, tag: str, names: Sequence[Name]) -> None:
+def release(store: Store, tag: str, names: Sequence[Name], on_failure: OnFailure | None = None) -> None:
     """Takes a hold away from each of the snapshots; `NotFound` where one has none of that tag."""
     check_tag(tag)
 
@@ -211,7 +208,8 @@ def release(store: Store, tag: str, names: Sequence[Name]) -> None:
 
     for info, snapshots in _grouped(store, names, Command.RELEASE, check):
         release_these = partial(_release, tag=tag, names=snapshots)
-        _change(store, info, Command.RELEASE, "snapshot.release", {"tag": tag, "names": list(snapshots)}, release_these)
+        params: dict[str, Json] = {"tag": tag, "names": list(snapshots)}
+        _change(store, info, Command.RELEASE, "snapshot.release", params, release_these, on_failure)
 
 
 def _release(engine: Engine, *, tag: str, names: list[str]) -> None:
@@ -222,7 +220,7 @@ def holds(store: Store, names: Sequence[Name]) -> list[Hold]:
     """All holds of the snapshots, by snapshot as given, then by tag."""
     out = []
     for name in map(_parsed, names):
-        record = _snapshots(store.get(name.filesystem, Command.OPEN_SNAPSHOT)).get(name.snapshot)
+        record = store.points(store.get(name.filesystem, Command.OPEN_SNAPSHOT))[0].get(name.snapshot)
         if record is None:
             raise no_snapshot(name.filesystem, name.snapshot)
         out += [Hold(name, tag, record.holds[tag]) for tag in sorted(record.holds)]
@@ -261,17 +259,16 @@ def rename(store: Store, old: Name, new: Name) -> None:
     rename_all(store, [before], new.snapshot)
 
 
-def rename_all(store: Store, olds: Sequence[SnapshotName], new: str) -> None:
+def rename_all(store: Store, olds: Sequence[SnapshotName], new: str, on_failure: OnFailure | None = None) -> None:
     """Gives snapshots, one of each of several filesystems, another name, the same."""
 
     def check(name: SnapshotName, record: Snapshot) -> None:
-        if new in _snapshots(store.get(name.filesystem)):
+        if new in store.points(store.get(name.filesystem))[0]:
             raise Exists(f"cannot rename {name}: snapshot {name.filesystem}@{new} exists")
 
     for info, (old, *_) in _grouped(store, olds, Command.RENAME, check):
-        _change(
-            store, info, Command.RENAME, "snapshot.rename", {"old": old, "new": new}, partial(_rename, old=old, new=new)
-        )
+        renames = partial(_rename, old=old, new=new)
+        _change(store, info, Command.RENAME, "snapshot.rename", {"old": old, "new": new}, renames, on_failure)
 
 
 def _rename(engine: Engine, *, old: str, new: str) -> None:
@@ -296,11 +293,11 @@ def bookmark(store: Store, snapshot: Name, name: str | BookmarkName) -> Bookmark
         )
     ((info, _),) = _grouped(store, [of], Command.BOOKMARK, lambda name, record: None)
     made, text = name.bookmark, of.snapshot
-    if made in _bookmarks(info):
+    if made in store.points(info)[1]:
         raise Exists(f"bookmark {name} exists")
     params: dict[str, Json] = {"snapshot": text, "name": made}
     _change(store, info, Command.BOOKMARK, "bookmark.create", params, lambda e: e.bookmarks.create(text, made))
-    return _bookmark_info(name, _bookmarks(info)[made])
+    return _bookmark_info(name, store.points(info)[1][made])
 
 
 def bookmarks(store: Store, name: str | FilesystemName | FilesystemInfo) -> list[BookmarkInfo]:
@@ -308,7 +305,7 @@ def bookmarks(store: Store, name: str | FilesystemName | FilesystemInfo) -> list
     info = name if isinstance(name, FilesystemInfo) else store.get(name)
     if info.state in (State.CREATING, State.DELETING):
         return []
-    found = _bookmarks(info)
+    _, found = store.points(info)
     return [_bookmark_info(BookmarkName(info.name, key), record) for key, record in found.items()]
 
 
@@ -316,7 +313,7 @@ def drop_bookmark(store: Store, name: str | BookmarkName, *, dry_run: bool = Fal
     """Destroys a bookmark, or with `dry_run` only looks whether it is there; `NotFound`."""
     parsed = parse_bookmark(name) if isinstance(name, str) else name
     info = store.get(parsed.filesystem, Command.BOOKMARK)
-    if parsed.bookmark not in _bookmarks(info):
+    if parsed.bookmark not in store.points(info)[1]:
         raise NotFound(f"no bookmark {parsed}", hint=f"tzfs list -t bookmark {parsed.filesystem}")
     if dry_run:
         return

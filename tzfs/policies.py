@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.destroying import destroy
 from tzfs.format.records import Snapshot
@@ -29,7 +28,7 @@ def clones_of(store: Store, info: FilesystemInfo, snapshots: Mapping[str, Snapsh
 def kept(store: Store, name: str | FilesystemName, *, now_ns: int | None = None) -> list[Verdict]:
     """What keeps each snapshot of the filesystem now, oldest first; None where it is to be pruned."""
     info = store.get(name, Command.OPEN_SNAPSHOT)
-    snapshots, bookmarks = points_of(info)
+    snapshots, bookmarks = store.points(info)
     return verdicts(
         info.property("retention").parsable,
         info.property("retention_names").parsable,

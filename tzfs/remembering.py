@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tzfs import comparing, runs, time_travel
-from tzfs.access import Name, points_of
+from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import connect
 from tzfs.errors import MountFailed, NotFound, WrongState
@@ -140,7 +140,7 @@ def ends(store: Store, name: Name, number: int | None = None) -> tuple[Entry, Sn
     for entry in entries:
         before, after = (entry.fields.get(field) for field in ("before", "after"))
         if isinstance(before, str) and isinstance(after, str):
-            there, _ = points_of(info)
+            there, _ = store.points(info)
             for snapshot in (before, after):
                 if snapshot not in there:
                     raise NotFound(

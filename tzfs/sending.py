@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.partial import unpack_token
 from tzfs.engine.view import Tables, View
@@ -43,7 +42,7 @@ class Stored:
         self.properties: Mapping[str, str] = dict(info.local)
 
     def points(self) -> Points:
-        return points_of(self._info)
+        return self._store.points(self._info)
 
     @contextmanager
     def opened(self, snapshot: str) -> Iterator[tuple[Tables, View]]:
@@ -100,7 +99,7 @@ def estimate(
     """What would be sent, and about how many bytes each takes."""
     parsed = parse_snapshot(name) if isinstance(name, str) else name
     info = store.get(parsed.filesystem, Command.SEND)
-    made = plan(str(info.name), points_of(info), parsed.snapshot, base=_base(info.name, base), recursive=recursive)
+    made = plan(str(info.name), store.points(info), parsed.snapshot, base=_base(info.name, base), recursive=recursive)
     state = committed_state(info.folder)
     pieces = []
     for start, step in made.steps:

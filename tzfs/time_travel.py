@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from tzfs import destroying, restoring
-from tzfs.access import points_of
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import heard
 from tzfs.dependants import naming
@@ -43,7 +42,7 @@ def rollback(
     """
     name = parse_snapshot(name) if isinstance(name, str) else name
     info = store.get(name.filesystem, Command.ROLLBACK)
-    newer = newer_than(_snapshots(info, name), name.snapshot)
+    newer = newer_than(_snapshots(store, info, name), name.snapshot)
     if not destroy_newer or not newer:
         return _rollback(store, name, safety=safety, dry_run=dry_run, progress=progress)
     destroying.destroy(store, f"{info.name}@{','.join(newer)}", dry_run=True)
@@ -66,7 +65,7 @@ def _rollback(
     with store.mounted(info) or nullcontext() as mount:
         if dry_run and mount is not None:
             mount.call("sync")
-        found = _snapshots(info, name)
+        found = _snapshots(store, info, name)
         newer = newer_than(found, name.snapshot)
         if dry_run:
             inodes = committed_changes(info.folder, found[name.snapshot].epoch)
@@ -96,7 +95,7 @@ def restore(
     """
     name = parse_snapshot(name) if isinstance(name, str) else name
     info = store.get(name.filesystem, Command.RESTORE)
-    _snapshots(info, name)
+    _snapshots(store, info, name)
     mount = store.mounted(info)
     if mount is None:
         with store.writer(info.name, {"kind": "restore"}, Command.RESTORE) as writer:
@@ -113,9 +112,9 @@ def restore(
     return Restored(int(str(answer.get("inodes"))), tuple(str(place) for place in places))
 
 
-def _snapshots(info: FilesystemInfo, name: SnapshotName) -> Mapping[str, Snapshot]:
+def _snapshots(store: Store, info: FilesystemInfo, name: SnapshotName) -> Mapping[str, Snapshot]:
     """Those of the filesystem; `NotFound` where `name` is none of them."""
-    found, _ = points_of(info)
+    found, _ = store.points(info)
     if name.snapshot not in found:
         raise no_snapshot(info.name, name.snapshot)
     return found

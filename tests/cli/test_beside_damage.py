@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command_line import CommandLine
 from tests.damaging import damage_row
+from tzfs.errors import Busy, exit_code_of
 from tzfs.format.keys import Table
 from tzfs.format.superblock import SUPERBLOCK_KEY
-from tzfs.management import open_store
+from tzfs.management import Store, open_store
 from tzfs.store.lmdb_store import LmdbMeta
 
 
@@ -107,6 +111,53 @@ def test_a_command_about_all_does_the_others_and_names_the_damaged_one(
     assert there == {"a/good": held, "z": held}
 
 
+@pytest.mark.parametrize("what", ["the lock is a folder", "the folder is a link", "views is a file"])
+def test_a_folder_that_is_something_else_keeps_no_other_from_its_turn(tzfs: CommandLine, what: str) -> None:
+    for name in ("a", "z"):
+        tzfs.ok("create", name)
+        tzfs.ok("snapshot", f"{name}@s")
+    with open_store(tzfs.store) as store:
+        spoil(store.get("a").folder, what)
+    for line in (["hold", "-r", "k", "/@s"], ["snapshot", "-r", "/@t"], ["rename", "-r", "/@s", "@u"], ["gc", "--all"]):
+        answer = tzfs(*line)
+        assert answer.code in (74, 78), line
+        assert re.fullmatch("tzfs: a: [^\n]+\n", answer.err), line
+    assert tzfs("list", "-H", "-o", "name", "-t", "snapshot", "z").out.split() == ["z@u", "z@t"]
+    assert tzfs.ok("holds", "-H", "z@u").split()[:2] == ["z@u", "k"]
+    for line in (["snapshot", "a@v"], ["run", "a", "--", "true"], ["check", "a"], ["bookmark", "a@s", "#b"]):
+        assert tzfs(*line).err.startswith("tzfs: a: "), line
+
+
+def test_where_only_the_damaged_one_is_meant_nothing_else_is_said(damaged: CommandLine) -> None:
+    for line in (["holds", "-rH"], ["hold", "-r", "k"], ["release", "-r", "keep"]):
+        answer = damaged(*line, "a/bad@s")
+        assert answer.code == 78
+        assert re.fullmatch("tzfs: a/bad: [^\n]+\n", answer.err)
+    assert damaged("holds", "-r", "--json", "a/bad@s").out == "[]\n"
+    assert "no snapshot z@none" in damaged.refused("holds", "-r", "z@none", code=1)
+
+
+def test_one_that_may_have_no_more_snapshots_keeps_no_other_from_its_own(tzfs: CommandLine) -> None:
+    for name in ("a", "b", "c"):
+        tzfs.ok("create", name)
+    with open_store(tzfs.store) as store, store.open("b"):
+        answer = tzfs("snapshot", "-r", "/@t")
+    assert answer.code == exit_code_of(Busy(""))
+    assert answer.err.startswith("tzfs: b: ")
+    tzfs.ok("set", "snapshot_limit=1", "a")
+    answer = tzfs("snapshot", "-r", "/@u")
+    assert re.fullmatch(r"tzfs: a: .*snapshot_limit is 1\n", answer.err)
+    found = tzfs.ok("list", "-H", "-o", "name", "-t", "snapshot").split()
+    assert found == ["a@t", "b@u", "c@t", "c@u"]
+
+
+def test_one_that_goes_just_then_is_not_told_as_damaged(damaged: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "is_gone", lambda self, info: info.name.name == "bad")
+    for line in (["log"], ["events"], ["snapshot", "-r", "/@t"], ["holds", "-r", "/@s"], ["gc", "--all"], ["list"]):
+        damaged.ok(*line)
+    damaged.ok("destroy", "-rn", "/@t")
+
+
 def test_the_quota_of_a_store_does_without_what_cannot_be_read(damaged: CommandLine) -> None:
     assert int(damaged.ok("get", "-Hp", "-o", "value", "used", "/")) > 0
     damaged.ok("set", "quota=10G", "/")
@@ -192,11 +243,64 @@ def test_what_a_link_in_the_place_of_a_folder_leads_to_is_left_alone(tzfs: Comma
     assert sorted(os.listdir(tmp_path / "away")) == before
 
 
-def test_a_filesystem_that_is_open_is_not_given_up_whatever_its_views_are(tzfs: CommandLine) -> None:
+USER = """
+import sys
+from tzfs.management import open_store
+with open_store(sys.argv[1]) as store:
+    if sys.argv[2] == "writer":
+        fs = store.open("bad")
+    else:
+        reader = store.reader("bad@s")
+    print("open", flush=True)
+    sys.stdin.readline()
+    if sys.argv[2] == "writer":
+        fs.write_bytes("/f", bytes(100_000))
+        fs.sync()
+        print(fs.read_bytes("/f") == bytes(100_000))
+    else:
+        print(reader.view.lookup(1, b"f").size)
+"""
+
+
+@pytest.mark.parametrize("how", ["writer", "reader"])
+@pytest.mark.parametrize("what", ["views is a file", "the lock is a folder", "the folder is a link"])
+def test_what_somebody_has_open_is_not_given_up_whatever_became_of_its_folder(
+    tzfs: CommandLine, tmp_path: Path, what: str, how: str
+) -> None:
     tzfs.ok("create", "bad")
-    with open_store(tzfs.store) as store, store.open("bad"):
-        spoil(store.get("bad").folder, "views is a file")
-        assert "in use by pid" in tzfs.refused("destroy", "--damaged", "bad", code=75)
+    with open_store(tzfs.store) as store:
+        folder = store.get("bad").folder
+        with store.open("bad") as fs:
+            fs.write_bytes("/f", b"five!")
+            fs.snapshot("s")
+    with subprocess.Popen(
+        [sys.executable, "-c", USER, tzfs.store, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as user:
+        assert user.stdin is not None
+        assert user.stdout is not None
+        assert user.stdout.readline() == "open\n"
+        if what == "the folder is a link":
+            folder.rename(tmp_path / "away")
+            folder.symlink_to(tmp_path / "away")
+        else:
+            spoil(folder, what)
+        for line in (["-r", "bad"], ["bad"], ["-n", "-r", "bad"]):
+            assert tzfs("destroy", "--damaged", *line).code in (1, 75), line
+        user.stdin.write("\n")
+        user.stdin.flush()
+        assert user.stdout.readline() in ("True\n", "5\n")
+    assert user.returncode == 0
+    tzfs.ok("destroy", "--damaged", "-r", "bad")
+
+
+def test_this_process_is_one_of_those_that_have_it_open(tzfs: CommandLine) -> None:
+    tzfs.ok("create", "bad")
+    with open_store(tzfs.store) as store, store.open("bad") as fs:
+        spoil(store.get("bad").folder, "the lock is a folder")
+        told = tzfs.refused("destroy", "--damaged", "bad", code=75)
+        assert told.startswith("tzfs: cannot destroy bad: a process has its tables open\n")
+        fs.write_bytes("/f", b"still")
+        fs.sync()
     tzfs.ok("destroy", "--damaged", "bad")
 
 

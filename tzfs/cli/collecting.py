@@ -13,7 +13,7 @@ import click
 from tzfs.cli.output import Failures, document, working
 from tzfs.cli.parameters import FILESYSTEM, store_of
 from tzfs.collecting import Collected, to_json
-from tzfs.errors import InvalidArgument, TzfsError
+from tzfs.errors import InvalidArgument
 from tzfs.units import human_size
 
 UNITS: Final = {
@@ -91,11 +91,9 @@ def _one(ctx: click.Context, name: str, *, as_json: bool) -> int:
 def _all(ctx: click.Context, *, as_json: bool) -> int:
     failures, found = Failures(), []
     with working("collecting") as tell:
-        for name, done in store_of(ctx).collect_unused():
+        for name, done in store_of(ctx).collect_unused(failures):
             tell(f"collecting: {name}")
-            if isinstance(done, TzfsError):
-                failures(done)
-            elif as_json:
+            if as_json:
                 found.append({"name": str(name), **to_json(done)})
             else:
                 click.echo(f"{name}: {_words(done)}")

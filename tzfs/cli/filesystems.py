@@ -50,7 +50,7 @@ def rename_command(ctx: click.Context, recursive: bool, old: str, new: str) -> i
         if "@" not in old or "@" not in new or where not in ("", old.partition("@")[0]):
             raise click.UsageError("with -r snapshots are renamed: give FILESYSTEM@SNAPSHOT and @SNAPSHOT")
         failures = Failures()
-        marking.rename_all(store, marking.existing(store, old, failures), check_snapshot_component(snapshot))
+        marking.rename_all(store, marking.existing(store, old, failures), check_snapshot_component(snapshot), failures)
         return failures.code
     if "@" in old:
         marking.rename(store, old, new)

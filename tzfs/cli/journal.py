@@ -34,7 +34,7 @@ def log_command(ctx: click.Context, limit: int | None, scripted: bool, as_json: 
     tzfs log
     """
     failures = Failures()
-    found = journal.log(store_of(ctx), name, limit=limit, on_damage=failures)
+    found = journal.log(store_of(ctx), name, limit=limit, on_failure=failures)
     if as_json:
         document([logged.to_json() for logged in found])
         return failures.code
@@ -64,9 +64,9 @@ def events_command(ctx: click.Context, following: bool, as_json: bool, name: str
     """
     store, failures = store_of(ctx), Failures()
     found: Iterable[events.Event] = (
-        events.follow(store, name, on_damage=failures)
+        events.follow(store, name, on_failure=failures)
         if following
-        else (logged.to_json() for logged in journal.log(store, name, on_damage=failures))
+        else (logged.to_json() for logged in journal.log(store, name, on_failure=failures))
     )
     for event in found:
         if as_json:

@@ -112,7 +112,8 @@ class Listing:
         try:
             return read()
         except TzfsError as error:
-            self.failures.setdefault(text_about(info.name, error), error)
+            if not self.store.is_gone(info):
+                self.failures.setdefault(text_about(info.name, error), error)
             return otherwise
 
     def sort(self, column: str, *, descending: bool) -> None:

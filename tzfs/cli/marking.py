@@ -45,7 +45,8 @@ def hold_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[str
     tzfs hold -r backup agents@nightly
     """
     store, failures = store_of(ctx), Failures()
-    marking.hold(store, tag, snapshots_of(store, names, recursive=recursive, failures=failures))
+    found = snapshots_of(store, names, recursive=recursive, failures=failures)
+    marking.hold(store, tag, found, failures if recursive else None)
     return failures.code
 
 
@@ -61,7 +62,8 @@ def release_command(ctx: click.Context, recursive: bool, tag: str, names: tuple[
     tzfs release keep ws@before-refactoring
     """
     store, failures = store_of(ctx), Failures()
-    marking.release(store, tag, snapshots_of(store, names, recursive=recursive, failures=failures))
+    found = snapshots_of(store, names, recursive=recursive, failures=failures)
+    marking.release(store, tag, found, failures if recursive else None)
     return failures.code
 
 
