@@ -230,10 +230,7 @@ def open_session(
 def _open_meta(
     layout: Layout, *, create: bool, readonly: bool, clock: Callable[[], int]
 ) -> tuple[MetaStore, str | None]:
-    """The catalog's tables, with the store's record in them, and why they cannot be written, if so.
-
-    Root could write a store of another user's, and leaves it alone.
-    """
+    """The catalog's tables, with the store's record in them, and why they cannot be written, if so."""
     try:
         there = layout.is_store()
     except NotFound:
@@ -241,9 +238,7 @@ def _open_meta(
             raise NotFound(f"store {layout.root}: there is none", hint="tzfs create makes one") from None
         there = False
     if there:
-        if (user := layout.other_owner()) is not None and not readonly:
-            why = f"it belongs to {user}, who could not open what root makes in it"
-            return LmdbMeta(layout.catalog, tables=CATALOG_TABLES, readonly=True), why
+        layout.check_owner()
         try:
             meta: MetaStore = LmdbMeta(layout.catalog, tables=CATALOG_TABLES, readonly=readonly)
         except ReadOnly as error:

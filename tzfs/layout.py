@@ -21,6 +21,7 @@ import errno
 import fcntl
 import os
 import pwd
+import shlex
 import stat
 import weakref
 from collections.abc import Iterator
@@ -134,15 +135,22 @@ class Layout:
                 raise ForeignStore(f"store {self.root}: its catalog is missing", hint="restore catalog/ from a copy")
             return False
 
-    def other_owner(self) -> str | None:
-        """Who has made the store that is there, in words, for root, who could open it all the same; else None."""
+    def check_owner(self) -> None:
+        """`PermissionDenied` where the store that is there is another user's, for root, too.
+
+        Its owner could not open what root makes in it, and may exchange what root opens for a link to something else.
+        """
         owner = os.lstat(self.catalog / "data.mdb").st_uid
         if os.geteuid() or not owner:
-            return None
+            return  # whoever else must not open it cannot
         try:
-            return f"user {pwd.getpwuid(owner).pw_name}"
+            user = pwd.getpwuid(owner).pw_name
         except KeyError:
-            return f"user {owner}"
+            user = f"#{owner}"
+        raise PermissionDenied(
+            f"store {self.root}: it belongs to user {user}, and root leaves it alone",
+            hint=f"sudo -u {shlex.quote(user)} tzfs ..., as its owner",
+        )
 
     def make(self) -> None:
         """Makes what is missing of an empty store, durably, but for the catalog's tables.  Twice does no harm."""

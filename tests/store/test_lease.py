@@ -12,8 +12,16 @@ import pytest
 
 from tests.store.stores import fds_below, python, standing
 from tzfs import failpoints
-from tzfs.errors import Busy, NotFound, StoreError
-from tzfs.store.lease import LOCK_FILE, VIEWS_FOLDER, Lease, ViewHold, live_views
+from tzfs.errors import Busy, Displaced, NotFound, StoreError
+from tzfs.store.lease import (
+    LOCK_FILE,
+    VIEWS_FOLDER,
+    Lease,
+    ViewHold,
+    beginning_to_read,
+    live_views,
+    no_new_readers,
+)
 
 HOLD = """
 import sys
@@ -95,7 +103,9 @@ def test_what_a_holder_says_can_be_changed(tmp_path: Path) -> None:
         assert Lease.holder(tmp_path) == {"pid": os.getpid()}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]\n", b"\xff\n", b'{"pid": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]\n", b"\xff\n", b"[" * 9_000, b'{"pid": "x"}', b'{"pid": 1, "socket": []}']
+)
 def test_what_cannot_be_understood_does_not_matter(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LOCK_FILE).write_bytes(content)
     assert Lease.holder(tmp_path) is None
@@ -240,6 +250,50 @@ def test_a_view_whose_file_was_taken_for_a_dead_ones_is_made_again(
 def test_a_view_of_a_filesystem_that_is_gone_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         ViewHold.acquire(tmp_path / "gone", name="s", epoch=1)
+
+
+@pytest.mark.parametrize("linked", [".", VIEWS_FOLDER])
+def test_no_link_is_followed_to_a_lock_or_a_view(tmp_path: Path, linked: str) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "fs"
+    (outside / VIEWS_FOLDER).mkdir(parents=True)
+    view = f"1-{'0' * 16}"
+    for name in (LOCK_FILE, "shadow", view, f"{VIEWS_FOLDER}/{view}"):
+        (outside / name).write_text("of somebody else")
+    before = standing_in(outside)
+    if linked == ".":
+        folder.symlink_to(outside)
+        with pytest.raises(Displaced, match=f"{folder}: not a folder"):
+            Lease.acquire(folder, info={})
+        with pytest.raises(Displaced, match=f"{folder}: not a folder"):
+            Lease.holder(folder)
+    else:
+        folder.mkdir()
+        (folder / VIEWS_FOLDER).symlink_to(outside)
+    with pytest.raises(Displaced, match="not a folder, or a link to one"):
+        live_views(folder)
+    with pytest.raises(Displaced, match="not a folder, or a link to one"):
+        ViewHold.acquire(folder, name="s", epoch=1)
+    for gate in (beginning_to_read, no_new_readers):
+        with pytest.raises(Displaced, match="not a folder, or a link to one"), gate(folder):
+            pass
+    assert standing_in(outside) == before
+    assert fds_below(tmp_path) == []
+
+
+def standing_in(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_no_view_stays_among_them(tmp_path: Path) -> None:
+    views = tmp_path / VIEWS_FOLDER
+    views.mkdir()
+    others = ["notes", "1-0123", "x-0123456789abcdef", "1-0123456789ABCDEF", "1-0123456789abcdef.old"]
+    for name in [*others, "1-0123456789abcdef"]:
+        (views / name).write_text("{}")
+    with (views / "notes").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert live_views(tmp_path) == []
+    assert sorted(path.name for path in views.iterdir()) == sorted(others), "but for the dead reader's"
 
 
 def test_view_files_are_one_line_of_json_for_their_owner_only(tmp_path: Path) -> None:

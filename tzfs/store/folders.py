@@ -1,4 +1,4 @@
-"""Folders that must outlast a power cut, made by one process at a time; what is locked in them, and whose it is."""
+"""Folders that must outlast a power cut, made by one process at a time; what is locked in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -23,14 +23,6 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def belongs_as(fd: int, path: Path) -> None:
-    """What root has just made belongs to whoever `path` belongs to, who could not open it otherwise."""
-    if os.geteuid() == 0:
-        with suppress(FileNotFoundError):  # then it is all root's
-            owner = path.stat()
-            os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -11,6 +11,8 @@ snapshot asks `live_views` first, which also removes the files of readers that h
 whether its snapshot is still there, with the folder's lock shared (`beginning_to_read`); a destroyer looks who holds it
 and then removes it, with the folder's lock to itself (`no_new_readers`): neither slips between the other's steps.
 
+No link is followed to a lock or a view, and of `views/` nothing is removed that is not named as a view is.
+
 Neither is inherited: a forked child closes its copy of the descriptor, or the lock would outlive its holder in it.  So
 a daemon takes them after it has gone to the background.
 
@@ -19,21 +21,22 @@ States of both: held -> released, by `release` or by the end of the process; in 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from tzfs.errors import Busy, NoSpace, NotFound, TzfsError, from_os_error
+from tzfs.errors import Busy, Displaced, NoSpace, NotFound, TzfsError, from_os_error
 from tzfs.failpoints import declare, hit
-from tzfs.store import folders
 
 LOCK_FILE: Final = "lock"
 VIEWS_FOLDER: Final = "views"
@@ -54,6 +57,8 @@ _VIEW_RELEASE: Final = declare("view.release", "before the view's file is unlink
 
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _LOOKING: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo there makes nobody wait
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+_VIEW: Final = re.compile("([0-9]+)-[0-9a-f]{16}")  # the reader's pid
 
 
 class _Held:
@@ -90,7 +95,7 @@ class Lease(_Held):
         """
         path = Path(directory) / LOCK_FILE
         try:
-            fd = _lock_file(path)
+            fd = _lock_file(path.parent)
         except FileNotFoundError as error:
             raise NotFound(f"{directory}: no such filesystem") from error
         except OSError as error:
@@ -113,7 +118,7 @@ class Lease(_Held):
         """
         path = Path(directory) / LOCK_FILE
         try:
-            fd = os.open(path, _LOOKING)
+            fd = _open_lock(path.parent, _LOOKING)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -173,22 +178,22 @@ class ViewHold(_Held):
         told: Info = {**(info or {}), "pid": os.getpid(), "started": int(time.time()), "name": name, "epoch": epoch}
         try:
             hit(_VIEW_CREATE)
-            _make_views(views)
-            while True:
-                path = views / f"{os.getpid()}-{secrets.token_hex(8)}"
-                fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-                try:
-                    folders.belongs_as(fd, views)
-                    _say(fd, json.dumps(told).encode() + b"\n")
-                    hit(_VIEW_LOCK)
-                    fcntl.flock(fd, fcntl.LOCK_EX)  # waits for those who only look, if for anyone
-                    if os.fstat(fd).st_nlink:
-                        return cls(path, fd)
-                    os.close(fd)  # taken for a dead reader's, just before it was locked
-                except BaseException:
-                    path.unlink(missing_ok=True)
-                    os.close(fd)
-                    raise
+            with _views(directory, make=True) as folder:
+                while True:
+                    path = views / f"{os.getpid()}-{secrets.token_hex(8)}"
+                    fd = os.open(path.name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
+                    try:
+                        _say(fd, json.dumps(told).encode() + b"\n")
+                        hit(_VIEW_LOCK)
+                        fcntl.flock(fd, fcntl.LOCK_EX)  # waits for those who only look, if for anyone
+                        if os.fstat(fd).st_nlink:
+                            return cls(path, fd)
+                        os.close(fd)  # taken for a dead reader's, just before it was locked
+                    except BaseException:
+                        with suppress(FileNotFoundError):
+                            os.unlink(path.name, dir_fd=folder)
+                        os.close(fd)
+                        raise
         except FileNotFoundError as error:
             raise NotFound(f"{directory}: no such filesystem") from error
         except OSError as error:
@@ -222,23 +227,25 @@ def live_views(directory: str | os.PathLike[str]) -> list[Info]:
     "?", without an epoch, and may be any.
     Removes the files of those that have died.
     """
-    views = Path(directory) / VIEWS_FOLDER
     live: list[Info] = []
     try:
-        for path in sorted(views.iterdir()):
-            try:
-                fd = os.open(path, _LOOKING)
-            except FileNotFoundError:
-                continue  # released just now
-            try:
-                if _locked(fd, unlink=path):
-                    live.append({"pid": int(path.name.partition("-")[0]), "name": "?", **_info(fd)})
-            finally:
-                os.close(fd)
+        with _views(directory) as folder:
+            for name in sorted(os.listdir(folder)):
+                if (view := _VIEW.fullmatch(name)) is None:
+                    continue
+                try:
+                    fd = os.open(name, _LOOKING, dir_fd=folder)
+                except FileNotFoundError:
+                    continue  # released just now
+                try:
+                    if _locked(fd, unlink=name, dir_fd=folder):
+                        live.append({"pid": int(view[1]), "name": "?", **_info(fd)})
+                finally:
+                    os.close(fd)
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise from_os_error(error, f"{views}: read") from error
+        raise from_os_error(error, f"{Path(directory) / VIEWS_FOLDER}: read") from error
     return live
 
 
@@ -259,52 +266,73 @@ def no_new_readers(directory: str | os.PathLike[str]) -> Iterator[list[Info]]:
         yield live_views(directory)
 
 
-def _make_views(views: Path) -> None:
-    try:
-        views.mkdir(0o700)
-    except FileExistsError:
-        return
-    fd = os.open(views, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        folders.belongs_as(fd, views.parent)
-    finally:
-        os.close(fd)
-
-
 @contextmanager
 def _gate(directory: str | os.PathLike[str], how: int, tries: int) -> Iterator[None]:
-    views = Path(directory) / VIEWS_FOLDER
-    try:
-        _make_views(views)
-        fd = os.open(views, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError as error:
-        raise NotFound(f"{directory}: no such filesystem") from error
-    except OSError as error:
-        raise from_os_error(error, f"{views}: open") from error
-    try:
+    where = Path(directory) / VIEWS_FOLDER
+    with ExitStack() as stack:
+        try:
+            views = stack.enter_context(_views(directory, make=True))
+        except FileNotFoundError as error:
+            raise NotFound(f"{directory}: no such filesystem") from error
+        except OSError as error:
+            raise from_os_error(error, f"{where}: open") from error
         while True:
             try:
-                fcntl.flock(fd, how | fcntl.LOCK_NB)
+                fcntl.flock(views, how | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 tries -= 1
                 if not tries:
                     raise Busy(
-                        f"{views}: another process is opening or destroying a snapshot, and does not get on with it",
+                        f"{where}: another process is opening or destroying a snapshot, and does not get on with it",
                         hint="try again",
                     ) from None
                 time.sleep(0.001)
         yield
+
+
+def _open_folder(path: Path, *, dir_fd: int | None = None) -> int:
+    """A descriptor of the folder, which is in `dir_fd`; `Displaced` where it is not one itself."""
+    try:
+        return os.open(path if dir_fd is None else path.name, _FOLDER, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise Displaced(f"{path}: not a folder, or a link to one") from error
+        raise
+
+
+def _open_lock(directory: Path, flags: int) -> int:
+    folder = _open_folder(directory)
+    try:
+        return os.open(LOCK_FILE, flags, 0o600, dir_fd=folder)
     finally:
-        os.close(fd)
+        os.close(folder)
 
 
-def _lock_file(path: Path) -> int | None:
+@contextmanager
+def _views(directory: str | os.PathLike[str], *, make: bool = False) -> Iterator[int]:
+    """A descriptor of the folder of views; `make` makes it where it is not there."""
+    path = Path(directory) / VIEWS_FOLDER
+    folder = _open_folder(path.parent)
+    try:
+        if make:
+            with suppress(FileExistsError):
+                os.mkdir(path.name, 0o700, dir_fd=folder)
+        views = _open_folder(path, dir_fd=folder)
+    finally:
+        os.close(folder)
+    try:
+        yield views
+    finally:
+        os.close(views)
+
+
+def _lock_file(directory: Path) -> int | None:
     """A descriptor of the locked file, or None if somebody else has it locked."""
     tries = 0
     while True:
         hit(_LEASE_OPEN)
-        fd = os.open(path, _FLAGS | os.O_CREAT, 0o600)
+        fd = _open_lock(directory, _FLAGS | os.O_CREAT)
         try:
             hit(_LEASE_LOCK)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -323,14 +351,15 @@ def _lock_file(path: Path) -> int | None:
             raise
 
 
-def _locked(fd: int, *, unlink: Path | None = None) -> bool:
-    """Whether another descriptor has the file locked exclusively.  `unlink`: removes the file if not."""
+def _locked(fd: int, *, unlink: str | None = None, dir_fd: int | None = None) -> bool:
+    """Whether another descriptor has the file locked exclusively.  `unlink`: removes it if not, by its name."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     if unlink is not None:
-        unlink.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(unlink, dir_fd=dir_fd)
     fcntl.flock(fd, fcntl.LOCK_UN)
     return False
 
@@ -348,12 +377,15 @@ def _say(fd: int, line: bytes) -> None:
 
 
 def _info(fd: int) -> Info:
+    """What the holder says, as far as it can be that: the file may have come from anywhere."""
     line = os.pread(fd, INFO_BYTES_MAX, 0).partition(b"\n")[0]
     try:
         told = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) else {}
+    if not isinstance(told, dict) or not isinstance(told.get("pid", 0), int):
+        return {}
+    return {name: value for name, value in told.items() if value is None or isinstance(value, str | int | float)}
 
 
 def _busy(path: Path) -> TzfsError:

@@ -411,8 +411,6 @@ def _allocate_lock(path: Path) -> None:
         raise
     try:
         stat = os.fstat(fd)
-        if not stat.st_size:
-            folders.belongs_as(fd, path.with_name(DATA_FILE))
         size = max(stat.st_size, LOCK_BYTES)
         if stat.st_blocks * 512 < size:
             os.posix_fallocate(fd, 0, size)
