@@ -13,7 +13,6 @@ No lock is waited for while a transaction is open: its holder may need one to fi
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -269,9 +268,7 @@ class Transitions:
                 if not damaged:
                     raise
                 return False
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    raise
+            except FileNotFoundError:
                 return False
             return True
 
@@ -280,9 +277,9 @@ class Transitions:
             yield
             return
         sound = stands(check_folder, folder)
-        lockable = stands(check_file, lock) or (sound and not os.path.lexists(lock))
+        lockable = sound and (stands(check_file, lock) or not os.path.lexists(lock))
         with self.lease(info, Command.DESTROY, {"doing": str(Command.DESTROY)}) if lockable else nullcontext():
-            readers = live_views(folder) if stands(check_folder, folder / VIEWS_FOLDER) else []
+            readers = live_views(folder) if sound and stands(check_folder, folder / VIEWS_FOLDER) else []
             if readers:
                 who = [f"pid {reader.get('pid', '?')}, reading @{reader.get('name', '?')}" for reader in readers]
                 raise Busy(f"cannot destroy {info.name}: in use by {'; '.join(who)}", holders=who)
