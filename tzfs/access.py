@@ -14,7 +14,7 @@ from typing import Final, Self
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.control import TIMEOUT_S, ControlClient, connect
 from tzfs.dependants import with_clones
-from tzfs.errors import Busy, NotFound, OnFailure, ReadOnly, TzfsError, about, text_about
+from tzfs.errors import Busy, CorruptionError, NotFound, OnFailure, ReadOnly, TzfsError, about, text_about
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.layout import Layout
 from tzfs.ledger import Ledger
@@ -108,11 +108,14 @@ class Access:
             return committed_points(info.folder)
 
     def is_gone(self, info: FilesystemInfo) -> bool:
-        """Whether it has been destroyed since, or somebody is making or destroying it."""
+        """Whether it is no longer what `info` says: destroyed, renamed, or just being made or destroyed."""
         try:
-            return self.catalog.refresh(info).state in (State.CREATING, State.DELETING)
+            now = self.catalog.refresh(info)
+            return now.name != info.name or now.state in (State.CREATING, State.DELETING)
         except NotFound:
             return True
+        except CorruptionError:
+            return False  # as far as anybody can say
 
     @contextmanager
     def passing_over(self, info: FilesystemInfo, on_failure: OnFailure | None) -> Iterator[None]:

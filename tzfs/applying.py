@@ -24,7 +24,6 @@ from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
 from tzfs.management import Store
 from tzfs.names import FilesystemName, SnapshotName, parse_filesystem
-from tzfs.opening import committed_state
 from tzfs.rolling_back import Progress, safety_name, to_the_end
 
 Name = str | FilesystemName
@@ -63,7 +62,7 @@ def target_of(store: Store, clone: FilesystemInfo, onto: Name | None) -> tuple[F
             f"cannot apply {clone.name} to {target.name}: it is not of the same snapshot",
             hint=f"it is a clone of {info.name}, and goes onto that or onto another clone of the same snapshot",
         )
-    for name, record in committed_state(info.folder).snapshots.items():
+    for name, record in store.points(info)[0].items():
         if record.guid.hex() == guid:
             return store.get(target.name, Command.APPLY_ONTO), info, name
     raise NotFound(f"the snapshot of {info.name} that {clone.name} came from is not there")

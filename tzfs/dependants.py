@@ -6,15 +6,14 @@ The command, `tzfs.destroy` and `Store.destroy` ask the same functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.destroy import check_unused
 from tzfs.engine.engine import Engine
-from tzfs.errors import Busy, CorruptionError, Displaced, NotEmpty, NotFound, StoreError, TablesLost, TzfsError, about
+from tzfs.errors import Busy, CorruptionError, Displaced, NotEmpty, NotFound, TablesLost, TzfsError, about
 from tzfs.format.records import Snapshot
-from tzfs.layout import check_folder
 from tzfs.lifecycle import State
 from tzfs.opening import committed_points, committed_snapshots
 from tzfs.store.lease import Info
@@ -86,12 +85,7 @@ def snapshots_of(info: FilesystemInfo) -> dict[str, Snapshot]:
         return {}
     try:
         with about(info.name):
-            try:
-                return committed_snapshots(info.folder)
-            except StoreError:
-                with suppress(FileNotFoundError):
-                    check_folder(info.folder)
-                raise
+            return committed_snapshots(info.folder)
     except NotFound:  # its folder is lost
         return {}
 

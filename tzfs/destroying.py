@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from tzfs.errors import (
     NotFound,
     StoreError,
     TzfsError,
+    about,
     no_snapshot,
 )
 from tzfs.format.records import Snapshot
@@ -50,7 +51,7 @@ from tzfs.names import (
     parse_snapshots,
 )
 from tzfs.opening import Committed, committed_points, committed_state
-from tzfs.store.lease import live_views
+from tzfs.store.lease import Info, live_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class _Plan:
                 if not self._recursive:
                     raise
                 continue
-            except UNREADABLE:
+            except TzfsError:
                 if not (self._recursive and self._store.is_gone(info)):
                     raise
                 continue
@@ -207,12 +208,27 @@ class _Plan:
 
     def do(self, *, dry_run: bool, progress: Callable[[int], None] | None) -> Destruction:
         """All of it; of several filesystems each is looked at before the first is changed."""
-        total = 0
+        sizes: list[int] = []
         if dry_run or len(self._steps) > 1:
-            total = sum(self._one(step, dry_run=True) for step in self._steps)
+            sizes = self._each(lambda step: self._one(step, dry_run=True))
         if not dry_run:
-            total = sum(self._one(step, dry_run=False, progress=progress) for step in self._steps)
-        return Destruction(tuple(name for step in self._steps for name in step.names), total)
+            sizes = self._each(lambda step: self._one(step, dry_run=False, progress=progress))
+        return Destruction(tuple(name for step in self._steps for name in step.names), sum(sizes))
+
+    def _each(self, do: Callable[[_Step], int]) -> list[int]:
+        """What comes of each; with several filesystems meant, one of which snapshots were to go is none any more where
+        it has just gone itself."""
+        sizes, left = [], []
+        for step in self._steps:
+            try:
+                sizes.append(do(step))
+            except TzfsError:
+                if step.whole or not self._recursive or not self._store.is_gone(step.info):
+                    raise
+                continue
+            left.append(step)
+        self._steps = left
+        return sizes
 
     def _one(self, step: _Step, *, dry_run: bool, progress: Callable[[int], None] | None = None) -> int:
         """One filesystem, or snapshots of one; the bytes."""
@@ -298,10 +314,12 @@ class _Plan:
         return self._origin_stays(origin)
 
     def _foresee(self, info: FilesystemInfo, names: Iterable[str]) -> int:
-        found, lease = self._store.catalog.acquire(
-            info.name, info={"kind": "destroy"}, command=Command.DESTROY_SNAPSHOT
-        )
-        with lease, Committed(found.folder, bytes.fromhex(found.guid)) as committed:
+        with ExitStack() as stack:
+            stack.enter_context(about(info.name))
+            told: Info = {"kind": "destroy"}
+            found, lease = self._store.catalog.acquire(info.name, info=told, command=Command.DESTROY_SNAPSHOT)
+            stack.enter_context(lease)
+            committed = stack.enter_context(Committed(found.folder, bytes.fromhex(found.guid)))
             txn = committed.meta.begin_read()
             try:
                 there = read_snapshots(txn)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -297,9 +298,10 @@ OnFailure = Callable[[TzfsError], None]
 
 
 def text_about(what: object, error: TzfsError) -> str:
-    """What an error says, with the name of what it is about before it, once."""
+    """What an error says, with the name of what it is about before it, unless it has that."""
     text = str(error)
-    return text if text.startswith(f"{what}: ") else f"{what}: {text}"
+    named = re.search(rf"(?:^| ){re.escape(str(what))}[:@#]", text)
+    return text if named else f"{what}: {text}"
 
 
 @contextmanager

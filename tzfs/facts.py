@@ -10,7 +10,7 @@ from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.accounting import Accounts
 from tzfs.engine.partial import pack_token
-from tzfs.errors import CorruptionError
+from tzfs.errors import CorruptionError, from_os_error, no_snapshot
 from tzfs.format.records import Snapshot
 from tzfs.ledger import Ledger
 from tzfs.lifecycle import State
@@ -48,9 +48,11 @@ def snapshot_info(
 ) -> SnapshotInfo:
     """The snapshot `name` of the filesystem, as last committed; `clones` as of `clones_of`.
 
-    `damaged_too`: where accounts are damaged, without what they say, which else is raised.
+    `damaged_too`: where accounts are damaged, without what they say, which else is raised.  `NotFound`.
     """
-    record = state.snapshots[name]
+    record = state.snapshots.get(name)
+    if record is None:
+        raise no_snapshot(info.name, name)
     guid = record.guid.hex()
     summed = not (damaged_too and isinstance(state.sums, CorruptionError))
     facts = (snapshot_facts(state.accounts, name, also) if summed else {}) | {
@@ -85,7 +87,10 @@ def facts_of(catalog: Catalog, ledger: Ledger, info: FilesystemInfo, also: Seque
     state = committed_state(info.folder)
     holder = catalog.holder(info)
     mountpoint = holder.get("mountpoint") if holder else None
-    disk = os.statvfs(info.folder)
+    try:
+        disk = os.statvfs(info.folder)
+    except OSError as error:
+        raise from_os_error(error, f"{info.folder}: statvfs") from error
     facts = filesystem_facts(state.accounts, also) | {
         "available": str(_available(ledger, info, disk.f_bavail * disk.f_frsize, state.accounts)),
         "mounted": "yes" if mountpoint else "no",

@@ -33,6 +33,7 @@ from tzfs.errors import (
     InvalidArgument,
     NotFound,
     OnFailure,
+    TzfsError,
     WrongState,
     about,
 )
@@ -191,10 +192,7 @@ class Store(Access):
     def snapshot(self, name: str | SnapshotName, properties: Mapping[str, str] | None = None) -> SnapshotInfo:
         """A snapshot of everything answered so far, durable when it returns.  `Exists`, `NoSpace`, `WrongState`."""
         parsed = parse_snapshot(name) if isinstance(name, str) else name
-        checked = {key: props.parse(key, text) for key, text in (properties or {}).items()}
-        for key in checked:
-            if not props.is_user(key):
-                raise InvalidArgument(f"{key}: a snapshot takes user properties only (MODULE:NAME)")
+        checked = props.parse_labels(properties or {})
         info = self.catalog.get(parsed.filesystem, Command.SNAPSHOT)
         mount = self.mounted(info)
         try:
@@ -384,16 +382,22 @@ class Store(Access):
         check_quota(where, name, exact, sums.used if name == "quota" else sums.referenced)
 
     def _tell_mounts(self, target: str | FilesystemName | Scope) -> None:
+        """Each of them, whatever keeps another from being told; then the first reason for that is raised."""
+        failures: list[TzfsError] = []
         where = props_target(target)
-        infos = self.catalog.list(where) if isinstance(where, Scope) else [self.catalog.get(where)]
+        if isinstance(where, Scope):
+            infos = self.catalog.list(where, on_damage=failures.append)
+        else:
+            infos = [self.catalog.get(where)]
         for info in infos:
-            try:
+            # A program has read its properties when it opened; a mount that has just gone needs none.
+            with self.passing_over(info, failures.append), suppress(Busy, NotFound):
                 mount = self.mounted(info)
-            except (Busy, NotFound):
-                continue  # a program has read its properties when it opened; a mount that has just gone needs none
-            if mount is not None:
-                with mount:
-                    mount.call("property.changed")
+                if mount is not None:
+                    with mount:
+                        mount.call("property.changed")
+        if failures:
+            raise failures[0]
 
     # -- what there is -------------------------------------------------------------------------------------------
 

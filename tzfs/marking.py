@@ -19,7 +19,7 @@ from tzfs import properties as props
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Engine
 from tzfs.engine.marks import check_tag
-from tzfs.errors import Exists, InvalidArgument, NotFound, OnFailure, no_snapshot
+from tzfs.errors import Exists, InvalidArgument, NotFound, OnFailure, TzfsError, no_snapshot
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.jsonrpc import Json, Params
 from tzfs.lifecycle import Command, State
@@ -93,13 +93,15 @@ def existing(store: Store, text: str, on_failure: OnFailure | None = None) -> li
     """
     infos, snapshot = across(store, text, on_failure)
     found: list[SnapshotName] = []
-    read = 0
+    failures: list[TzfsError] = []
     for info in infos:
-        with store.passing_over(info, on_failure):
+        with store.passing_over(info, failures.append if on_failure else None):
             if snapshot in store.points(info)[0]:
                 found.append(SnapshotName(info.name, snapshot))
-            read += 1
-    if not found and read == len(infos):
+    if on_failure:
+        for error in failures:
+            on_failure(error)
+    if not found and not failures:
         raise NotFound(f"no snapshot {text}", hint="tzfs list -t snapshot")
     return found
 
@@ -112,6 +114,7 @@ def snapshot_across(
     `Exists` where one has such a snapshot: none is made then.  `on_failure` is told why one could not be made, and the
     others are; without it that is raised.
     """
+    props.parse_labels(properties or {})
     infos, snapshot = across(store, text, on_failure)
     active = [info for info in infos if info.state is State.ACTIVE]
     without: list[FilesystemInfo] = []
@@ -133,25 +136,31 @@ def _parsed(name: Name) -> SnapshotName:
 
 
 def _grouped(
-    store: Store, names: Iterable[Name], command: Command, check: Callable[[SnapshotName, Snapshot], None]
+    store: Store,
+    names: Iterable[Name],
+    command: Command,
+    check: Callable[[SnapshotName, Snapshot], None],
+    on_failure: OnFailure | None = None,
 ) -> list[tuple[FilesystemInfo, list[str]]]:
-    """The filesystems of the snapshots, each with its snapshots; after all of them have been found, and checked."""
-    of: dict[FilesystemName, list[str]] = {}
-    for parsed in map(_parsed, names):
-        wanted = of.setdefault(parsed.filesystem, [])
-        if parsed.snapshot not in wanted:
-            wanted.append(parsed.snapshot)
-    out = []
-    for filesystem, snapshots in of.items():
-        info = store.get(filesystem, command)
-        there, _ = store.points(info)
-        for snapshot in snapshots:
-            name = SnapshotName(filesystem, snapshot)
-            if snapshot not in there:
-                raise no_snapshot(filesystem, snapshot)
-            check(name, there[snapshot])
-        out.append((info, snapshots))
-    return out
+    """The filesystems of the snapshots, each with its snapshots; after all of them have been found, and checked.
+
+    What one is refused for is told to `on_failure`, and it is left out; without, that is raised.
+    """
+    out: dict[FilesystemName, tuple[FilesystemInfo, list[str]]] = {}
+    for name in dict.fromkeys(map(_parsed, names)):
+        try:
+            info, snapshots = out.get(name.filesystem) or (store.get(name.filesystem, command), [])
+        except NotFound:
+            if on_failure is None:
+                raise
+            continue  # it has just gone
+        with store.passing_over(info, on_failure):
+            record = store.points(info)[0].get(name.snapshot)
+            if record is None:
+                raise no_snapshot(name.filesystem, name.snapshot)
+            check(name, record)
+            out[name.filesystem] = info, [*snapshots, name.snapshot]
+    return list(out.values())
 
 
 def _change(
@@ -188,7 +197,7 @@ def hold(store: Store, tag: str, names: Sequence[Name], on_failure: OnFailure | 
         if tag in record.holds:
             raise Exists(f"cannot hold {name}: it has a hold {tag!r} already", hint=f"tzfs holds {name}")
 
-    for info, snapshots in _grouped(store, names, Command.HOLD, check):
+    for info, snapshots in _grouped(store, names, Command.HOLD, check, on_failure):
         hold_these = partial(_hold, tag=tag, names=snapshots)
         params: dict[str, Json] = {"tag": tag, "names": list(snapshots)}
         _change(store, info, Command.HOLD, "snapshot.hold", params, hold_these, on_failure)
@@ -206,7 +215,7 @@ def release(store: Store, tag: str, names: Sequence[Name], on_failure: OnFailure
         if tag not in record.holds:
             raise NotFound(f"cannot release {name}: it has no hold {tag!r}", hint=f"tzfs holds {name}")
 
-    for info, snapshots in _grouped(store, names, Command.RELEASE, check):
+    for info, snapshots in _grouped(store, names, Command.RELEASE, check, on_failure):
         release_these = partial(_release, tag=tag, names=snapshots)
         params: dict[str, Json] = {"tag": tag, "names": list(snapshots)}
         _change(store, info, Command.RELEASE, "snapshot.release", params, release_these, on_failure)
@@ -216,15 +225,12 @@ def _release(engine: Engine, *, tag: str, names: list[str]) -> None:
     engine.marks.release(tag, names)
 
 
-def holds(store: Store, names: Sequence[Name]) -> list[Hold]:
+def holds(store: Store, names: Sequence[Name], on_failure: OnFailure | None = None) -> list[Hold]:
     """All holds of the snapshots, by snapshot as given, then by tag."""
-    out = []
-    for name in map(_parsed, names):
-        record = store.points(store.get(name.filesystem, Command.OPEN_SNAPSHOT))[0].get(name.snapshot)
-        if record is None:
-            raise no_snapshot(name.filesystem, name.snapshot)
-        out += [Hold(name, tag, record.holds[tag]) for tag in sorted(record.holds)]
-    return out
+    found: dict[SnapshotName, Snapshot] = {}
+    _grouped(store, names, Command.OPEN_SNAPSHOT, found.__setitem__, on_failure)
+    asked = (name for name in map(_parsed, names) if name in found)
+    return [Hold(name, tag, found[name].holds[tag]) for name in asked for tag in sorted(found[name].holds)]
 
 
 # -- labels and names ------------------------------------------------------------------------------------------------
@@ -232,11 +238,9 @@ def holds(store: Store, names: Sequence[Name]) -> list[Hold]:
 
 def label(store: Store, names: Sequence[Name], changes: Mapping[str, str | None]) -> None:
     """Sets user properties of snapshots, or takes away those given as None.  `NotFound`, `InvalidArgument`."""
-    exact = {key: None if text is None else props.parse(key, text) for key, text in changes.items()}
-    for key in changes:
-        props.check_name(key)
-        if not props.is_user(key):
-            raise InvalidArgument(f"{key}: a snapshot takes user properties only (MODULE:NAME)")
+    exact: dict[str, str | None] = dict.fromkeys(changes)
+    exact |= props.parse_labels({key: text for key, text in changes.items() if text is not None})
+    props.check_labels(changes)
     for info, snapshots in _grouped(store, names, Command.SET, lambda name, record: None):
         params: dict[str, Json] = {"names": list(snapshots), "properties": dict(exact)}
         _change(store, info, Command.SET, "snapshot.label", params, partial(_label, names=snapshots, changes=exact))
@@ -266,7 +270,7 @@ def rename_all(store: Store, olds: Sequence[SnapshotName], new: str, on_failure:
         if new in store.points(store.get(name.filesystem))[0]:
             raise Exists(f"cannot rename {name}: snapshot {name.filesystem}@{new} exists")
 
-    for info, (old, *_) in _grouped(store, olds, Command.RENAME, check):
+    for info, (old, *_) in _grouped(store, olds, Command.RENAME, check, on_failure):
         renames = partial(_rename, old=old, new=new)
         _change(store, info, Command.RENAME, "snapshot.rename", {"old": old, "new": new}, renames, on_failure)
 
@@ -297,7 +301,10 @@ def bookmark(store: Store, snapshot: Name, name: str | BookmarkName) -> Bookmark
         raise Exists(f"bookmark {name} exists")
     params: dict[str, Json] = {"snapshot": text, "name": made}
     _change(store, info, Command.BOOKMARK, "bookmark.create", params, lambda e: e.bookmarks.create(text, made))
-    return _bookmark_info(name, store.points(info)[1][made])
+    there = store.points(info)[1]
+    if made not in there:
+        raise _no_bookmark(name)
+    return _bookmark_info(name, there[made])
 
 
 def bookmarks(store: Store, name: str | FilesystemName | FilesystemInfo) -> list[BookmarkInfo]:
@@ -309,12 +316,16 @@ def bookmarks(store: Store, name: str | FilesystemName | FilesystemInfo) -> list
     return [_bookmark_info(BookmarkName(info.name, key), record) for key, record in found.items()]
 
 
+def _no_bookmark(name: BookmarkName) -> NotFound:
+    return NotFound(f"no bookmark {name}", hint=f"tzfs list -t bookmark {name.filesystem}")
+
+
 def drop_bookmark(store: Store, name: str | BookmarkName, *, dry_run: bool = False) -> None:
     """Destroys a bookmark, or with `dry_run` only looks whether it is there; `NotFound`."""
     parsed = parse_bookmark(name) if isinstance(name, str) else name
     info = store.get(parsed.filesystem, Command.BOOKMARK)
     if parsed.bookmark not in store.points(info)[1]:
-        raise NotFound(f"no bookmark {parsed}", hint=f"tzfs list -t bookmark {parsed.filesystem}")
+        raise _no_bookmark(parsed)
     if dry_run:
         return
     params: dict[str, Json] = {"names": [parsed.bookmark]}

@@ -37,7 +37,7 @@ from tzfs.format.log import Entry
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.format.superblock import Origin
 from tzfs.layout import META, SEGMENTS
-from tzfs.origins import open_ancestry, origin_of
+from tzfs.origins import open_ancestry, open_tables, origin_of
 from tzfs.store.interface import ReadTransaction
 from tzfs.store.lease import Lease, ViewHold, beginning_to_read, no_new_readers
 from tzfs.store.lmdb_compaction import discard
@@ -116,7 +116,7 @@ def _check_superblock(meta: LmdbMeta, directory: Path, guid: bytes) -> None:
 def _redo(directory: Path, guid: bytes) -> None:
     """Does what a writer that crashed has left in the redo log, for somebody who only reads; under the lease."""
     with ExitStack() as stack:
-        meta = LmdbMeta(directory / META, readonly=True)
+        meta = open_tables(directory)
         stack.callback(meta.close)
         log = RedoLog(directory / REDO_FILE, guid, readonly=True)
         stack.callback(log.close)
@@ -205,8 +205,7 @@ class Reader:
         `meta` and `payload` read through to the origins of a clone; `depth` is how many there are.
         """
         with ExitStack() as stack:
-            meta = LmdbMeta(directory / META, readonly=True)
-            stack.callback(meta.close)
+            meta = stack.enter_context(closing(open_tables(directory)))
             record = self._find(directory, meta, guid, snapshot, of)
             with beginning_to_read(directory):
                 hold = ViewHold.acquire(directory, name=snapshot, epoch=record.epoch, info=told)
@@ -257,8 +256,7 @@ class Committed:
         with ExitStack() as stack:
             if redo:
                 _redo(directory, guid)
-            meta = LmdbMeta(directory / META, readonly=True)
-            stack.callback(meta.close)
+            meta = stack.enter_context(closing(open_tables(directory)))
             payload = Segments(directory / SEGMENTS, guid=guid, readonly=True)
             stack.callback(payload.close)
             ancestry = open_ancestry(directory, origin_of(meta), stack)
@@ -340,7 +338,7 @@ class CommittedState:
 @contextmanager
 def _last_commit(directory: Path) -> Iterator[ReadTransaction]:
     """The tables as last committed, without a lease, whether or not there is a writer."""
-    with closing(LmdbMeta(directory / META, readonly=True)) as meta, closing(meta.begin_read()) as txn:
+    with closing(open_tables(directory)) as meta, closing(meta.begin_read()) as txn:
         yield txn
 
 

@@ -7,7 +7,7 @@ disturbed: it is read as any reader of a snapshot does.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tzfs import limits
@@ -16,7 +16,7 @@ from tzfs.engine.inherited import Above, Ancestry
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format.superblock import Origin
-from tzfs.layout import META, SEGMENTS
+from tzfs.layout import META, SEGMENTS, check_file, check_folder
 from tzfs.store.interface import MetaStore
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.segments import Segments
@@ -33,6 +33,16 @@ def origin_of(meta: MetaStore) -> Origin | None:
         txn.close()
 
 
+def open_tables(directory: Path) -> LmdbMeta:
+    """The tables of a filesystem, for reading.  No link is followed to them: `Displaced`."""
+    meta = directory / META
+    with suppress(FileNotFoundError):  # opening them says so
+        check_folder(directory)
+        check_folder(meta)
+        check_file(meta / "data.mdb")
+    return LmdbMeta(meta, readonly=True)
+
+
 def open_ancestry(directory: Path, link: Origin | None, stack: ExitStack, depth: int = 1) -> Ancestry | None:
     """The origins of the filesystem in `directory`, closed with `stack`; None for one without.
 
@@ -43,7 +53,7 @@ def open_ancestry(directory: Path, link: Origin | None, stack: ExitStack, depth:
     if depth > limits.CLONE_DEPTH_MAX:
         raise ForeignStore(f"{directory}: a clone of more than {limits.CLONE_DEPTH_MAX} clones, one of the other")
     folder = directory.parent / f"{link.partition:016x}"
-    meta = LmdbMeta(folder / META, readonly=True)
+    meta = open_tables(folder)
     stack.callback(meta.close)
     txn = meta.begin_read()
     try:

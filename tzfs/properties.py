@@ -366,6 +366,21 @@ def check_settable(name: str) -> Property | None:
     return native
 
 
+def check_labels(names: Iterable[str]) -> None:
+    """`InvalidArgument` unless all of them are what a snapshot may have: user properties."""
+    for name in names:
+        check_name(name)
+        if not is_user(name):
+            raise InvalidArgument(f"{name}: a snapshot takes user properties only (MODULE:NAME)")
+
+
+def parse_labels(changes: Mapping[str, str]) -> dict[str, str]:
+    """`parse` of what a snapshot is to have."""
+    exact = {name: parse(name, text) for name, text in changes.items()}
+    check_labels(changes)
+    return exact
+
+
 def parse(name: str, text: str) -> str:
     """The exact spelling of `text`, given as a new value for the settable property `name`.
 

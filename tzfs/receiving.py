@@ -19,7 +19,18 @@ from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Engine
 from tzfs.engine.partial import Partial, pack_token
 from tzfs.engine.receive import Receiver
-from tzfs.errors import BadStream, Busy, Diverged, Exists, InvalidArgument, NotEmpty, NotFound, TzfsError, UsageError
+from tzfs.errors import (
+    BadStream,
+    Busy,
+    Diverged,
+    Exists,
+    InvalidArgument,
+    NotEmpty,
+    NotFound,
+    TzfsError,
+    UsageError,
+    about,
+)
 from tzfs.format import stream
 from tzfs.format.keys import ROOT, Epoch
 from tzfs.format.records import Snapshot
@@ -119,7 +130,8 @@ def receive(
                 names = receive_stream(writer.engine, frames, header, called, force, resumable, progress)
         except BaseException:
             if not there:
-                _remove_empty(store, name)
+                with suppress(TzfsError):  # then it stays; why the receive failed matters more
+                    _remove_empty(store, name)
             raise
         return Received(name, names, frames.bytes, created=not there)
     received: list[tuple[str, ...]] = []
@@ -167,7 +179,8 @@ def _remove_empty(store: Store, name: FilesystemName) -> None:
     """Destroys it, unless there is something in it, a receive may go on in it, or somebody has it."""
 
     def agreed(info: FilesystemInfo) -> None:
-        Committed(info.folder, bytes.fromhex(info.guid)).close()  # with what a crash has left in the redo log
+        with about(name):
+            Committed(info.folder, bytes.fromhex(info.guid)).close()  # with what a crash has left in the redo log
         if _resumes(store, name) or not _is_empty(store, name):
             raise NotEmpty(f"cannot destroy {info.name}: it has something")
 

@@ -23,7 +23,7 @@ from tzfs import comparing, runs, time_travel
 from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import connect
-from tzfs.errors import MountFailed, NotFound, WrongState
+from tzfs.errors import MountFailed, NotFound, WrongState, about
 from tzfs.format.log import Entry, readable
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command
@@ -132,7 +132,8 @@ def ends(store: Store, name: Name, number: int | None = None) -> tuple[Entry, Sn
     """
     info = store.get(name, Command.OPEN_SNAPSHOT)
     store.settle(info)
-    entries = committed_log(info.folder)
+    with about(info.name):
+        entries = committed_log(info.folder)
     if number is not None:
         entries = [entry for entry in entries if entry.number == number]
         if not entries:

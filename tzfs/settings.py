@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.engine.compression import Compression
 from tzfs.engine.engine import Settings
-from tzfs.errors import Busy
+from tzfs.errors import Busy, about
 from tzfs.names import STORE_SCOPE, FilesystemName, Scope
 from tzfs.properties import LOCAL, inherited_from, lookup
 
@@ -45,7 +45,8 @@ def check_changeable(catalog: Catalog, where: FilesystemName | Scope, readonly: 
         now = info.property("readonly")
         if now.exact == readonly or (isinstance(where, Scope) and now.source == LOCAL):
             continue
-        holder = catalog.holder(info)
+        with about(info.name):
+            holder = catalog.holder(info)
         if holder is not None:
             text = describe_holder(holder)
             raise Busy(

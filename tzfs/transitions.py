@@ -23,7 +23,7 @@ from tzfs import catalog_log
 from tzfs import catalog_rows as rows
 from tzfs.catalog_rows import FilesystemRecord
 from tzfs.catalog_session import FilesystemInfo, Session
-from tzfs.errors import Busy, Displaced, StoreError, TzfsError
+from tzfs.errors import Busy, Displaced, StoreError, TzfsError, about
 from tzfs.failpoints import declare, hit
 from tzfs.format.log import Field
 from tzfs.layout import META, TransitionLock, check_file, check_folder, translating
@@ -190,7 +190,8 @@ class Transitions:
         self._session.check_writable()
         self.settle_name(name)
         info = self.ready(name, command)
-        self._layout.check(info.partition)
+        with about(name):
+            self._layout.check(info.partition)
         with self.lease(info, command, {"doing": str(command)}), self._session.write() as txn:
             record = self._session.same(txn, info, command).moved(state, self._session.clock())
             rows.put_filesystem(txn, record)
@@ -254,23 +255,24 @@ class Transitions:
     def _unused(self, info: FilesystemInfo, *, damaged: bool) -> Iterator[None]:
         """While the context lasts nobody writes the filesystem, and nobody was reading it when it began.
 
-        Where the folder is lost nobody can be in it.  If it is `damaged`, something else may be in the place of what
-        has to be locked: then nobody may have the tables open.
+        Where the folder is lost nobody can be in it.  What has to be locked may be lost too, or, if it is `damaged`,
+        something else may be in its place: then nobody may have the tables open.
         """
-        displaced = False
+        whole = True
 
         def stands(check: Callable[[Path], None], path: Path) -> bool:
-            nonlocal displaced
+            nonlocal whole
             try:
                 check(path)
             except Displaced:
-                displaced = True
+                whole = False
                 if not damaged:
                     raise
-                return False
             except FileNotFoundError:
-                return False
-            return True
+                whole = False
+            else:
+                return True
+            return False
 
         folder, lock = info.folder, info.folder / LOCK_FILE
         if not os.path.lexists(folder):
@@ -283,8 +285,8 @@ class Transitions:
             if readers:
                 who = [f"pid {reader.get('pid', '?')}, reading @{reader.get('name', '?')}" for reader in readers]
                 raise Busy(f"cannot destroy {info.name}: in use by {'; '.join(who)}", holders=who)
-            if displaced and in_use(folder / META):
-                raise Busy(f"cannot destroy {info.name}: a process has its tables open", hint="try again when it ends")
+            if not whole and in_use(folder / META):
+                raise _open_somewhere(f"cannot destroy {info.name}")
             yield
 
     def _note(self, txn: WriteTransaction, record: FilesystemRecord, command: Command, **fields: Field) -> None:
@@ -306,12 +308,21 @@ class Transitions:
         return info
 
     def lease(self, info: FilesystemInfo, command: Command, told: Mapping[str, Value]) -> Lease:
-        """The lease, or `Busy` in the words of `command`."""
+        """The lease, or `Busy` in the words of `command`.
+
+        A lock file that was removed says nothing: whoever has the tables open may still hold it.
+        """
+        if not os.path.lexists(info.folder / LOCK_FILE) and in_use(info.folder / META):
+            raise _open_somewhere(f"filesystem {info.name}: its lock file is gone")
         try:
             return Lease.acquire(info.folder, info=told)
         except Busy as error:
             check(command, info.name, info.state, error.holders[0] if error.holders else "another process")
             raise Busy(f"filesystem {info.name} is {error}", holders=error.holders, hint=error.hint) from error
+
+
+def _open_somewhere(what: str) -> Busy:
+    return Busy(f"{what}: a process has its tables open", hint="try again when it ends")
 
 
 def describe_holder(told: Info) -> str:

@@ -121,7 +121,7 @@ def test_a_folder_that_is_something_else_keeps_no_other_from_its_turn(tzfs: Comm
     for line in (["hold", "-r", "k", "/@s"], ["snapshot", "-r", "/@t"], ["rename", "-r", "/@s", "@u"], ["gc", "--all"]):
         answer = tzfs(*line)
         assert answer.code in (74, 78), line
-        assert re.fullmatch("tzfs: a: [^\n]+\n", answer.err), line
+        assert re.fullmatch("tzfs: a: [^\n]+\n(hint: [^\n]+\n)?", answer.err), line
     assert tzfs("list", "-H", "-o", "name", "-t", "snapshot", "z").out.split() == ["z@u", "z@t"]
     assert tzfs.ok("holds", "-H", "z@u").split()[:2] == ["z@u", "k"]
     for line in (["snapshot", "a@v"], ["run", "a", "--", "true"], ["check", "a"], ["bookmark", "a@s", "#b"]):
@@ -146,7 +146,7 @@ def test_one_that_may_have_no_more_snapshots_keeps_no_other_from_its_own(tzfs: C
     assert answer.err.startswith("tzfs: b: ")
     tzfs.ok("set", "snapshot_limit=1", "a")
     answer = tzfs("snapshot", "-r", "/@u")
-    assert re.fullmatch(r"tzfs: a: .*snapshot_limit is 1\n", answer.err)
+    assert re.fullmatch(r"tzfs: a: .*snapshot_limit is 1\n(hint: [^\n]+\n)?", answer.err)
     found = tzfs.ok("list", "-H", "-o", "name", "-t", "snapshot").split()
     assert found == ["a@t", "b@u", "c@t", "c@u"]
 
@@ -241,6 +241,37 @@ def test_what_a_link_in_the_place_of_a_folder_leads_to_is_left_alone(tzfs: Comma
     tzfs.ok("destroy", "--damaged", "bad")
     assert not os.path.lexists(folder)
     assert sorted(os.listdir(tmp_path / "away")) == before
+
+
+@pytest.mark.parametrize("what", ["", "meta", "meta/data.mdb"])
+def test_no_link_is_followed_to_tables_that_are_only_read(tzfs: CommandLine, tmp_path: Path, what: str) -> None:
+    tzfs.ok("create", "bad")
+    tzfs.ok("snapshot", "bad@s")
+    tzfs.ok("clone", "bad@s", "clone")
+    tzfs.ok("create", "good")
+    with open_store(tzfs.store) as store:
+        folder = store.get("bad").folder
+    away = tmp_path / "away"
+    os.rename(folder / what, away)
+    (folder / what).symlink_to(away)
+    (away / "lock.mdb").unlink(missing_ok=True) if away.is_dir() else None
+    before = sorted(away.rglob("*"))
+    for line in (["list"], ["list", "-t", "all"], ["log"], ["diff", "bad@s"], ["holds", "bad@s"], ["send", "bad@s"]):
+        answer = tzfs(*line)
+        assert answer.code == 78, line
+        assert re.search("symbolic link|a link to one", answer.err), line
+    assert "good" in tzfs("list").out
+    assert "symbolic link" in tzfs("check", "clone").err
+    assert sorted(away.rglob("*")) == before
+
+
+def test_a_fifo_in_the_tables_folder_makes_nobody_wait(tzfs: CommandLine) -> None:
+    tzfs.ok("create", "ws")
+    with open_store(tzfs.store) as store:
+        folder = store.get("ws").folder
+    (folder / "meta" / "place").unlink()
+    os.mkfifo(folder / "meta" / "place")
+    tzfs.ok("list")
 
 
 USER = """

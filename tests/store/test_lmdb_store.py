@@ -412,3 +412,10 @@ def test_a_disk_that_cannot_be_written_is_read_only(tmp_path: Path, monkeypatch:
         LmdbMeta(tmp_path / "meta")
     LmdbMeta(tmp_path / "meta", readonly=True).close()
     assert fds_below(tmp_path) == []
+
+
+def test_a_lock_file_that_says_to_be_large_is_not_given_all_its_blocks(tmp_path: Path) -> None:
+    LmdbMeta(tmp_path / "meta", create=True).close()
+    os.truncate(tmp_path / "meta" / "lock.mdb", 1 << 30)
+    LmdbMeta(tmp_path / "meta").close()
+    assert (tmp_path / "meta" / "lock.mdb").stat().st_blocks * 512 <= 2 << 20

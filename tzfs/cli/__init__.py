@@ -16,7 +16,7 @@ import traceback
 
 import click
 
-from tzfs.cli.output import say
+from tzfs.cli.output import complain, say
 from tzfs.errors import InvalidArgument, TzfsError, exit_code_of
 
 COMMANDS = {
@@ -159,9 +159,7 @@ def _report(error: Exception) -> int:
     if os.environ.get("TZFS_DEBUG"):
         traceback.print_exc()
     if isinstance(error, TzfsError):
-        say("tzfs", str(error))
-        if error.hint:
-            say("hint", error.hint)
+        complain(error)
     elif isinstance(error, OSError):
         reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]

@@ -6,7 +6,8 @@ figures, and what is wrong with it goes to standard error and into the exit code
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -54,6 +55,10 @@ class Row:
         return None if value is None else value.exact
 
 
+class _Gone(NotFound):
+    """Destroyed, or renamed, while it was looked at."""
+
+
 @dataclass(slots=True)
 class Listing:
     """What was found, and what could not be read."""
@@ -65,12 +70,10 @@ class Listing:
 
     def collect(self, kind: str, names: tuple[str, ...]) -> None:
         if not names:
-            for info in self.store.filesystems(on_damage=self._failed):
-                self._add(info, kind)
+            self._add_each(self.store.filesystems(on_damage=self._failed), kind)
         for name in names:
             if name.endswith("/"):
-                for info in self.store.filesystems(parse_scope(name), on_damage=self._failed):
-                    self._add(info, kind)
+                self._add_each(self.store.filesystems(parse_scope(name), on_damage=self._failed), kind)
                 continue
             if "#" in name:
                 bookmark = parse_bookmark(name)
@@ -90,6 +93,11 @@ class Listing:
 
     def _failed(self, error: TzfsError) -> None:
         self.failures.setdefault(str(error), error)
+
+    def _add_each(self, infos: Iterable[FilesystemInfo], kind: str) -> None:
+        for info in infos:
+            with suppress(_Gone):
+                self._add(info, kind)
 
     def _add(self, info: FilesystemInfo, kind: str) -> None:
         if kind in ("filesystem", "all"):
@@ -112,8 +120,9 @@ class Listing:
         try:
             return read()
         except TzfsError as error:
-            if not self.store.is_gone(info):
-                self.failures.setdefault(text_about(info.name, error), error)
+            if self.store.is_gone(info):
+                raise _Gone(f"filesystem {info.name} has just gone") from error
+            self.failures.setdefault(text_about(info.name, error), error)
             return otherwise
 
     def sort(self, column: str, *, descending: bool) -> None:

@@ -84,7 +84,8 @@ def holds_command(
     tzfs holds -rH agents@nightly
     """
     store, failures = store_of(ctx), Failures()
-    found = marking.holds(store, snapshots_of(store, names, recursive=recursive, failures=failures))
+    snapshots = snapshots_of(store, names, recursive=recursive, failures=failures)
+    found = marking.holds(store, snapshots, failures if recursive else None)
     if as_json:
         document([{"name": str(h.snapshot), "tag": h.tag, "timestamp": h.created_ns // 1_000_000_000} for h in found])
         return failures.code

@@ -33,13 +33,25 @@ def say(word: str, text: str) -> None:
     click.echo(f"{word}: {printable(text)}", err=True)
 
 
-class Failures:
-    """What keeps one of several from being done: told at once, and `code` is the exit code of the first."""
+def complain(error: TzfsError) -> None:
+    """What has gone wrong, and what to try."""
+    say("tzfs", str(error))
+    if error.hint:
+        say("hint", error.hint)
 
-    code = 0
+
+class Failures:
+    """What keeps one of several from being done: told at once, and once; `code` is the exit code of the first."""
+
+    def __init__(self) -> None:
+        self.code = 0
+        self._told: set[str] = set()
 
     def __call__(self, error: TzfsError) -> None:
-        say("tzfs", str(error))
+        text = str(error)
+        if text not in self._told:
+            self._told.add(text)
+            complain(error)
         self.code = self.code or exit_code_of(error)
 
 

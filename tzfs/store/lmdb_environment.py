@@ -50,6 +50,7 @@ from tzfs.store import folders, lmdb_pages, place, space
 
 READERS_MAX: Final = 512  # 64 bytes of lock.mdb each; a process that browses snapshots needs a few
 RESERVE_KEPT_BYTES: Final = 256 << 10  # 64 pages: opening, and two commits of a few rows each in trees of depth 3
+LOCK_BYTES_MAX: Final = 1 << 20  # of a longer file more is not given blocks: nobody has so many readers
 LOCK_BYTES: Final = (READERS_MAX - 1) * 64 + 192  # what LMDB makes of lock.mdb: the first reader's slot is in the 192
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
@@ -321,12 +322,14 @@ def in_use(path: Path) -> bool:
             return True  # closing its lock file would drop its locks
         try:
             fd = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                return False
+            raise from_os_error(error, f"{path / LOCK_FILE}: open") from error
         try:
             found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, folders.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
-        except OSError:  # none of LMDB's
-            return False
+        except OSError as error:
+            raise from_os_error(error, f"{path / LOCK_FILE}: look at its locks") from error
         finally:
             os.close(fd)
     return bool(folders.FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
@@ -411,7 +414,7 @@ def _allocate_lock(path: Path) -> None:
         raise
     try:
         stat = os.fstat(fd)
-        size = max(stat.st_size, LOCK_BYTES)
+        size = max(min(stat.st_size, LOCK_BYTES_MAX), LOCK_BYTES)
         if stat.st_blocks * 512 < size:
             os.posix_fallocate(fd, 0, size)
     finally:

@@ -15,6 +15,7 @@ counts as an idle copy.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -39,9 +40,13 @@ class Place(NamedTuple):
 def read(directory: Path) -> Place | None:
     """The place recorded in `directory`, or None where there is none that can be read."""
     try:
-        data = (directory / FILE_NAME).read_bytes()
+        fd = os.open(directory / FILE_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
+    try:
+        data = os.read(fd, _PLACE.size + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
     if len(data) != _PLACE.size or not data.startswith(_MAGIC):
         return None
     _, inode, state = _PLACE.unpack(data)
@@ -62,11 +67,11 @@ def suspect(directory: Path, data: Path) -> bool:
         if os.fstat(fd).st_size == 0:
             return False
         newest = lmdb_pages.meta_pages(fd, os.fspath(data))[0]
-        stat = os.fstat(fd)  # after the roots were read: the file only grows
+        now = os.fstat(fd)  # after the roots were read: the file only grows
     finally:
         os.close(fd)
     where = read(directory)
-    copied = where is None or where.inode != stat.st_ino
+    copied = where is None or where.inode != now.st_ino
     if copied and where is not None and where.writing:
         raise ForeignStore(
             f"{directory}: a copy that was made while the filesystem was mounted, or had crashed: its files are not of "
@@ -74,7 +79,7 @@ def suspect(directory: Path, data: Path) -> bool:
             hint="mount and unmount the original, then copy it again; if the original is lost, remove the file "
             f"{directory / FILE_NAME} to have the copy checked and opened as it is",
         )
-    return copied or stat.st_size < newest.bytes_needed
+    return copied or now.st_size < newest.bytes_needed
 
 
 class PlaceMark:

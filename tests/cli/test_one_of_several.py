@@ -1,0 +1,269 @@
+"""Commands about many filesystems, while another process destroys or renames one of them, or one cannot take part."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import tzfs.access
+import tzfs.management
+from tests.cli.command_line import CommandLine, check_words
+from tests.damaging import damage_row
+from tzfs import catalog_rows, destroying
+from tzfs.catalog import FilesystemInfo
+from tzfs.errors import Busy, Exists, NotFound, StoreError, exit_code_of
+from tzfs.format.keys import CATALOG_TABLES, Table
+from tzfs.management import Store, open_store
+from tzfs.store.lmdb_store import LmdbMeta
+
+GONE = exit_code_of(NotFound(""))
+
+
+@pytest.fixture
+def three(tzfs: CommandLine) -> CommandLine:
+    """`a`, `b` and `c`, each with a snapshot s."""
+    for name in "abc":
+        tzfs.ok("create", name)
+        tzfs.ok("snapshot", f"{name}@s")
+    return tzfs
+
+
+@contextmanager
+def before(owner: object, name: str, nth: int, do: Callable[[], object]) -> Iterator[None]:
+    """Before the function is called for the `nth` time, something is done; all else is as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        original, calls = getattr(owner, name), 0
+
+        def called(*arguments: object, **named: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                do()
+            return original(*arguments, **named)
+
+        patch.setattr(owner, name, called)
+        yield
+        assert calls >= nth, f"{name} was called {calls} times"
+
+
+def elsewhere(tzfs: CommandLine, *line: str) -> Callable[[], object]:
+    """The command in another process."""
+    command = [sys.executable, "-c", "from tzfs.cli import main; main()", "--store", str(tzfs.store), *line]
+    return lambda: subprocess.run(command, check=True, capture_output=True)
+
+
+def snapshots(tzfs: CommandLine) -> list[str]:
+    return tzfs.ok("list", "-H", "-o", "name", "-t", "snapshot").split()
+
+
+def test_a_snapshot_that_goes_before_it_is_looked_at(three: CommandLine) -> None:
+    with before(tzfs.management, "committed_state", 1, elsewhere(three, "destroy", "a@t")):
+        three.refused("snapshot", "a@t", code=GONE)
+    with before(tzfs.management, "committed_state", 1, elsewhere(three, "destroy", "a@t")):
+        assert "a@t" in three.refused("snapshot", "-r", "/@t", code=GONE)
+    assert snapshots(three) == ["a@s", "b@s", "b@t", "c@s", "c@t"]
+
+
+def test_a_bookmark_that_goes_before_it_is_looked_at(three: CommandLine) -> None:
+    with before(tzfs.access, "committed_points", 3, elsewhere(three, "destroy", "a#m")):
+        three.refused("bookmark", "a@s", "#m", code=GONE)
+
+
+@pytest.mark.parametrize("line", [["hold", "-r", "k"], ["release", "-r", "k"], ["holds", "-rH"]])
+def test_where_the_only_one_goes_there_is_none(three: CommandLine, line: list[str]) -> None:
+    three.ok("snapshot", "b@only")
+    with before(tzfs.access, "committed_points", 2, elsewhere(three, "destroy", "-r", "b")):
+        assert "no snapshot /@only" in three.refused(*line, "/@only", code=GONE)
+
+
+@pytest.mark.parametrize("nth", [4, 5])  # found with the other two; looked at before it is held
+@pytest.mark.parametrize("how", [["destroy", "-r", "b"], ["rename", "b", "x"]])
+def test_one_that_goes_after_it_was_found_is_passed_over(three: CommandLine, how: list[str], nth: int) -> None:
+    with before(tzfs.access, "committed_points", nth, elsewhere(three, *how)):
+        three.ok("hold", "-r", "k", "/@s")
+    held = three.ok("holds", "-rH", "/@s").splitlines()
+    assert [line.partition("\t")[0] for line in held] == ["a@s", "c@s"]
+
+
+@pytest.mark.parametrize("nth", range(1, 7))
+def test_one_that_goes_while_snapshots_of_several_are_destroyed(three: CommandLine, nth: int) -> None:
+    with before(destroying._Plan, "_one", nth, elsewhere(three, "destroy", "-r", "b")):
+        told = three.ok("destroy", "-rv", "/@s")
+    assert snapshots(three) == []
+    assert ("b@s" in told) == (nth == 6)
+
+
+@pytest.mark.parametrize("line", [["list", "-H", "-o", "name"], ["list", "--json"]])
+def test_one_that_goes_while_it_is_listed_is_left_out(three: CommandLine, line: list[str]) -> None:
+    with before(os, "statvfs", 2, elsewhere(three, "destroy", "-r", "b")):
+        out = three.ok(*line)
+    names = [row["name"] for row in json.loads(out)] if "--json" in line else out.split()
+    assert names == ["a", "c"]
+
+
+def test_one_that_goes_while_it_alone_is_listed_is_not_found(three: CommandLine) -> None:
+    with before(Store, "properties", 1, elsewhere(three, "destroy", "-r", "b")):
+        assert "filesystem b has just gone" in three.refused("list", "-H", "b", code=GONE)
+
+
+def test_one_that_is_renamed_while_all_are_collected(three: CommandLine) -> None:
+    with before(Store, "collect", 2, elsewhere(three, "rename", "b", "x")):
+        told = three.ok("gc", "--all")
+    assert [line.partition(":")[0] for line in told.splitlines()] == ["a", "c"]
+
+
+def test_what_is_wrong_with_all_of_them_is_said_once(three: CommandLine) -> None:
+    told = three.refused("snapshot", "-r", "-o", "foo=bar", "/@u", code=1)
+    assert re.match("tzfs: there is no property 'foo'\nhint: ", told)
+    assert snapshots(three) == ["a@s", "b@s", "c@s"]
+
+
+def test_each_is_told_with_what_to_try(three: CommandLine) -> None:
+    three.ok("hold", "k", "b@s")
+    answer = three("hold", "-r", "k", "/@s")
+    assert answer.err == "tzfs: cannot hold b@s: it has a hold 'k' already\nhint: tzfs holds b@s\n"
+    assert answer.code == exit_code_of(Exists(""))
+    three.ok("snapshot", "b@s2")
+    three.ok("hold", "k", "b@s2")
+    answer = three("hold", "-r", "more", "/@s", "/@s2", "/@s")
+    assert (answer.code, answer.err) == (0, "")
+
+
+def test_what_was_done_in_part_can_be_done_for_the_rest(three: CommandLine) -> None:
+    """Which of them have it is said, and keeps none of the others from getting it."""
+    with open_store(three.store) as store, store.open("b"):
+        answer = three("hold", "-r", "k", "/@s")
+    assert (answer.code, answer.err[:8]) == (exit_code_of(Busy("")), "tzfs: b:")
+    assert three("hold", "-r", "k", "/@s").code == exit_code_of(Exists(""))
+    assert len(three.ok("holds", "-rH", "/@s").splitlines()) == 3
+    three.ok("release", "k", "b@s")
+    answer = three("release", "-r", "k", "/@s")
+    assert (answer.code, answer.message) == (GONE, "tzfs: cannot release b@s: it has no hold 'k'")
+    assert three.ok("holds", "-rH", "/@s") == ""
+    three.ok("snapshot", "b@u")
+    assert three("rename", "-r", "/@s", "@u").code == exit_code_of(Exists(""))
+    assert snapshots(three) == ["a@u", "b@s", "b@u", "c@u"]
+
+
+def test_one_whose_number_is_damaged_keeps_no_other_from_its_turn(three: CommandLine) -> None:
+    with open_store(three.store) as store:
+        folder = store.get("b").folder
+    meta = LmdbMeta(three.store / "catalog", tables=CATALOG_TABLES)
+    txn = meta.begin_write()
+    damage_row(txn, Table.CATALOG_STORE, catalog_rows._PARTITION + folder.name.encode())
+    txn.commit()
+    meta.close()
+    for line in (["snapshot", "-r", "/@t"], ["hold", "-r", "k", "/@s"], ["rename", "-r", "/@s", "@u"], ["gc", "--all"]):
+        answer = three(*line)
+        assert answer.code == 65, line
+        assert answer.err.startswith("tzfs: b: "), line
+    assert three("list", "-H", "-o", "name", "-t", "snapshot", "a", "c").out.split() == ["a@u", "a@t", "c@u", "c@t"]
+    (folder / "meta" / "data.mdb").unlink()
+    answer = three("list", "--json")
+    assert answer.code == 78
+    assert [row["name"] for row in json.loads(answer.out)] == ["a", "b", "c"]
+
+
+def test_each_mount_is_told_of_a_property_whatever_keeps_another_from_it(
+    three: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Mount:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __enter__(self) -> Mount:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def call(self, method: str) -> None:
+            assert method == "property.changed"
+            if self.name == "b":
+                raise StoreError("the mount ended the connection")
+            told.append(self.name)
+
+    def mounted(self: Store, info: FilesystemInfo, **how: object) -> Mount:
+        if str(info.name) == "a":
+            raise StoreError("its lock is not a file")
+        return Mount(str(info.name))
+
+    monkeypatch.setattr(Store, "mounted", mounted)
+    assert three.refused("set", "snapdir=visible", "/", code=74) == "tzfs: a: its lock is not a file\n"
+    assert told == ["c"]
+    told_b = three.refused("set", "snapdir=hidden", "b", code=74)
+    assert told_b == "tzfs: b: the mount ended the connection\n"
+    monkeypatch.undo()
+    assert three.ok("get", "-H", "-o", "value", "snapdir", "a", "b") == "visible\nhidden\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["archive", "b"],
+        ["activate", "b"],
+        ["set", "readonly=on", "/"],
+        ["destroy", "-n", "b@s"],
+        ["destroy", "-nR", "b@s"],
+    ],
+)
+def test_a_lock_that_is_something_else_is_told_with_its_filesystems_name(three: CommandLine, line: list[str]) -> None:
+    if line[0] == "activate":
+        three.ok("archive", "b")
+    with open_store(three.store) as store:
+        lock = store.get("b").folder / "lock"
+    lock.unlink()
+    lock.symlink_to("elsewhere")
+    answer = three(*line)
+    assert answer.code in (74, 78)
+    check_words(answer.err)
+    assert answer.err.startswith("tzfs: b: ")
+
+
+# -- a lock that was removed -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["lock", "views"])
+@pytest.mark.parametrize("how", ["writer", "reader"])
+def test_what_a_process_has_open_is_in_use_whatever_was_removed(three: CommandLine, what: str, how: str) -> None:
+    with open_store(three.store) as store:
+        folder = store.get("b").folder
+        in_use = store.open("b") if how == "writer" else store.open_snapshot("b@s")
+        with in_use:
+            (folder / what).rename(folder / f"{what}.away")
+            for line in (["destroy", "-r", "b"], ["destroy", "-rn", "b"], ["destroy", "--damaged", "-r", "b"]):
+                assert "b" in three.refused(*line, code=75), line
+            if what == "lock":
+                for line in (["snapshot", "b@t"], ["gc", "b"], ["archive", "b"]):
+                    assert "its lock file is gone: a process has its tables open" in three.refused(*line, code=75)
+                assert not os.path.lexists(folder / what)
+    three.ok("destroy", "-r", "b")
+
+
+def test_tables_whose_users_cannot_be_seen_are_not_given_up(
+    three: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(three.store) as store:
+        folder = store.get("b").folder
+    (folder / "lock").unlink()
+    original = os.open
+
+    def refusing(path: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if Path(path) == folder / "meta" / "lock.mdb":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refusing)
+    assert "meta/lock.mdb: open: " in three.refused("destroy", "--damaged", "-r", "b", code=74)
+    assert folder.exists()
