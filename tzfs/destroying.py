@@ -39,7 +39,7 @@ from tzfs.errors import (
 from tzfs.format.records import Snapshot
 from tzfs.lifecycle import Command, State, check
 from tzfs.management import Store
-from tzfs.marking import drop_bookmark
+from tzfs.marking import drop_bookmark, meant
 from tzfs.names import (
     BookmarkName,
     FilesystemName,
@@ -56,10 +56,13 @@ from tzfs.store.lease import Info, live_views
 
 @dataclass(frozen=True, slots=True)
 class Destruction:
-    """What has been destroyed, or would be, in the order in which it goes, and the bytes that frees."""
+    """What has been destroyed, or would be, in the order in which it goes, and the bytes that frees; the archived
+    filesystems that have been passed over, whose snapshots were meant too.
+    """
 
     names: tuple[SnapshotName | FilesystemName | BookmarkName, ...]
     bytes: int
+    archived: tuple[FilesystemName, ...] = ()
 
 
 def destroy(
@@ -123,6 +126,7 @@ class _Plan:
     def __init__(self, store: Store, *, recursive: bool, clones: bool, damaged: bool) -> None:
         self._store, self._recursive, self._clones, self._damaged = store, recursive or clones, clones, damaged
         self._steps: list[_Step] = []
+        self._archived: list[FilesystemInfo] = []  # whose snapshots stay
         self._unread: set[str] = set()  # filesystems
         self._unheld: set[str] = set()  # filesystems of which holds are passed over
 
@@ -164,24 +168,22 @@ class _Plan:
                 if not (self._recursive and self._store.is_gone(info)):
                     raise
                 continue
+            if info.state is State.ARCHIVED:
+                self._archived.append(info)
+                continue
             self._clones_of(info, names)
             self._steps.append(_Step(info, tuple(names)))
         if not self._steps:
+            for info in self._archived:
+                check(Command.DESTROY_SNAPSHOT, info.name, info.state)
             raise NotFound(f"{where} has no such snapshot", hint="tzfs list -t snapshot shows what there is")
 
     def _meant(self, where: FilesystemName | Scope) -> list[FilesystemInfo]:
+        if self._recursive:
+            return meant(self._store, where)
         if isinstance(where, Scope):
-            if not self._recursive:
-                raise InvalidArgument(f"{where} is not a filesystem", hint="-r means all filesystems in a namespace")
-            infos = [info for info in self._store.filesystems(where) if info.state is State.ACTIVE]
-            if not infos:
-                raise NotFound(f"there is no filesystem in {where}", hint="tzfs list shows what there is")
-            return infos
-        own = self._store.get(where, Command.DESTROY_SNAPSHOT)
-        if not self._recursive or where.namespace:
-            return [own]
-        below = self._store.filesystems(Scope(where.name))
-        return [own, *(info for info in below if info.state is State.ACTIVE)]
+            raise InvalidArgument(f"{where} is not a filesystem", hint="-r means all filesystems in a namespace")
+        return [self._store.get(where, Command.DESTROY_SNAPSHOT)]
 
     def _clones_of(self, info: FilesystemInfo, names: Iterable[str] | None) -> None:
         """The clones of these snapshots go first, or nothing goes; None: of all, whatever they are called."""
@@ -213,7 +215,8 @@ class _Plan:
             sizes = self._each(lambda step: self._one(step, dry_run=True))
         if not dry_run:
             sizes = self._each(lambda step: self._one(step, dry_run=False, progress=progress))
-        return Destruction(tuple(name for step in self._steps for name in step.names), sum(sizes))
+        names = tuple(name for step in self._steps for name in step.names)
+        return Destruction(names, sum(sizes), tuple(info.name for info in self._archived))
 
     def _each(self, do: Callable[[_Step], int]) -> list[int]:
         """What comes of each; with several filesystems meant, one of which snapshots were to go is none any more where

@@ -19,7 +19,7 @@ from tzfs import journal
 from tzfs.access import Name
 from tzfs.catalog import FilesystemInfo
 from tzfs.control import ControlClient
-from tzfs.errors import OnFailure, TzfsError
+from tzfs.errors import NotFound, OnFailure, TzfsError
 from tzfs.format.log import Field
 from tzfs.jsonrpc import Json
 from tzfs.management import Store
@@ -49,9 +49,10 @@ def follow(store: Store, name: Name | None = None, *, on_failure: OnFailure = la
 
 class _Follower:
     def __init__(self, store: Store, name: Name | None, told: list[journal.Logged]) -> None:
-        self._store, self._name = store, name
+        self._store = store
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._mounts: dict[str, ControlClient] = {}  # by guid
+        self._info = None if name is None else store.get(name)
         by_name = {str(info.name): info.guid for info in self._infos()}
         self._seen: dict[str, int] = dict.fromkeys(by_name.values(), 0)  # the last entry, by guid
         for logged in told:
@@ -60,37 +61,41 @@ class _Follower:
         self._seen_of_store = max((entry.number for entry in store.catalog.log()), default=0)
 
     def run(self) -> Iterator[Event]:
+        gone: NotFound | None = None
         while True:
-            self._look()
+            try:
+                self._look()
+            except NotFound as error:  # the last that is told is how it went
+                gone = error
             with suppress(queue.Empty):
-                yield self._events.get(timeout=LOOK_S)
+                yield self._events.get(timeout=0 if gone else LOOK_S)
                 while True:
                     yield self._events.get_nowait()
+            if gone:
+                raise gone
 
     def end(self) -> None:
         for mount in list(self._mounts.values()):
             mount.hang_up()
 
     def _infos(self) -> list[FilesystemInfo]:
-        if self._name is None:
+        if self._info is None:
             return self._store.filesystems(on_damage=lambda error: None)
-        return [self._store.get(self._name)]
+        return [self._store.catalog.refresh(self._info)]
 
     def _look(self) -> None:
-        infos = self._infos()
-        guids = {info.guid for info in infos}
         for entry in self._store.catalog.log():
             if entry.number > self._seen_of_store:
                 self._seen_of_store = entry.number
-                if self._name is None or entry.fields.get("guid") in guids:
+                if self._info is None or entry.fields.get("guid") == self._info.guid:
                     self._events.put(journal.from_store(entry).to_json())
-        for info in infos:
+        for info in self._infos():
             if info.guid not in self._mounts:
                 with suppress(TzfsError):  # a program has it, or another user, or it is just ending
                     mount = self._store.mounted(info)
                     if mount is not None:
                         self._listen(info, mount)
-                    elif self._name is not None:
+                    elif self._info is not None:
                         for logged in journal.of_filesystem(self._store, info):
                             self._tell(info.guid, logged.to_json())
 

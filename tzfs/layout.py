@@ -284,21 +284,23 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def check_folder(path: Path) -> None:
-    """`Displaced` unless `path` is a folder itself, not a link to one; `FileNotFoundError` if there is nothing."""
+def check_no_link(path: Path) -> int:
+    """`Displaced` for a symbolic link, `FileNotFoundError` if there is nothing; the mode of what there is."""
     mode = os.lstat(path).st_mode
     if stat.S_ISLNK(mode):
-        raise Displaced(f"{path}: a symbolic link inside a store", hint="put the folder itself there")
-    if not stat.S_ISDIR(mode):
+        raise Displaced(f"{path}: a symbolic link inside a store", hint="put what it leads to itself there")
+    return mode
+
+
+def check_folder(path: Path) -> None:
+    """`Displaced` unless `path` is a folder itself, not a link to one; `FileNotFoundError` if there is nothing."""
+    if not stat.S_ISDIR(check_no_link(path)):
         raise Displaced(f"{path}: not a folder")
 
 
 def check_file(path: Path) -> None:
     """As `check_folder`, for a regular file."""
-    mode = os.lstat(path).st_mode
-    if stat.S_ISLNK(mode):
-        raise Displaced(f"{path}: a symbolic link inside a store", hint="put the file itself there")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(check_no_link(path)):
         raise Displaced(f"{path}: not a file")
 
 

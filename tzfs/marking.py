@@ -11,7 +11,6 @@ here; or a namespace, or the store.  There is no moment that several filesystems
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +18,7 @@ from tzfs import properties as props
 from tzfs.catalog import FilesystemInfo
 from tzfs.engine.engine import Engine
 from tzfs.engine.marks import check_tag
-from tzfs.errors import Exists, InvalidArgument, NotFound, OnFailure, TzfsError, no_snapshot
+from tzfs.errors import CorruptionError, Exists, InvalidArgument, NotFound, OnFailure, TzfsError, no_snapshot
 from tzfs.format.records import Bookmark, Snapshot
 from tzfs.jsonrpc import Json, Params
 from tzfs.lifecycle import Command, State
@@ -71,19 +70,30 @@ def across(store: Store, text: str, on_failure: OnFailure | None = None) -> tupl
     if not at or not where:
         raise InvalidArgument(f"{show(text)} is not FILESYSTEM@SNAPSHOT, NAMESPACE/@SNAPSHOT or /@SNAPSHOT")
     snapshot = check_snapshot_component(snapshot)
-    if where.endswith("/"):
-        found = store.filesystems(parse_scope(where), on_damage=on_failure)
-    else:
-        name = parse_filesystem(where)
-        found = []
-        with suppress(NotFound):
-            found.append(store.get(name))
-        if not name.namespace:
-            found += store.filesystems(Scope(name.name), on_damage=on_failure)
+    return meant(store, parse_scope(where) if where.endswith("/") else parse_filesystem(where), on_failure), snapshot
+
+
+def meant(store: Store, where: FilesystemName | Scope, on_failure: OnFailure | None = None) -> list[FilesystemInfo]:
+    """The filesystems that `-r` means by the one, the namespace of that name, or both; see `across`."""
+    found: list[FilesystemInfo] = []
+    scope = where
+    if isinstance(where, FilesystemName):
+        try:
+            found.append(store.get(where))
+        except NotFound:
+            pass
+        except CorruptionError as error:
+            if on_failure is None:
+                raise
+            on_failure(error)
+        scope = where if where.namespace else Scope(where.name)
+    if isinstance(scope, Scope):
+        found += store.filesystems(scope, on_damage=on_failure)
     found = [info for info in found if info.state in (State.ACTIVE, State.ARCHIVED)]
     if not found:
-        raise NotFound(f"there is no filesystem {where}, and none in it", hint="tzfs list shows what there is")
-    return found, snapshot
+        nothing = f"in {where}" if isinstance(where, Scope) else f"{where}, and none in it"
+        raise NotFound(f"there is no filesystem {nothing}", hint="tzfs list shows what there is")
+    return found
 
 
 def existing(store: Store, text: str, on_failure: OnFailure | None = None) -> list[SnapshotName]:
@@ -229,8 +239,7 @@ def holds(store: Store, names: Sequence[Name], on_failure: OnFailure | None = No
     """All holds of the snapshots, by snapshot as given, then by tag."""
     found: dict[SnapshotName, Snapshot] = {}
     _grouped(store, names, Command.OPEN_SNAPSHOT, found.__setitem__, on_failure)
-    asked = (name for name in map(_parsed, names) if name in found)
-    return [Hold(name, tag, found[name].holds[tag]) for name in asked for tag in sorted(found[name].holds)]
+    return [Hold(name, tag, record.holds[tag]) for name, record in found.items() for tag in sorted(record.holds)]
 
 
 # -- labels and names ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tzfs.engine.inherited import Above, Ancestry
 from tzfs.engine.snapshots import read_snapshots
 from tzfs.errors import CorruptionError, ForeignStore
 from tzfs.format.superblock import Origin
-from tzfs.layout import META, SEGMENTS, check_file, check_folder
+from tzfs.layout import META, SEGMENTS, check_folder, check_no_link
 from tzfs.store.interface import MetaStore
 from tzfs.store.lmdb_store import LmdbMeta
 from tzfs.store.segments import Segments
@@ -36,10 +36,10 @@ def origin_of(meta: MetaStore) -> Origin | None:
 def open_tables(directory: Path) -> LmdbMeta:
     """The tables of a filesystem, for reading.  No link is followed to them: `Displaced`."""
     meta = directory / META
-    with suppress(FileNotFoundError):  # opening them says so
+    with suppress(FileNotFoundError, NotADirectoryError):  # opening them says so
         check_folder(directory)
-        check_folder(meta)
-        check_file(meta / "data.mdb")
+        check_no_link(meta)
+        check_no_link(meta / "data.mdb")
     return LmdbMeta(meta, readonly=True)
 
 

@@ -32,17 +32,23 @@ def statuses(catalog: Catalog, *, ask: bool = True) -> list[MountStatus]:
     """Every mount and every other process that has a filesystem of the store open; see `Store.status`."""
     out: list[MountStatus] = []
     for info in catalog.list(on_damage=lambda error: out.append(_unknown("?", error))):
+        reasons: list[TzfsError] = []
         try:
             holder = catalog.holder(info)
             if holder is not None:
                 out.append(_holder_status(catalog, info, holder, ask=ask))
+        except TzfsError as error:  # of this one it cannot be said who has it
+            reasons.append(error)
+        try:
             for view in live_views(info.folder):
                 mountpoint = str(view.get("mountpoint") or "-")
                 out.append(
                     MountStatus(f"{info.name}@{view.get('name')}", mountpoint, int(view.get("pid") or 0), "snapshot")
                 )
-        except TzfsError as error:  # of this one it cannot be said who has it
-            out.append(_unknown(str(info.name), error))
+        except TzfsError as error:
+            reasons.append(error)
+        if reasons:
+            out.append(_unknown(str(info.name), reasons[0]))
     return out
 
 

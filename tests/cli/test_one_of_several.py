@@ -18,9 +18,9 @@ import tzfs.access
 import tzfs.management
 from tests.cli.command_line import CommandLine, check_words
 from tests.damaging import damage_row
-from tzfs import catalog_rows, destroying
+from tzfs import catalog_rows, destroying, events
 from tzfs.catalog import FilesystemInfo
-from tzfs.errors import Busy, Exists, NotFound, StoreError, exit_code_of
+from tzfs.errors import Busy, Exists, NotFound, StoreError, WrongState, exit_code_of
 from tzfs.format.keys import CATALOG_TABLES, Table
 from tzfs.management import Store, open_store
 from tzfs.store.lmdb_store import LmdbMeta
@@ -154,14 +154,18 @@ def test_what_was_done_in_part_can_be_done_for_the_rest(three: CommandLine) -> N
     assert snapshots(three) == ["a@u", "b@s", "b@u", "c@u"]
 
 
+def damage_catalog(tzfs: CommandLine, key: bytes) -> None:
+    meta = LmdbMeta(tzfs.store / "catalog", tables=CATALOG_TABLES)
+    txn = meta.begin_write()
+    damage_row(txn, Table.CATALOG if txn.get(Table.CATALOG, key) else Table.CATALOG_STORE, key)
+    txn.commit()
+    meta.close()
+
+
 def test_one_whose_number_is_damaged_keeps_no_other_from_its_turn(three: CommandLine) -> None:
     with open_store(three.store) as store:
         folder = store.get("b").folder
-    meta = LmdbMeta(three.store / "catalog", tables=CATALOG_TABLES)
-    txn = meta.begin_write()
-    damage_row(txn, Table.CATALOG_STORE, catalog_rows._PARTITION + folder.name.encode())
-    txn.commit()
-    meta.close()
+    damage_catalog(three, catalog_rows._PARTITION + folder.name.encode())
     for line in (["snapshot", "-r", "/@t"], ["hold", "-r", "k", "/@s"], ["rename", "-r", "/@s", "@u"], ["gc", "--all"]):
         answer = three(*line)
         assert answer.code == 65, line
@@ -229,6 +233,59 @@ def test_a_lock_that_is_something_else_is_told_with_its_filesystems_name(three: 
     assert answer.code in (74, 78)
     check_words(answer.err)
     assert answer.err.startswith("tzfs: b: ")
+
+
+def test_one_whose_catalog_row_is_damaged_keeps_nothing_below_it_from_its_turn(tzfs: CommandLine) -> None:
+    for name in ("n", "n/a", "n/b"):
+        tzfs.ok("create", name)
+        tzfs.ok("snapshot", f"{name}@s")
+    damage_catalog(tzfs, b"n")
+    for line in (["snapshot", "-r", "n@t"], ["hold", "-r", "k", "n@s"], ["rename", "-r", "n@s", "@u"]):
+        assert tzfs(*line).code == 65, line
+    assert tzfs("holds", "-rH", "n@u").out.split()[::7] == ["n/a@u", "n/b@u"]
+    assert tzfs("list", "-H", "-o", "name", "-t", "snapshot", "n/").out.split() == ["n/a@u", "n/a@t", "n/b@u", "n/b@t"]
+
+
+def test_the_snapshots_of_a_namespace_without_a_filesystem_of_its_name_are_destroyed(tzfs: CommandLine) -> None:
+    for name in ("n/a", "n/b", "n/old"):
+        tzfs.ok("create", name)
+        tzfs.ok("snapshot", f"{name}@s")
+    tzfs.ok("archive", "n/old")
+    answer = tzfs("destroy", "-rv", "n@s")
+    assert (answer.code, answer.err) == (0, "tzfs: n/old is archived, and passed over\n")
+    assert answer.out.splitlines()[:2] == ["destroy n/a@s", "destroy n/b@s"]
+    assert snapshots(tzfs) == ["n/old@s"]
+    assert "n/old: it is ARCHIVED" in tzfs.refused("destroy", "-r", "n/@s", code=exit_code_of(WrongState("")))
+    assert snapshots(tzfs) == ["n/old@s"]
+
+
+def test_a_hold_is_listed_once(three: CommandLine) -> None:
+    three.ok("hold", "k", "a@s")
+    assert len(three.ok("holds", "-rH", "/@s", "a@s").splitlines()) == 1
+
+
+def test_who_reads_is_told_where_the_lock_cannot_be_looked_at(three: CommandLine) -> None:
+    with open_store(three.store) as store, store.open_snapshot("b@s"):
+        lock = store.get("b").folder / "lock"
+        lock.unlink()
+        lock.symlink_to("elsewhere")
+        assert [line.split("\t")[0] for line in three.ok("status", "-H").splitlines()] == ["b@s", "b"]
+
+
+@pytest.mark.parametrize("how", [["destroy", "-r"], ["rename"]])
+def test_who_follows_a_filesystem_hears_what_became_of_it(three: CommandLine, how: list[str]) -> None:
+    with open_store(three.store) as store:
+        followed = events.follow(store, "b")
+        while next(followed)["kind"] != "snapshot":
+            pass
+        elsewhere(three, *how, "b", *(["x"] if how == ["rename"] else []))()
+        assert next(followed)["kind"] == how[0]
+        if how == ["rename"]:
+            elsewhere(three, "set", "a:b=c", "x")()
+            assert next(followed)["kind"] == "set"
+        else:
+            with pytest.raises(NotFound, match="is gone"):
+                next(followed)
 
 
 # -- a lock that was removed -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine.conftest import Workspace
 from tzfs.engine.committed import read_counters
+from tzfs.engine.head import DRIFT_MAX
 from tzfs.format import keys, records
 from tzfs.format.counters import COUNTERS_KEY, Counters, pack_counters
 from tzfs.format.keys import Ino, Table
@@ -132,3 +133,11 @@ def test_cells_and_segments_that_lost_count_stay_at_zero(make: type[Workspace], 
     ws.restart()
     assert ws.engine.read(ws.engine.lookup(1, b"g").ino, 0, 5) == b"yyyyy"
     ws.engine.close()
+
+
+def test_there_is_an_end_to_what_is_told_of_drift(ws: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(DRIFT_MAX + 5):
+        ws.engine._head.report_drift("bytes", -1)
+        ws.engine._head.report(f"line {number}")
+    assert len(ws.engine.drift) == len(caplog.records) == DRIFT_MAX
+    del ws.engine.drift[:]  # which the end of the test looks at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tzfs.cli.output import document, working
+from tzfs.cli.output import document, say, working
 from tzfs.cli.parameters import FILESYSTEM, store_of
 from tzfs.destroying import destroy
 from tzfs.units import human_size
@@ -63,6 +63,8 @@ def destroy_command(
             damaged=damaged,
             progress=lambda left: tell(f"destroying {name}: {human_size(left)} to be freed"),
         )
+    for filesystem in done.archived:
+        say("tzfs", f"{filesystem} is archived, and passed over")
     if as_json:
         document({"destroyed": [str(each) for each in done.names], "bytes": done.bytes, "dry_run": dry_run})
     elif parsable:

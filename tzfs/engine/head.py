@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DRIFT_MAX = 1000  # each is a line of the log, and all of them an answer on the control socket
+
 S_IFMT = 0o170000
 S_IFDIR = 0o040000
 S_IFREG = 0o100000
@@ -97,7 +99,7 @@ class Head:
         if ancestry is not None:
             self.look = ancestry.over(txn, momentary=True)
         self.counters, self.settings, self.clock = counters, settings, clock
-        self.drift: list[str] = []
+        self.drift: list[str] = []  # the first DRIFT_MAX
         self._told: set[str] = set()
         self.versions = Versions(self.report_drift, self.report)
         self.versions.begin(txn)
@@ -221,8 +223,9 @@ class Head:
             self._note(line)
 
     def _note(self, line: str) -> None:
-        self.drift.append(line)
-        log.error("%s", line)
+        if len(self.drift) < DRIFT_MAX:
+            self.drift.append(line)
+            log.error("%s", line)
 
     def counted(self, what: str, value: int) -> int:
         """What the counter `what` becomes: `value`, or zero where it would be negative, which is reported."""
