@@ -108,10 +108,9 @@ class Access:
             return committed_points(info.folder)
 
     def is_gone(self, info: FilesystemInfo) -> bool:
-        """Whether it is no longer what `info` says: destroyed, renamed, or just being made or destroyed."""
+        """Whether it has been destroyed since, or somebody is making or destroying it."""
         try:
-            now = self.catalog.refresh(info)
-            return now.name != info.name or now.state in (State.CREATING, State.DELETING)
+            return self.catalog.refresh(info).state in (State.CREATING, State.DELETING)
         except NotFound:
             return True
         except CorruptionError:
@@ -129,7 +128,14 @@ class Access:
                 raise
             if not self.is_gone(info):
                 error.args = (text_about(info.name, error),)
-                on_failure(error)
+                on_failure(self._renamed(info) or error)
+
+    def _renamed(self, info: FilesystemInfo) -> NotFound | None:
+        with suppress(TzfsError):
+            now = self.catalog.refresh(info)
+            if now.name != info.name:
+                return NotFound(f"{info.name}: it has just been renamed to {now.name}", hint="do the same for that one")
+        return None
 
     def mounted(self, info: FilesystemInfo, *, timeout_s: float = TIMEOUT_S) -> ControlClient | None:
         """A connection to the filesystem's mount; None where nobody holds it.  `Busy` where a program has it open."""

@@ -138,17 +138,19 @@ class Layout:
     def check_owner(self) -> None:
         """`PermissionDenied` where the store that is there is another user's, for root, too.
 
-        Its owner could not open what root makes in it, and may exchange what root opens for a link to something else.
+        Its owner could not open what somebody else makes in it, and may exchange what is opened for a link to something
+        that is not the owner's.
         """
-        owner = os.lstat(self.catalog / "data.mdb").st_uid
-        if os.geteuid() or not owner:
-            return  # whoever else must not open it cannot
+        found = {os.lstat(path).st_uid for path in (self.catalog / "data.mdb", self.catalog, self.filesystems)}
+        if found == {os.geteuid()}:
+            return
+        owner = max(found - {os.geteuid()})
         try:
             user = pwd.getpwuid(owner).pw_name
         except KeyError:
             user = f"#{owner}"
         raise PermissionDenied(
-            f"store {self.root}: it belongs to user {user}, and root leaves it alone",
+            f"store {self.root}: it belongs to user {user}, and is for that user alone",
             hint=f"sudo -u {shlex.quote(user)} tzfs ..., as its owner",
         )
 
@@ -195,11 +197,12 @@ class Layout:
         return os.path.lexists(self.folder(partition))
 
     def make_folder(self, partition: int) -> Path:
-        """A new folder with its empty rooms; not synced.  `FileExistsError` if something is there."""
+        """A new folder with its empty rooms and its lock; not synced.  `FileExistsError` if something is there."""
         folder = self.folder(partition)
         folder.mkdir(0o700)
         for room in (META, SEGMENTS, VIEWS_FOLDER):
             (folder / room).mkdir(0o700)
+        os.close(os.open(folder / LOCK_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         return folder
 
     def sync(self, partition: int) -> None:

@@ -86,7 +86,7 @@ class Ledger:
                 continue
             if partition != without:
                 folder, row = self._layout.filesystems / name, known.get(partition)
-                if row is None or row.claimed != (Lease.holder(folder) is not None):
+                if row is None or row.claimed != _held(folder):
                     row = Row(_measured(folder), claimed=False)
                 rows[partition] = row
         return rows
@@ -126,6 +126,13 @@ def _boot() -> str:
         return _BOOT.read_text().strip()
     except OSError:
         return "unknown"
+
+
+def _held(folder: Path) -> bool:
+    try:
+        return Lease.holder(folder) is not None
+    except TzfsError:  # its lock is something else
+        return False
 
 
 def _measured(folder: Path) -> int:

@@ -266,9 +266,11 @@ class Store(Access):
             with self.passing_over(info, on_failure), translating("collect"), suppress(Busy):  # who has it, does it
                 if self.catalog.holder(info) is not None:
                     continue
-                yield info.name, self.collect(info.name)
-                with self.writer(info.name, {"kind": "gc"}, Command.GC) as writer:
-                    self._tasks(info.name, writer).run_due()
+                name = self.catalog.refresh(info).name
+                yield name, self.collect(name)
+                name = self.catalog.refresh(info).name
+                with self.writer(name, {"kind": "gc"}, Command.GC) as writer:
+                    self._tasks(name, writer).run_due()
 
     def check(self, name: Name, *, payload: bool = False, progress: Hear | None = None) -> Checked:
         """Tests everything that must hold in a filesystem; nothing is repaired.  `progress` hears how far it is.

@@ -37,6 +37,7 @@ from tzfs.names import (
 )
 
 Name = str | SnapshotName
+Names = Iterable[Name] | Mapping[SnapshotName, FilesystemInfo]  # with what they were of when they were found
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +97,18 @@ def meant(store: Store, where: FilesystemName | Scope, on_failure: OnFailure | N
     return found
 
 
-def existing(store: Store, text: str, on_failure: OnFailure | None = None) -> list[SnapshotName]:
-    """The snapshots of that name in the filesystems that `-r` means; `NotFound` where none has it.
+def existing(store: Store, text: str, on_failure: OnFailure | None = None) -> dict[SnapshotName, FilesystemInfo]:
+    """The snapshots of that name in the filesystems that `-r` means, and what each is of; `NotFound` where none has it.
 
     `on_failure` is told of those that cannot be read; without it that is raised.
     """
     infos, snapshot = across(store, text, on_failure)
-    found: list[SnapshotName] = []
+    found: dict[SnapshotName, FilesystemInfo] = {}
     failures: list[TzfsError] = []
     for info in infos:
         with store.passing_over(info, failures.append if on_failure else None):
             if snapshot in store.points(info)[0]:
-                found.append(SnapshotName(info.name, snapshot))
+                found[SnapshotName(info.name, snapshot)] = info
     if on_failure:
         for error in failures:
             on_failure(error)
@@ -147,7 +148,7 @@ def _parsed(name: Name) -> SnapshotName:
 
 def _grouped(
     store: Store,
-    names: Iterable[Name],
+    names: Names,
     command: Command,
     check: Callable[[SnapshotName, Snapshot], None],
     on_failure: OnFailure | None = None,
@@ -156,20 +157,18 @@ def _grouped(
 
     What one is refused for is told to `on_failure`, and it is left out; without, that is raised.
     """
-    out: dict[FilesystemName, tuple[FilesystemInfo, list[str]]] = {}
+    known = names if isinstance(names, Mapping) else {}
+    out: dict[str, tuple[FilesystemInfo, list[str]]] = {}  # by guid
     for name in dict.fromkeys(map(_parsed, names)):
-        try:
-            info, snapshots = out.get(name.filesystem) or (store.get(name.filesystem, command), [])
-        except NotFound:
-            if on_failure is None:
-                raise
-            continue  # it has just gone
+        info = known.get(name) or store.get(name.filesystem, command)
         with store.passing_over(info, on_failure):
+            if name in known and store.get(name.filesystem, command).guid != info.guid:
+                raise NotFound(f"filesystem {name.filesystem} is another now")
             record = store.points(info)[0].get(name.snapshot)
             if record is None:
                 raise no_snapshot(name.filesystem, name.snapshot)
             check(name, record)
-            out[name.filesystem] = info, [*snapshots, name.snapshot]
+            out.setdefault(info.guid, (info, []))[1].append(name.snapshot)
     return list(out.values())
 
 
@@ -196,7 +195,7 @@ def _change(
 # -- holds -----------------------------------------------------------------------------------------------------------
 
 
-def hold(store: Store, tag: str, names: Sequence[Name], on_failure: OnFailure | None = None) -> None:
+def hold(store: Store, tag: str, names: Names, on_failure: OnFailure | None = None) -> None:
     """Keeps snapshots from being destroyed until `release` of the tag.  `NotFound`, `Exists`, `InvalidArgument`.
 
     Of several filesystems those that cannot be changed are told to `on_failure`, here as in what follows.
@@ -217,7 +216,7 @@ def _hold(engine: Engine, *, tag: str, names: list[str]) -> None:
     engine.marks.hold(tag, names)
 
 
-def release(store: Store, tag: str, names: Sequence[Name], on_failure: OnFailure | None = None) -> None:
+def release(store: Store, tag: str, names: Names, on_failure: OnFailure | None = None) -> None:
     """Takes a hold away from each of the snapshots; `NotFound` where one has none of that tag."""
     check_tag(tag)
 
@@ -235,7 +234,7 @@ def _release(engine: Engine, *, tag: str, names: list[str]) -> None:
     engine.marks.release(tag, names)
 
 
-def holds(store: Store, names: Sequence[Name], on_failure: OnFailure | None = None) -> list[Hold]:
+def holds(store: Store, names: Names, on_failure: OnFailure | None = None) -> list[Hold]:
     """All holds of the snapshots, by snapshot as given, then by tag."""
     found: dict[SnapshotName, Snapshot] = {}
     _grouped(store, names, Command.OPEN_SNAPSHOT, found.__setitem__, on_failure)
@@ -272,7 +271,7 @@ def rename(store: Store, old: Name, new: Name) -> None:
     rename_all(store, [before], new.snapshot)
 
 
-def rename_all(store: Store, olds: Sequence[SnapshotName], new: str, on_failure: OnFailure | None = None) -> None:
+def rename_all(store: Store, olds: Names, new: str, on_failure: OnFailure | None = None) -> None:
     """Gives snapshots, one of each of several filesystems, another name, the same."""
 
     def check(name: SnapshotName, record: Snapshot) -> None:

@@ -14,6 +14,7 @@ No lock is waited for while a transaction is open: its holder may need one to fi
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -31,7 +32,7 @@ from tzfs.lifecycle import Command, State, check
 from tzfs.names import FilesystemName
 from tzfs.native import fnv1a64
 from tzfs.store.interface import ReadTransaction, WriteTransaction
-from tzfs.store.lease import LOCK_FILE, VIEWS_FOLDER, Info, Lease, Value, live_views
+from tzfs.store.lease import LOCK_FILE, TESTED_TRIES_MAX, VIEWS_FOLDER, Info, Lease, Value, live_views
 from tzfs.store.lmdb_environment import in_use
 
 Formatter = Callable[[Path, bytes], None]  # (the filesystem's folder, its guid): makes it an empty filesystem, durably
@@ -285,7 +286,7 @@ class Transitions:
             if readers:
                 who = [f"pid {reader.get('pid', '?')}, reading @{reader.get('name', '?')}" for reader in readers]
                 raise Busy(f"cannot destroy {info.name}: in use by {'; '.join(who)}", holders=who)
-            if not whole and in_use(folder / META):
+            if not whole and _in_use(info):
                 raise _open_somewhere(f"cannot destroy {info.name}")
             yield
 
@@ -312,13 +313,22 @@ class Transitions:
 
         A lock file that was removed says nothing: whoever has the tables open may still hold it.
         """
-        if not os.path.lexists(info.folder / LOCK_FILE) and in_use(info.folder / META):
+        if not os.path.lexists(info.folder / LOCK_FILE) and _in_use(info):
             raise _open_somewhere(f"filesystem {info.name}: its lock file is gone")
         try:
             return Lease.acquire(info.folder, info=told)
         except Busy as error:
             check(command, info.name, info.state, error.holders[0] if error.holders else "another process")
             raise Busy(f"filesystem {info.name} is {error}", holders=error.holders, hint=error.hint) from error
+
+
+def _in_use(info: FilesystemInfo) -> bool:
+    """Whether a process has the tables open, and not only to look at them for a moment."""
+    for _ in range(TESTED_TRIES_MAX):
+        if not in_use(info.folder / META):
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def _open_somewhere(what: str) -> Busy:

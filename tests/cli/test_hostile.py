@@ -258,7 +258,7 @@ def test_root_leaves_the_store_of_another_user_alone(tzfs: CommandLine) -> None:
         ["destroy", "-r", "ws"],
     ):
         told = tzfs.refused(*line, code=exit_code_of(PermissionDenied("")))
-        assert f"store {tzfs.store}: it belongs to user #61002, and root leaves it alone" in told, line
+        assert f"store {tzfs.store}: it belongs to user #61002, and is for that user alone" in told, line
         assert "sudo -u '#61002' tzfs" in told, line
     for create in (False, True):
         with pytest.raises(PermissionDenied, match="belongs to user #61002"):

@@ -8,8 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,12 @@ import tzfs.access
 import tzfs.management
 from tests.cli.command_line import CommandLine, check_words
 from tests.damaging import damage_row
-from tzfs import catalog_rows, destroying, events
+from tzfs import catalog_rows, destroying, events, failpoints
 from tzfs.catalog import FilesystemInfo
 from tzfs.errors import Busy, Exists, NotFound, StoreError, WrongState, exit_code_of
 from tzfs.format.keys import CATALOG_TABLES, Table
 from tzfs.management import Store, open_store
+from tzfs.origins import open_tables
 from tzfs.store.lmdb_store import LmdbMeta
 
 GONE = exit_code_of(NotFound(""))
@@ -55,10 +56,17 @@ def before(owner: object, name: str, nth: int, do: Callable[[], object]) -> Iter
         assert calls >= nth, f"{name} was called {calls} times"
 
 
-def elsewhere(tzfs: CommandLine, *line: str) -> Callable[[], object]:
-    """The command in another process."""
+def elsewhere(
+    tzfs: CommandLine, *line: str, code: int = 0, env: Mapping[str, str] | None = None
+) -> Callable[[], object]:
+    """The command in another process, which ends with that code."""
     command = [sys.executable, "-c", "from tzfs.cli import main; main()", "--store", str(tzfs.store), *line]
-    return lambda: subprocess.run(command, check=True, capture_output=True)
+
+    def run() -> None:
+        done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **(env or {})})
+        assert done.returncode == code, done
+
+    return run
 
 
 def snapshots(tzfs: CommandLine) -> list[str]:
@@ -86,12 +94,45 @@ def test_where_the_only_one_goes_there_is_none(three: CommandLine, line: list[st
 
 
 @pytest.mark.parametrize("nth", [4, 5])  # found with the other two; looked at before it is held
-@pytest.mark.parametrize("how", [["destroy", "-r", "b"], ["rename", "b", "x"]])
-def test_one_that_goes_after_it_was_found_is_passed_over(three: CommandLine, how: list[str], nth: int) -> None:
-    with before(tzfs.access, "committed_points", nth, elsewhere(three, *how)):
+def test_one_that_goes_after_it_was_found_is_passed_over(three: CommandLine, nth: int) -> None:
+    with before(tzfs.access, "committed_points", nth, elsewhere(three, "destroy", "-r", "b")):
         three.ok("hold", "-r", "k", "/@s")
-    held = three.ok("holds", "-rH", "/@s").splitlines()
-    assert [line.partition("\t")[0] for line in held] == ["a@s", "c@s"]
+    assert three.ok("holds", "-rH", "/@s").split()[::7] == ["a@s", "c@s"]
+
+
+RENAMED = "tzfs: b: it has just been renamed to x\nhint: do the same for that one\n"
+
+
+@pytest.mark.parametrize("line", [["hold", "-r", "k", "/@s"], ["rename", "-r", "/@s", "@u"], ["snapshot", "-r", "/@u"]])
+def test_one_that_is_renamed_after_it_was_found_is_told(three: CommandLine, line: list[str]) -> None:
+    nth = 1 if line[0] == "snapshot" else 4
+    with before(tzfs.access, "committed_points", nth, elsewhere(three, "rename", "b", "x")):
+        answer = three(*line)
+    assert (answer.code, answer.err) == (GONE, RENAMED)
+    if line[0] == "hold":
+        assert three.ok("holds", "-rH", "/@s").split()[::7] == ["a@s", "c@s"]
+    else:
+        assert {"a@u", "c@u", "x@s"} <= set(snapshots(three))
+
+
+def test_one_that_has_the_name_by_then_is_left_alone(three: CommandLine) -> None:
+    def exchanged() -> None:
+        for line in (["destroy", "-r", "b"], ["create", "b"], ["snapshot", "b@s"]):
+            elsewhere(three, *line)()
+
+    with before(tzfs.access, "committed_points", 4, exchanged):
+        three.ok("hold", "-r", "k", "/@s")
+    assert three.ok("holds", "-rH", "/@s").split()[::7] == ["a@s", "c@s"]
+
+
+@pytest.mark.parametrize("line", [["hold", "-r", "k", "/@s"], ["rename", "-r", "/@s", "@u"], ["destroy", "-r", "/@s"]])
+def test_one_whose_destroyer_was_killed_is_passed_over(three: CommandLine, line: list[str]) -> None:
+    killed = {"TZFS_FAILPOINTS": "catalog.destroy.recorded=crash"}
+    nth = 1 if line[0] == "destroy" else 4
+    owner, name = (destroying._Plan, "_one") if line[0] == "destroy" else (tzfs.access, "committed_points")
+    with before(owner, name, nth, elsewhere(three, "destroy", "-r", "b", code=failpoints.CRASH_STATUS, env=killed)):
+        three.ok(*line)
+    assert {"hold": snapshots(three) == ["a@s", "c@s"]}.get(line[0], "a@s" not in snapshots(three))
 
 
 @pytest.mark.parametrize("nth", range(1, 7))
@@ -117,8 +158,9 @@ def test_one_that_goes_while_it_alone_is_listed_is_not_found(three: CommandLine)
 
 def test_one_that_is_renamed_while_all_are_collected(three: CommandLine) -> None:
     with before(Store, "collect", 2, elsewhere(three, "rename", "b", "x")):
-        told = three.ok("gc", "--all")
-    assert [line.partition(":")[0] for line in told.splitlines()] == ["a", "c"]
+        answer = three("gc", "--all")
+    assert (answer.code, answer.err) == (GONE, RENAMED)
+    assert [line.partition(":")[0] for line in answer.out.splitlines()] == ["a", "c"]
 
 
 def test_what_is_wrong_with_all_of_them_is_said_once(three: CommandLine) -> None:
@@ -288,6 +330,26 @@ def test_who_follows_a_filesystem_hears_what_became_of_it(three: CommandLine, ho
                 next(followed)
 
 
+def test_a_folder_that_must_not_be_looked_into_keeps_no_other_from_its_turn(
+    three: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(three.store) as store:
+        folder = store.get("b").folder
+    original = os.lstat
+
+    def refusing(path: str | Path) -> os.stat_result:
+        if Path(path).parent == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path)
+
+    (folder / "meta" / "data.mdb").unlink()
+    monkeypatch.setattr(os, "lstat", refusing)
+    answer = three("list", "--json")
+    assert answer.code == 78
+    assert [row["name"] for row in json.loads(answer.out)] == ["a", "b", "c"]
+    assert answer.err.startswith("tzfs: b: ")
+
+
 # -- a lock that was removed -----------------------------------------------------------------------------------------
 
 
@@ -324,3 +386,16 @@ def test_tables_whose_users_cannot_be_seen_are_not_given_up(
     monkeypatch.setattr(os, "open", refusing)
     assert "meta/lock.mdb: open: " in three.refused("destroy", "--damaged", "-r", "b", code=74)
     assert folder.exists()
+
+
+def test_a_filesystem_has_its_lock_from_the_beginning_and_who_looks_for_a_moment_is_waited_for(
+    three: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three.ok("create", "new")
+    with open_store(three.store) as store:
+        assert (store.get("new").folder / "lock").exists()
+        (store.get("b").folder / "lock").unlink()
+        with ExitStack() as stack:
+            stack.enter_context(closing(open_tables(store.get("b").folder)))
+            monkeypatch.setattr("tzfs.transitions.time.sleep", lambda seconds: stack.close())
+            three.ok("snapshot", "b@t")

@@ -165,3 +165,18 @@ def test_mounts_feel_it_at_once(workspace: Workspace) -> None:
         assert (done.returncode, "cannot set quota of the store" in done.stderr) == (1, True)
         workspace.tzfs("set", "quota=none", "/")
         (mnt / "g").write_bytes(noise(2 * MIB, "x"))
+
+
+@pytest.mark.parametrize("what", ["lock", "."])
+def test_one_that_is_displaced_keeps_no_other_from_being_opened(tzfs: CommandLine, tmp_path: Path, what: str) -> None:
+    for name in "ab":
+        tzfs.ok("create", name)
+    tzfs.ok("set", "quota=1G", "/")
+    with open_store(tzfs.store) as store:
+        folder = store.get("a").folder
+    place = folder / what
+    place.rename(tmp_path / "away")
+    place.symlink_to(tmp_path / "away")
+    tzfs.ok("gc", "b")
+    tzfs.ok("snapshot", "b@s")
+    tzfs.ok("get", "available", "b")

@@ -104,7 +104,17 @@ def test_what_a_holder_says_can_be_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1]\n", b"\xff\n", b"[" * 9_000, b'{"pid": "x"}', b'{"pid": 1, "socket": []}']
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]\n",
+        b"\xff\n",
+        b"[" * 9_000,
+        b'{"pid": "x"}',
+        b'{"pid": 1, "socket": []}',
+        b'{"pid": 1, "socket": "\\ud800"}',
+    ],
 )
 def test_what_cannot_be_understood_does_not_matter(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LOCK_FILE).write_bytes(content)

@@ -10,7 +10,7 @@ from tzfs import marking
 from tzfs.cli.output import Failures, document, table
 from tzfs.cli.parameters import SNAPSHOT, store_of
 from tzfs.management import Store
-from tzfs.names import SnapshotName, parse_snapshot
+from tzfs.names import parse_snapshot
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -23,10 +23,10 @@ RECURSIVE = click.option(
 SNAPSHOTS = click.argument("names", metavar="FILESYSTEM@SNAPSHOT...", nargs=-1, required=True, type=SNAPSHOT)
 
 
-def snapshots_of(store: Store, names: tuple[str, ...], *, recursive: bool, failures: Failures) -> list[SnapshotName]:
+def snapshots_of(store: Store, names: tuple[str, ...], *, recursive: bool, failures: Failures) -> marking.Names:
     """What the names mean, with or without `-r`."""
     if recursive:
-        return [found for name in names for found in marking.existing(store, name, failures)]
+        return {name: of for text in names for name, of in marking.existing(store, text, failures).items()}
     return [parse_snapshot(name) for name in names]
 
 

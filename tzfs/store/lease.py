@@ -385,7 +385,17 @@ def _info(fd: int) -> Info:
         return {}
     if not isinstance(told, dict) or not isinstance(told.get("pid", 0), int):
         return {}
-    return {name: value for name, value in told.items() if value is None or isinstance(value, str | int | float)}
+    return {name: value for name, value in told.items() if _sayable(value)}
+
+
+def _sayable(value: object) -> bool:
+    if isinstance(value, str):
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError:  # half a character
+            return False
+        return True
+    return value is None or isinstance(value, int | float)
 
 
 def _busy(path: Path) -> TzfsError:
