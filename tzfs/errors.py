@@ -298,9 +298,10 @@ OnFailure = Callable[[TzfsError], None]
 
 
 def text_about(what: object, error: TzfsError) -> str:
-    """What an error says, with the name of what it is about before it, unless it has that."""
+    """What an error says, with the name of what it is about before it, unless it begins with that."""
     text = str(error)
-    named = re.search(rf"(?:^| ){re.escape(str(what))}[:@#]", text)
+    verb = r"(?:cannot [a-z]+ (?:a snapshot of )?|filesystem |snapshot |no snapshot )?"
+    named = re.match(rf"{verb}{re.escape(str(what))}[:@# ]", text)
     return text if named else f"{what}: {text}"
 
 

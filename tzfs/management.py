@@ -393,8 +393,10 @@ class Store(Access):
             infos = [self.catalog.get(where)]
         for info in infos:
             # A program has read its properties when it opened; a mount that has just gone needs none.
-            with self.passing_over(info, failures.append), suppress(Busy, NotFound):
-                mount = self.mounted(info)
+            with self.passing_over(info, failures.append):
+                mount = None
+                with suppress(Busy, NotFound):
+                    mount = self.mounted(info)
                 if mount is not None:
                     with mount:
                         mount.call("property.changed")
