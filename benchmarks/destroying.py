@@ -2,7 +2,8 @@
 
 A filesystem is filled, a snapshot taken, everything removed, the snapshot destroyed; what it alone had is then freed in
 the background, and given back to the disk.  Meanwhile another process creates files as fast as it goes.  Freeing is
-held up and let go on by turns (`gc_interval`), so that whatever else the machine does falls on both alike.
+held up and let go on by turns (`gc_interval`), so that whatever else the machine does falls on both alike, and so does
+being asked how far it is.
 
     small files    of 64 KiB: four rows of the deadlist each
     large files    of 64 MiB: two rows for each 128 KiB
@@ -30,7 +31,8 @@ from benchmarks.report import number, table
 from benchmarks.snapshots import Control, socket_of
 
 KINDS: Final = {"small files": 64 << 10, "large files": 64 << 20}
-POLL_S: Final = 0.02
+POLL_S: Final = 0.02  # until it begins
+ASK_S: Final = 0.25  # between two questions in a window: each takes the loop longer than one create of a hundred takes
 FOLDER: Final = 1000  # files in one
 
 
@@ -113,18 +115,20 @@ class Freeing:
     def windows(self, *, seconds: float, to_give: int) -> Iterator[tuple[bool, float, float]]:
         """(whether it was freeing, from when, to when), by turns, until `to_give` bytes are given back."""
         while not self.over(to_give):
-            began = time.monotonic()
-            time.sleep(seconds)
-            yield False, began, time.monotonic()
+            yield False, *self._window(seconds, to_give)
             before = self.left(), self.punched()
             self.let(True)
             while (self.left(), self.punched()) == before and not self.over(to_give):
                 time.sleep(POLL_S)  # it begins with the next commit
-            began = time.monotonic()
-            while time.monotonic() < began + seconds and not self.over(to_give):
-                time.sleep(POLL_S)
-            yield True, began, time.monotonic()
+            yield True, *self._window(seconds, to_give)
             self.let(False)
+
+    def _window(self, seconds: float, to_give: int) -> tuple[float, float]:
+        """From when to when it was: so long, unless all is over before."""
+        began = time.monotonic()
+        while (now := time.monotonic()) < began + seconds and not self.over(to_give):
+            time.sleep(ASK_S)
+        return began, now
 
     def over(self, to_give: int) -> bool:
         """Whether nothing is left, and as many bytes are given back."""
