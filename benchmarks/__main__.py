@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -140,6 +141,9 @@ def main(argv: Sequence[str]) -> int:
         "machine": report.machine(),
         "options": {"rounds": rounds, "files": files, "quick": options.quick, "targets": names},
     }
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # as when interrupted: nothing stays mounted
     with ExitStack() as stack:
         base = Path(tempfile.mkdtemp(prefix="tzfs-bench-", dir=options.dir))
         stack.callback(shutil.rmtree, base, ignore_errors=True)
