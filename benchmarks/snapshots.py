@@ -2,6 +2,7 @@
 
 A snapshot is timed three ways, with nothing dirty: in the engine (the public API in this process, nothing mounted),
 over the control socket of a mount, and as the command `tzfs snapshot`, which adds the start of an interpreter.
+There is a filesystem of each size, and they are timed by turns: how fast the machine is changes within minutes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Final, TypedDict, cast
 
@@ -48,11 +51,11 @@ def rss_kib(pid: int) -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) for words in lines if words and words[0].startswith("Rss")}
 
 
-def fill(directory: Path, *, first: int, files: int) -> None:
-    for number_ in range(first, files):
+def fill(directory: Path, *, files: int) -> None:
+    for number_ in range(files):
         folder = directory / f"{number_ // FILES_IN_DIRECTORY:03}"
-        if number_ % FILES_IN_DIRECTORY == 0 or number_ == first:
-            folder.mkdir(exist_ok=True)
+        if number_ % FILES_IN_DIRECTORY == 0:
+            folder.mkdir()
         with open(folder / f"{number_ % FILES_IN_DIRECTORY:03}", "wb") as file:
             file.write(b"%d" % number_)
 
@@ -76,14 +79,16 @@ def walk(directory: Path, *, files: int) -> int:
     return seen
 
 
-def median_ms(take: Callable[[str], object], names: itertools.count[int]) -> float:
-    times = []
+def medians_ms(takes: Sequence[Callable[[str], object]], names: itertools.count[int]) -> list[float]:
+    """Of each of `takes`, which are called by turns."""
+    times: list[list[float]] = [[] for _ in takes]
     for _ in range(SNAPSHOTS):
-        name = f"bench-{next(names)}"
-        begun = time.perf_counter()
-        take(name)
-        times.append((time.perf_counter() - begun) * 1e3)
-    return statistics.median(times)
+        for take, of in zip(takes, times, strict=True):
+            name = f"bench-{next(names)}"
+            begun = time.perf_counter()
+            take(name)
+            of.append((time.perf_counter() - begun) * 1e3)
+    return [statistics.median(of) for of in times]
 
 
 class Control:
@@ -126,44 +131,63 @@ def socket_of(store: Path) -> str:
     return str(holder["socket"])
 
 
-def through_socket(store: Path, names: itertools.count[int]) -> float:
-    control = Control(socket_of(store))
-    try:
-        return median_ms(lambda name: control.call("snapshot.create", name=name), names)
-    finally:
-        control.close()
+def through_socket(stores: Sequence[Path], names: itertools.count[int]) -> list[float]:
+    with ExitStack() as stack:
+        controls = [stack.enter_context(closing(Control(socket_of(store)))) for store in stores]
+        return medians_ms([partial(snapshot_through, control) for control in controls], names)
 
 
-def in_engine(store: Path, names: itertools.count[int]) -> float:
+def snapshot_through(control: Control, name: str) -> None:
+    control.call("snapshot.create", name=name)
+
+
+def by_command(targets: Sequence[Tzfs], names: itertools.count[int]) -> list[float]:
+    return medians_ms([partial(snapshot_by_command, target) for target in targets], names)
+
+
+def snapshot_by_command(target: Tzfs, name: str) -> None:
+    target.tzfs("snapshot", f"ws@{name}")
+
+
+def in_engine(stores: Sequence[Path], names: itertools.count[int]) -> list[float]:
     import tzfs
 
-    with tzfs.open_store(store) as opened, opened.open("ws") as filesystem:
-        return median_ms(filesystem.snapshot, names)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(tzfs.open_store(store)) for store in stores]
+        return medians_ms([stack.enter_context(store.open("ws")).snapshot for store in opened], names)
 
 
 def measure(
     folder: Path, *, sizes: tuple[int, ...], walked: int, tell: Callable[[str], None]
 ) -> tuple[list[SnapshotTimes], Memory]:
-    """Fill one filesystem to each of `sizes` in turn, take snapshots at each, and walk the last one after a remount."""
-    target = Tzfs("tzfs")
+    """Fill a filesystem to each of `sizes`, take snapshots of them by turns, and walk the last one after a remount."""
     folder.mkdir()
-    directory = target.start(folder)
-    times: list[SnapshotTimes] = []
+    targets: list[Tzfs] = []
+    stores: list[Path] = []
     names = itertools.count()
-    try:
-        assert target.store is not None
-        filled = 0
+    with ExitStack() as stack:
         for files in sizes:
             tell(f"snapshots at {files:,} files")
-            fill(directory, first=filled, files=files)
-            filled = files
+            target = Tzfs("tzfs")
+            room = folder / f"{files}"
+            room.mkdir()
+            stack.callback(target.stop)
+            directory = target.start(room)
+            fill(directory, files=files)
             synced(directory)
-            over_socket = through_socket(target.store, names)
-            command = median_ms(lambda name: target.tzfs("snapshot", f"ws@{name}"), names)
+            assert target.store is not None
+            targets.append(target)
+            stores.append(target.store)
+        over_socket, commands = through_socket(stores, names), by_command(targets, names)
+        for target in targets:
             target.unmount()
-            engine = in_engine(target.store, names)
-            target.mount()
-            times.append(SnapshotTimes(files=files, engine_ms=engine, control_ms=over_socket, command_ms=command))
+        times = [
+            SnapshotTimes(files=files, engine_ms=engine, control_ms=control, command_ms=command)
+            for files, engine, control, command in zip(
+                sizes, in_engine(stores, names), over_socket, commands, strict=True
+            )
+        ]
+        target.mount()
         tell(f"memory after a walk over {walked:,} files")
         pids = target.daemons()
         if len(pids) != 1:
@@ -179,8 +203,6 @@ def measure(
             rss_file_kib=after["RssFile"],
             rss_shmem_kib=after["RssShmem"],
         )
-    finally:
-        target.stop()
     return times, memory
 
 
