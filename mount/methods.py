@@ -26,6 +26,7 @@ from tzfs.collecting import Collection, to_json
 from tzfs.engine.engine import Engine
 from tzfs.errors import ReadOnly
 from tzfs.format.records import Snapshot
+from tzfs.inheritance import Value
 from tzfs.jsonrpc import Json
 from tzfs.lifecycle import Command, check
 from tzfs.management import Store, open_store
@@ -122,7 +123,7 @@ def _snapshot(name: str, record: Snapshot) -> Json:
     }
 
 
-def _value(value: props.Value) -> Json:
+def _value(value: Value) -> Json:
     return {"value": value.exact, "source": value.source}
 
 

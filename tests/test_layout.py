@@ -24,7 +24,7 @@ FOLDERS: Final = {"tzfs": PROJECT / "tzfs", "tzfs.mount": PROJECT / "mount", "tz
 _GROUND: Final = ("tzfs.limits", "tzfs.errors", "tzfs.failpoints", "tzfs.native")
 _BYTES: Final = (*_GROUND, "tzfs.format")
 _STORE: Final = (*_BYTES, "tzfs.store.interface", "tzfs.store")
-_NAMES: Final = ("tzfs.names", "tzfs.lifecycle", "tzfs.retention", "tzfs.units", "tzfs.properties")
+_NAMES: Final = ("tzfs.names", "tzfs.lifecycle", "tzfs.retention", "tzfs.units", "tzfs.properties", "tzfs.inheritance")
 _CATALOG: Final = (*_STORE, *_NAMES, "tzfs.layout")
 _CONTROL: Final = ("tzfs.jsonrpc", "tzfs.control", "tzfs.runtime")
 _API: Final = (
@@ -62,6 +62,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.retention": ("tzfs.errors", "tzfs.names"),
     "tzfs.units": ("tzfs.errors",),
     "tzfs.properties": ("tzfs.limits", "tzfs.errors", "tzfs.names", "tzfs.retention", "tzfs.units"),
+    "tzfs.inheritance": ("tzfs.errors", "tzfs.properties"),
     # the catalog makes, names and removes filesystems, and never looks into one
     "tzfs.layout": (*_GROUND, "tzfs.store"),
     "tzfs.catalog_rows": (*_BYTES, "tzfs.store.interface", *_NAMES),

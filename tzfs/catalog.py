@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
-from tzfs import catalog_log
+from tzfs import catalog_log, inheritance
 from tzfs import catalog_rows as rows
 from tzfs import properties as props
 from tzfs.catalog_rows import FilesystemRecord, StoreRecord
@@ -271,26 +271,26 @@ class Catalog:
 
     # -- properties ----------------------------------------------------------------------------------------------------
 
-    def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> props.Value:
+    def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> inheritance.Value:
         """Sets a property on a filesystem, or on `NAMESPACE/` or `/` for what inherits there.  The value as it is now.
 
         Whoever has the filesystem mounted is not told; the caller does that.
         """
         return self._change(target, Command.SET, name, props.parse(name, text))
 
-    def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> props.Value:
+    def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> inheritance.Value:
         """Takes away the value set on `target`, if there is one.  The value that holds there now."""
         props.check_settable(name)
         return self._change(target, Command.INHERIT, name, None)
 
-    def scope_layers(self, scope: Scope) -> tuple[props.Layer, ...]:
+    def scope_layers(self, scope: Scope) -> tuple[inheritance.Layer, ...]:
         """What is set on a scope, and above it: for `tzfs.properties`, as `FilesystemInfo.layers`."""
         with self._session.read() as txn:
             return Layers(txn).of_scope(scope)
 
     def _change(
         self, target: str | FilesystemName | Scope, command: Command, name: str, exact: str | None
-    ) -> props.Value:
+    ) -> inheritance.Value:
         where = parse_property_target(target) if isinstance(target, str) else target
         with translating(f"{command} {where}"):
             if isinstance(where, FilesystemName):
@@ -310,7 +310,7 @@ class Catalog:
                 )  # fmt: skip
                 hit(_SET)
                 txn.commit()
-        return props.lookup(name, layers, {})
+        return inheritance.lookup(name, layers, {})
 
 
 def _parsed(name: str | FilesystemName) -> FilesystemName:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from tzfs import catalog_rows as rows
-from tzfs import properties as props
 from tzfs.catalog_rows import FilesystemRecord, StoreRecord
 from tzfs.errors import ForeignStore, InvalidArgument, NotFound, ReadOnly, StoreError
 from tzfs.failpoints import declare, hit
 from tzfs.format.keys import CATALOG_TABLES
+from tzfs.inheritance import LOCAL, Layer, Value, inherited_from, lookup, resolve
 from tzfs.layout import META, Layout, translating
 from tzfs.lifecycle import Command, State, check
 from tzfs.names import STORE_SCOPE, FilesystemName, Scope
@@ -71,7 +71,7 @@ class FilesystemInfo:
     changed_ns: int
     origin: str | None
     folder: Path
-    layers: tuple[props.Layer, ...]
+    layers: tuple[Layer, ...]
 
     @property
     def meta(self) -> Path:
@@ -92,13 +92,13 @@ class FilesystemInfo:
             "state": self.state.value,
         }
 
-    def properties(self, facts: Mapping[str, str] | None = None) -> dict[str, props.Value]:
+    def properties(self, facts: Mapping[str, str] | None = None) -> dict[str, Value]:
         """All properties; `facts` are computed ones beyond those of the catalog."""
-        return props.resolve(self.layers, {**self.facts(), **(facts or {})})
+        return resolve(self.layers, {**self.facts(), **(facts or {})})
 
-    def property(self, name: str, facts: Mapping[str, str] | None = None) -> props.Value:
+    def property(self, name: str, facts: Mapping[str, str] | None = None) -> Value:
         """One property; `NotFound` or `InvalidArgument` for a name that is none."""
-        return props.lookup(name, self.layers, {**self.facts(), **(facts or {})})
+        return lookup(name, self.layers, {**self.facts(), **(facts or {})})
 
 
 class Layers:
@@ -106,20 +106,20 @@ class Layers:
 
     def __init__(self, txn: ReadTransaction) -> None:
         self._txn = txn
-        self._scopes: dict[Scope, props.Layer] = {}
+        self._scopes: dict[Scope, Layer] = {}
 
-    def of(self, record: FilesystemRecord) -> tuple[props.Layer, ...]:
+    def of(self, record: FilesystemRecord) -> tuple[Layer, ...]:
         scope = record.name.scope
         above = (self._scope(STORE_SCOPE),) if scope is None else (self._scope(scope), self._scope(STORE_SCOPE))
-        return ((props.LOCAL, record.properties), *above)
+        return ((LOCAL, record.properties), *above)
 
-    def of_scope(self, scope: Scope) -> tuple[props.Layer, ...]:
-        here: props.Layer = (props.LOCAL, self._scope(scope)[1])
+    def of_scope(self, scope: Scope) -> tuple[Layer, ...]:
+        here: Layer = (LOCAL, self._scope(scope)[1])
         return (here, self._scope(STORE_SCOPE)) if scope.namespace else (here,)
 
-    def _scope(self, scope: Scope) -> props.Layer:
+    def _scope(self, scope: Scope) -> Layer:
         if scope not in self._scopes:
-            self._scopes[scope] = (props.inherited_from(scope), rows.get_scope(self._txn, scope))
+            self._scopes[scope] = (inherited_from(scope), rows.get_scope(self._txn, scope))
         return self._scopes[scope]
 
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tzfs import properties as props
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.engine.accounting import Accounts
 from tzfs.engine.partial import pack_token
 from tzfs.errors import CorruptionError, from_os_error, no_snapshot
 from tzfs.format.records import Snapshot
+from tzfs.inheritance import LOCAL, Value, lookup, resolve
 from tzfs.ledger import Ledger
 from tzfs.lifecycle import State
 from tzfs.names import SnapshotName
@@ -26,7 +26,7 @@ class SnapshotInfo:
 
     name: SnapshotName
     record: Snapshot
-    properties: Mapping[str, props.Value]
+    properties: Mapping[str, Value]
 
 
 def clones_of(catalog: Catalog, info: FilesystemInfo) -> dict[str, list[str]]:
@@ -62,10 +62,10 @@ def snapshot_info(
     }
     if guid in clones:
         facts["clones"] = ",".join(clones[guid])
-    layers = [(props.LOCAL, record.properties)]
-    found = props.resolve(layers, facts, snapshot=True)
+    layers = [(LOCAL, record.properties)]
+    found = resolve(layers, facts, snapshot=True)
     whole = SnapshotName(info.name, name)
-    return SnapshotInfo(whole, record, found | {key: props.lookup(key, layers, facts) for key in also})
+    return SnapshotInfo(whole, record, found | {key: lookup(key, layers, facts) for key in also})
 
 
 def origin_fact(catalog: Catalog, info: FilesystemInfo) -> dict[str, str]:

@@ -40,6 +40,7 @@ from tzfs.errors import (
 from tzfs.facts import SnapshotInfo, clones_of, facts_of, snapshot_info
 from tzfs.filesystem import FileSystem
 from tzfs.flattening import Flattened
+from tzfs.inheritance import COMPUTED, Value, resolve
 from tzfs.layout import translating
 from tzfs.lifecycle import Command, State, allowed
 from tzfs.names import STORE_SCOPE, FilesystemName, Scope, SnapshotName, parse_property_target, parse_snapshot
@@ -295,7 +296,7 @@ class Store(Access):
 
     def properties(
         self, name: Name | FilesystemInfo, *, also: Sequence[str] = (), settle: bool = True
-    ) -> dict[str, props.Value]:
+    ) -> dict[str, Value]:
         """All properties of a filesystem, and those of `also` (`written@SNAPSHOT`).  `settle`: as for `snapshots`."""
         info = name if isinstance(name, FilesystemInfo) else self.catalog.get(name)
         if settle and info.state not in (State.CREATING, State.DELETING):
@@ -315,17 +316,17 @@ class Store(Access):
                     total += committed_state(info.folder).accounts.charged.used
         return total
 
-    def scope_properties(self, scope: Scope) -> dict[str, props.Value]:
+    def scope_properties(self, scope: Scope) -> dict[str, Value]:
         """What is set on a namespace or on the store, or has its default there; and what the whole store uses."""
-        found = {k: v for k, v in props.resolve(self.catalog.scope_layers(scope), {}).items() if v.source != "-"}
+        found = {k: v for k, v in resolve(self.catalog.scope_layers(scope), {}).items() if v.source != "-"}
         if scope != STORE_SCOPE:
             return found
         used, disk = self.used(), os.statvfs(self.path)
         left, quota = disk.f_bavail * disk.f_frsize, int(found["quota"].parsable)
         facts = {"used": used, "available": min(left, max(0, quota - used)) if quota else left}
-        return {name: props.Value(name, str(value), props.COMPUTED) for name, value in facts.items()} | found
+        return {name: Value(name, str(value), COMPUTED) for name, value in facts.items()} | found
 
-    def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> props.Value:
+    def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> Value:
         """Sets a property, and tells the mounts that it concerns.  A scope is `/` or `NAMESPACE/`."""
         value = self.change_property(target, name, text)
         self._tell_mounts(target)
@@ -347,7 +348,7 @@ class Store(Access):
                 self.change_property(target, name, text)
             self._tell_mounts(target)
 
-    def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> props.Value:
+    def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> Value:
         """Takes a set value away, and tells the mounts that it concerns; the value that holds now."""
         value = self.change_property(target, name, None)
         self._tell_mounts(target)
@@ -355,7 +356,7 @@ class Store(Access):
 
     def change_property(
         self, target: str | FilesystemName | Scope, name: str, text: str | None, *, settle: bool = True
-    ) -> props.Value:
+    ) -> Value:
         """Sets a property, or with None takes it away, and tells nobody.  `settle`: as for `snapshots`.
 
         `readonly` is what a filesystem is opened by: where it would change for one that is in use, `Busy` names by

@@ -20,6 +20,7 @@ from tzfs.engine.engine import Engine
 from tzfs.engine.marks import check_tag
 from tzfs.errors import CorruptionError, Exists, InvalidArgument, NotFound, OnFailure, TzfsError, no_snapshot
 from tzfs.format.records import Bookmark, Snapshot
+from tzfs.inheritance import Value, resolve
 from tzfs.jsonrpc import Json, Params
 from tzfs.lifecycle import Command, State
 from tzfs.management import SnapshotInfo, Store
@@ -55,7 +56,7 @@ class BookmarkInfo:
 
     name: BookmarkName
     record: Bookmark
-    properties: Mapping[str, props.Value]
+    properties: Mapping[str, Value]
 
 
 # -- which -----------------------------------------------------------------------------------------------------------
@@ -346,4 +347,4 @@ def _bookmark_info(name: BookmarkName, record: Bookmark) -> BookmarkInfo:
         "creation": str(record.created_ns // 1_000_000_000),
         "guid": record.guid.hex(),
     }
-    return BookmarkInfo(name, record, props.resolve([], facts, snapshot=True))
+    return BookmarkInfo(name, record, resolve([], facts, snapshot=True))

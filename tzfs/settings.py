@@ -8,8 +8,8 @@ from tzfs.catalog import Catalog, FilesystemInfo, describe_holder
 from tzfs.engine.compression import Compression
 from tzfs.engine.engine import Settings
 from tzfs.errors import Busy, about
+from tzfs.inheritance import LOCAL, inherited_from, lookup
 from tzfs.names import STORE_SCOPE, FilesystemName, Scope
-from tzfs.properties import LOCAL, inherited_from, lookup
 
 
 def settings_of(info: FilesystemInfo) -> Settings:

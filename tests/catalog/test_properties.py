@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tzfs import limits, properties, units
 from tzfs.engine.head import Settings
 from tzfs.errors import InvalidArgument, LimitReached, NotFound, ReadOnly
-from tzfs.properties import NATIVE, Effect, Kind, Value
+from tzfs.inheritance import COMPUTED, LOCAL, Layer, Value, lookup, resolve
+from tzfs.properties import NATIVE, Effect, Kind
 
 SETTABLE = [p for p in NATIVE.values() if p.settable]
 
@@ -69,7 +70,7 @@ def test_every_property_says_what_it_is_and_when_a_change_counts() -> None:
 def test_a_value_has_one_exact_spelling_and_a_human_one(name: str, text: str, exact: str, human: str) -> None:
     assert properties.parse(name, text) == exact
     assert properties.parse(name, exact) == exact
-    value = Value(name, exact, properties.LOCAL)
+    value = Value(name, exact, LOCAL)
     assert (value.parsable, value.human) == (exact, human)
 
 
@@ -210,19 +211,19 @@ def test_a_time_is_printed_in_the_zone_asked_for() -> None:
 
 
 def test_a_value_that_does_not_fit_its_type_is_shown_as_it_is() -> None:
-    assert Value("recordsize", "huge", properties.LOCAL).human == "huge"
-    assert Value("creation", "9" * 30, properties.COMPUTED).human == "9" * 30
+    assert Value("recordsize", "huge", LOCAL).human == "huge"
+    assert Value("creation", "9" * 30, COMPUTED).human == "9" * 30
 
 
-LAYERS: list[properties.Layer] = [
-    (properties.LOCAL, {"recordsize": "65536", "a:near": "1"}),
+LAYERS: list[Layer] = [
+    (LOCAL, {"recordsize": "65536", "a:near": "1"}),
     ("inherited from team/", {"snapdir": "visible", "a:both": "team", "recordsize": "4096"}),
     ("inherited from /", {"readonly": "on", "a:both": "store", "a:far": "2"}),
 ]
 
 
 def test_the_nearest_value_counts_and_source_says_where_it_is() -> None:
-    found = properties.resolve(LAYERS, {"type": "filesystem", "used": "1536"})
+    found = resolve(LAYERS, {"type": "filesystem", "used": "1536"})
     shown = {name: (value.human, value.source) for name, value in found.items()}
     assert shown["recordsize"] == ("64K", "local")
     assert shown["snapdir"] == ("visible", "inherited from team/")
@@ -233,24 +234,24 @@ def test_the_nearest_value_counts_and_source_says_where_it_is() -> None:
     assert shown["a:both"] == ("team", "inherited from team/")
     assert list(found) == [*NATIVE, "a:both", "a:far", "a:near"]
     for name, value in found.items():
-        assert properties.lookup(name, LAYERS, {"type": "filesystem", "used": "1536"}) == value
+        assert lookup(name, LAYERS, {"type": "filesystem", "used": "1536"}) == value
 
 
 def test_a_quota_is_not_inherited_and_the_other_limits_are() -> None:
-    layers: list[properties.Layer] = [(properties.LOCAL, {}), ("inherited from /", {"quota": "5", "refquota": "6"})]
-    found = properties.resolve(layers, {})
+    layers: list[Layer] = [(LOCAL, {}), ("inherited from /", {"quota": "5", "refquota": "6"})]
+    found = resolve(layers, {})
     assert (found["quota"].exact, found["quota"].source) == ("0", "default")
     assert (found["refquota"].exact, found["refquota"].source) == ("6", "inherited from /")
-    assert properties.lookup("quota", [(properties.LOCAL, {"quota": "5"})], {}).exact == "5"
+    assert lookup("quota", [(LOCAL, {"quota": "5"})], {}).exact == "5"
 
 
 def test_a_user_property_that_is_set_nowhere_has_no_value() -> None:
-    value = properties.lookup("a:none", LAYERS, {})
+    value = lookup("a:none", LAYERS, {})
     assert (value.exact, value.human, value.parsable, value.source) == (None, "-", "-", "-")
 
 
 def test_a_snapshot_has_the_properties_that_make_sense_for_it() -> None:
-    found = properties.resolve([], {"type": "snapshot"}, snapshot=True)
+    found = resolve([], {"type": "snapshot"}, snapshot=True)
     assert list(found) == [p.name for p in NATIVE.values() if p.snapshots]
     assert {"type", "creation", "used", "referenced", "written", "guid"} <= set(found)
     assert not {"available", "mounted", "usedbysnapshots", "recordsize"} & set(found)
@@ -261,8 +262,8 @@ def test_written_since_a_snapshot_is_a_property_of_its_own() -> None:
         native = properties.check_name(name)
         assert native is not None
         assert (native.name, native.kind, native.settable) == (name, Kind.SIZE, False)
-        assert properties.lookup(name, [], {name: "1536"}).human == "1.50K"
-        assert properties.lookup(name, [], {}).parsable == "-"
+        assert lookup(name, [], {name: "1536"}).human == "1.50K"
+        assert lookup(name, [], {}).parsable == "-"
     with pytest.raises(NotFound):
         properties.check_name("written@")
     with pytest.raises(ReadOnly):

@@ -10,7 +10,8 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 from tzfs.cli import COMMANDS, cli
-from tzfs.properties import NATIVE, Value
+from tzfs.inheritance import Value
+from tzfs.properties import NATIVE
 
 
 def test_the_program_lists_its_commands_and_says_what_they_do(tzfs: CommandLine) -> None:

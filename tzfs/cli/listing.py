@@ -18,9 +18,10 @@ from tzfs.catalog import FilesystemInfo
 from tzfs.cli.output import document, say, table
 from tzfs.cli.parameters import COLUMN, CONDITION, TARGET, assignments, store_of
 from tzfs.errors import InvalidArgument, NotFound, TzfsError, exit_code_of, no_snapshot, text_about
+from tzfs.inheritance import Value
 from tzfs.management import SnapshotInfo, Store
 from tzfs.names import SnapshotName, parse, parse_bookmark, parse_scope, show
-from tzfs.properties import SHORT, WRITTEN_SINCE, Kind, Value, check_name, native_of
+from tzfs.properties import SHORT, WRITTEN_SINCE, Kind, check_name, native_of
 from tzfs.properties import parse as parse_value
 from tzfs.units import parse_size
 

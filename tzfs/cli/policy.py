@@ -7,9 +7,9 @@ import click
 from tzfs import policies
 from tzfs.cli.output import document, table
 from tzfs.cli.parameters import FILESYSTEM, TARGET, store_of
+from tzfs.inheritance import Value, resolve
 from tzfs.management import Store
 from tzfs.names import Scope, parse_filesystem, parse_property_target
-from tzfs.properties import Value, resolve
 
 PROPERTIES = ("retention", "retention_names", "snapshot_interval")
 

@@ -10,9 +10,10 @@ from tzfs import marking
 from tzfs.cli.output import document, table
 from tzfs.cli.parameters import CHANGE, PROPERTIES, PROPERTY, TARGET, assignments, store_of
 from tzfs.errors import NotFound, no_snapshot
+from tzfs.inheritance import Value
 from tzfs.management import Store
 from tzfs.names import Scope, SnapshotName, parse, parse_bookmark, parse_property_target
-from tzfs.properties import NATIVE, SHORT, WRITTEN_SINCE, Value, check_name
+from tzfs.properties import NATIVE, SHORT, WRITTEN_SINCE, check_name
 
 COLUMNS = ("name", "property", "value", "source")
 SOURCES = ("local", "inherited", "default", "-")
