@@ -141,9 +141,8 @@ def main(argv: Sequence[str]) -> int:
         "machine": report.machine(),
         "options": {"rounds": rounds, "files": files, "quick": options.quick, "targets": names},
     }
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # as when interrupted: nothing stays mounted
+    # As when it is interrupted: nothing stays mounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         base = Path(tempfile.mkdtemp(prefix="tzfs-bench-", dir=options.dir))
         stack.callback(shutil.rmtree, base, ignore_errors=True)

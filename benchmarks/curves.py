@@ -126,8 +126,8 @@ def measure_curves(folder: Path, *, sizes: tuple[int, ...], tell: Tell) -> tuple
                 for name, of in times.items():
                     origin, clone = f"{name}@at-{files}-0-later", f"{name}-clone-{files}-{repeat}"
                     of["clone"].append(timed(partial(store.clone, origin, clone)))
-            beside, own = ({verb: taken(each) for verb, each in of.items()} for of in times.values())
-            curves.append(Curve(files=files, taken=own, beside=beside))
+            took = {name: {verb: taken(each) for verb, each in of.items()} for name, of in times.items()}
+            curves.append(Curve(files=files, taken=took["ws"], beside=took["small"]))
     return curves, freed
 
 

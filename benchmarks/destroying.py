@@ -32,7 +32,7 @@ from benchmarks.snapshots import Control, socket_of
 
 KINDS: Final = {"small files": 64 << 10, "large files": 64 << 20}
 POLL_S: Final = 0.02  # until it begins
-ASK_S: Final = 0.25  # between two questions in a window: each takes the loop longer than one create of a hundred takes
+ASK_S: Final = 0.25  # between two questions in a window: an answer takes the loop as long as several creates
 FOLDER: Final = 1000  # files in one
 
 

@@ -187,14 +187,16 @@ def measure(
                 sizes, in_engine(stores, names), over_socket, commands, strict=True
             )
         ]
-        target.mount()
+        last = targets[-1]
+        last.mount()
         tell(f"memory after a walk over {walked:,} files")
-        pids = target.daemons()
+        pids = last.daemons()
         if len(pids) != 1:
             raise Unavailable(f"{len(pids)} processes serve the mount, where one was expected")
         pid = pids[0]
         before = rss_kib(pid)
-        seen = walk(directory, files=walked)
+        assert last.mountpoint is not None
+        seen = walk(last.mountpoint, files=walked)
         after = rss_kib(pid)
         memory = Memory(
             files=seen,

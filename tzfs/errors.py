@@ -298,10 +298,9 @@ OnFailure = Callable[[TzfsError], None]
 
 
 def text_about(what: object, error: TzfsError) -> str:
-    """What an error says, with the name of what it is about before it, unless it begins with that."""
+    """What an error says, with the name of what it is about before it, unless that is in it before the first colon."""
     text = str(error)
-    verb = r"(?:cannot [a-z]+ (?:a snapshot of )?|filesystem |snapshot |no snapshot )?"
-    named = re.match(rf"{verb}{re.escape(str(what))}[:@# ]", text)
+    named = re.match(rf"(?:[^:]* )?{re.escape(str(what))}[:@#]", text)
     return text if named else f"{what}: {text}"
 
 

@@ -185,7 +185,7 @@ def test_what_was_done_in_part_can_be_done_for_the_rest(three: CommandLine) -> N
     with open_store(three.store) as store, store.open("b"):
         answer = three("hold", "-r", "k", "/@s")
     assert answer.code == exit_code_of(Busy(""))
-    assert answer.err.startswith("tzfs: filesystem b is in use by pid ")
+    assert answer.err.startswith("tzfs: b: filesystem b is in use by pid ")
     assert three("hold", "-r", "k", "/@s").code == exit_code_of(Exists(""))
     assert len(three.ok("holds", "-rH", "/@s").splitlines()) == 3
     three.ok("release", "k", "b@s")
@@ -307,7 +307,8 @@ def test_a_name_that_is_a_word_of_the_reason_is_told_all_the_same() -> None:
     for name, text, told in (
         ("open", "/x/meta: open: denied", "open: /x/meta: open: denied"),
         ("n/a", "cannot hold n/a@s: it has", "cannot hold n/a@s: it has"),
-        ("a", "filesystem a is in use", "filesystem a is in use"),
+        ("a", "a process has its tables open", "a: a process has its tables open"),
+        ("the", "cannot look into the mount: gone", "the: cannot look into the mount: gone"),
         ("a", "a: damaged", "a: damaged"),
     ):
         assert text_about(name, StoreError(text)) == told
