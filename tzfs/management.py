@@ -33,6 +33,7 @@ from tzfs.errors import (
     InvalidArgument,
     NotFound,
     OnFailure,
+    StoreError,
     TzfsError,
     WrongState,
     about,
@@ -385,7 +386,7 @@ class Store(Access):
         check_quota(where, name, exact, sums.used if name == "quota" else sums.referenced)
 
     def _tell_mounts(self, target: str | FilesystemName | Scope) -> None:
-        """Each of them, whatever keeps another from being told; then the first reason for that is raised."""
+        """Each of them, whatever keeps another from being told; then that is raised, of all, as the first of them."""
         failures: list[TzfsError] = []
         where = props_target(target)
         if isinstance(where, Scope):
@@ -398,11 +399,19 @@ class Store(Access):
                 mount = None
                 with suppress(Busy, NotFound):
                     mount = self.mounted(info)
-                if mount is not None:
+                if mount is None:
+                    continue
+                try:
                     with mount:
                         mount.call("property.changed")
+                except StoreError:
+                    if self.catalog.holder(info) is not None:  # else it went meanwhile
+                        raise
         if failures:
-            raise failures[0]
+            first = failures[0]
+            first.args = ("; ".join(str(error) for error in failures),)
+            first.hint = "it is changed all the same; a mount that did not hear of it has it once it is mounted again"
+            raise first
 
     # -- what there is -------------------------------------------------------------------------------------------
 
