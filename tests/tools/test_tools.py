@@ -10,7 +10,7 @@ from tests.tools import build, git, npm, pip, rsync, sqlite, tar
 
 pytestmark = [
     pytest.mark.timeout(900),
-    pytest.mark.modes("disk", "tzfs", "writeback", "xattr", "writeback-xattr"),
+    pytest.mark.modes("disk", "tzfs", "writeback-xattr"),  # as it is mounted, and with all that a mount may do more
 ]
 
 
