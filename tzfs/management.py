@@ -330,29 +330,39 @@ class Store(Access):
     def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> Value:
         """Sets a property, and tells the mounts that it concerns.  A scope is `/` or `NAMESPACE/`."""
         value = self.change_property(target, name, text)
-        self._tell_mounts(target)
+        _all_told(self._tell_mounts(target))
         return value
 
-    def set_properties(self, targets: Sequence[str | FilesystemName | Scope], changes: Mapping[str, str]) -> None:
-        """Sets several properties on several targets; all values and names are looked at before the first is set."""
+    def set_properties(
+        self, targets: Sequence[str | FilesystemName | Scope], changes: Mapping[str, str | None]
+    ) -> None:
+        """Sets several properties on several targets, and tells the mounts; one that is None is taken away.
+
+        All values and targets are looked at before the first is changed, and all are changed whatever keeps a mount
+        from being told: that is raised in the end.
+        """
+        command = Command.INHERIT if None in changes.values() else Command.SET
         for name, text in changes.items():
-            props.parse(name, text)
+            if text is None:
+                props.check_settable(name)
+            else:
+                props.parse(name, text)
         for where in map(props_target, targets):
             if isinstance(where, FilesystemName):
-                self.catalog.get(where, Command.SET)
-            if "readonly" in changes:
-                check_changeable(self.catalog, where, changes["readonly"])
-            for name in changes.keys() & {"quota", "refquota"}:
-                self._check_quota(where, name, props.parse(name, changes[name]))
+                self.catalog.get(where, command)
+            for name, text in changes.items():
+                self._check_change(where, name, text)
+        untold: list[TzfsError] = []
         for target in targets:
             for name, text in changes.items():
                 self.change_property(target, name, text)
-            self._tell_mounts(target)
+            untold += self._tell_mounts(target)
+        _all_told(untold)
 
     def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> Value:
         """Takes a set value away, and tells the mounts that it concerns; the value that holds now."""
         value = self.change_property(target, name, None)
-        self._tell_mounts(target)
+        _all_told(self._tell_mounts(target))
         return value
 
     def change_property(
@@ -363,13 +373,17 @@ class Store(Access):
         `readonly` is what a filesystem is opened by: where it would change for one that is in use, `Busy` names by
         whom.
         """
-        if name == "readonly":
-            check_changeable(self.catalog, props_target(target), None if text is None else props.parse(name, text))
-        if name in ("quota", "refquota") and text is not None:
-            self._check_quota(props_target(target), name, props.parse(name, text), settle=settle)
+        self._check_change(props_target(target), name, text, settle=settle)
         if text is None:
             return self.catalog.inherit_property(target, name)
         return self.catalog.set_property(target, name, text)
+
+    def _check_change(self, where: FilesystemName | Scope, name: str, text: str | None, *, settle: bool = True) -> None:
+        """Whether what is there now allows the change."""
+        if name == "readonly":
+            check_changeable(self.catalog, where, None if text is None else props.parse(name, text))
+        if name in ("quota", "refquota") and text is not None:
+            self._check_quota(where, name, props.parse(name, text), settle=settle)
 
     def _check_quota(self, where: FilesystemName | Scope, name: str, exact: str, *, settle: bool = True) -> None:
         if isinstance(where, Scope):
@@ -385,8 +399,8 @@ class Store(Access):
             sums = committed_state(info.folder).accounts.charged
         check_quota(where, name, exact, sums.used if name == "quota" else sums.referenced)
 
-    def _tell_mounts(self, target: str | FilesystemName | Scope) -> None:
-        """Each of them, whatever keeps another from being told; then that is raised, of all, as the first of them."""
+    def _tell_mounts(self, target: str | FilesystemName | Scope) -> list[TzfsError]:
+        """Each of them, whatever keeps another from being told; what did."""
         failures: list[TzfsError] = []
         where = props_target(target)
         if isinstance(where, Scope):
@@ -407,11 +421,7 @@ class Store(Access):
                 except StoreError:
                     if self.catalog.holder(info) is not None:  # else it went meanwhile
                         raise
-        if failures:
-            first = failures[0]
-            first.args = ("; ".join(str(error) for error in failures),)
-            first.hint = "it is changed all the same; a mount that did not hear of it has it once it is mounted again"
-            raise first
+        return failures
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -426,6 +436,15 @@ class Store(Access):
 def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope:
     """A target as `set` takes it, parsed."""
     return parse_property_target(target) if isinstance(target, str) else target
+
+
+def _all_told(failures: Sequence[TzfsError]) -> None:
+    """Raises what kept mounts from being told of a change, of all, as the first of them."""
+    if failures:
+        first = failures[0]
+        first.args = ("; ".join(dict.fromkeys(map(str, failures))),)
+        first.hint = "it is changed all the same; a mount that did not hear of it has it once it is mounted again"
+        raise first
 
 
 __all__ = ["Checked", "Collected", "MountStatus", "SnapshotInfo", "Store", "open_store"]

@@ -266,6 +266,39 @@ def test_each_mount_is_told_of_a_property_whatever_keeps_another_from_it(
 
 
 @pytest.mark.parametrize(
+    ("line", "properties"),
+    [
+        (["set", "snapdir=visible", "a:b=c", "a", "b"], ["snapdir", "a:b"]),
+        (["inherit", "retention", "a", "b"], ["retention"]),
+        (["policy", "inherit", "a", "b"], ["retention", "retention_names", "snapshot_interval"]),
+    ],
+)
+def test_a_mount_that_is_not_told_keeps_nothing_else_from_being_changed(
+    three: CommandLine, monkeypatch: pytest.MonkeyPatch, line: list[str], properties: list[str]
+) -> None:
+    def mounted(self: Store, info: FilesystemInfo, **how: object) -> None:
+        raise StoreError("its lock is not a file")
+
+    for name in ("a", "b"):
+        three.ok("policy", "set", "--names", "*", "--every", "10m", name, "24x1h")
+    monkeypatch.setattr(Store, "mounted", mounted)
+    answer = three(*line)
+    assert (answer.code, answer.out) == (74, "")
+    assert answer.err.startswith("tzfs: a: its lock is not a file; b: its lock is not a file\nhint: it is changed all")
+    monkeypatch.undo()
+    changed = "local" if line[0] == "set" else "default"
+    sources = three.ok("get", "-H", "-o", "source", ",".join(properties), "a", "b").split()
+    assert sources == [changed] * 2 * len(properties)
+
+
+@pytest.mark.parametrize("line", [["inherit", "retention", "a", "gone"], ["policy", "inherit", "a", "gone"]])
+def test_nothing_is_inherited_where_one_of_several_is_not_there(three: CommandLine, line: list[str]) -> None:
+    three.ok("policy", "set", "a", "24x1h")
+    assert three(*line).code == exit_code_of(NotFound(""))
+    assert three.ok("get", "-H", "-o", "source", "retention", "a") == "local\n"
+
+
+@pytest.mark.parametrize(
     "line",
     [
         ["archive", "b"],

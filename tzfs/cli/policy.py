@@ -55,7 +55,7 @@ def set_policy(ctx: click.Context, names: str | None, every: str | None, target:
     tzfs policy set --names 'auto-*,step-*' agents/ "6x10m | 24x1h"
     tzfs policy set --names 'auto-*,run-*,undo-*,rollback-*' ws "1d(keep=all) | 30x1d"
     """
-    changes = {"retention": grid}
+    changes: dict[str, str | None] = {"retention": grid}
     if names is not None:
         changes["retention_names"] = names
     if every is not None:
@@ -121,7 +121,4 @@ def inherit_policy(ctx: click.Context, targets: tuple[str, ...]) -> None:
     \b
     tzfs policy inherit ws
     """
-    store = store_of(ctx)
-    for target in targets:
-        for key in PROPERTIES:
-            store.inherit_property(target, key)
+    store_of(ctx).set_properties(targets, dict.fromkeys(PROPERTIES))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -125,11 +125,7 @@ def set_command(ctx: click.Context, changes: tuple[str, ...]) -> None:
         raise click.UsageError("give every PROPERTY=VALUE first, and then what to set them on")
     if not texts or not targets:
         raise click.UsageError("give PROPERTY=VALUE, and then what to set it on: a filesystem, NAMESPACE/ or /")
-    store, values = store_of(ctx), assignments(texts)
-    snapshots = [target for target in targets if "@" in target]
-    if snapshots:
-        marking.label(store, snapshots, values)
-    store.set_properties([target for target in targets if target not in snapshots], values)
+    _change(store_of(ctx), targets, assignments(texts))
 
 
 @click.command()
@@ -143,9 +139,11 @@ def inherit_command(ctx: click.Context, name: str, targets: tuple[str, ...]) -> 
     \b
     tzfs inherit txg_interval ws
     """
-    store = store_of(ctx)
-    for target in targets:
-        if "@" in target:
-            marking.label(store, [target], {name: None})
-        else:
-            store.inherit_property(target, name)
+    _change(store_of(ctx), targets, {name: None})
+
+
+def _change(store: Store, targets: Sequence[str], values: Mapping[str, str | None]) -> None:
+    snapshots = [target for target in targets if "@" in target]
+    if snapshots:
+        marking.label(store, snapshots, values)
+    store.set_properties([target for target in targets if target not in snapshots], values)
