@@ -149,7 +149,8 @@ def main(argv: Sequence[str]) -> int:
         "options": {"rounds": rounds, "files": files, "quick": options.quick, "targets": names},
     }
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup
+            signal.signal(number, end)
     with ExitStack() as stack:
         base = Path(tempfile.mkdtemp(prefix="tzfs-bench-", dir=options.dir))
         stack.callback(shutil.rmtree, base, ignore_errors=True)

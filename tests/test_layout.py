@@ -62,7 +62,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tzfs.retention": ("tzfs.errors", "tzfs.names"),
     "tzfs.units": ("tzfs.errors",),
     "tzfs.properties": ("tzfs.limits", "tzfs.errors", "tzfs.names", "tzfs.retention", "tzfs.units"),
-    "tzfs.inheritance": ("tzfs.errors", "tzfs.properties"),
+    "tzfs.inheritance": ("tzfs.properties",),
     # the catalog makes, names and removes filesystems, and never looks into one
     "tzfs.layout": (*_GROUND, "tzfs.store"),
     "tzfs.catalog_rows": (*_BYTES, "tzfs.store.interface", *_NAMES),

@@ -284,7 +284,7 @@ class Catalog:
         return self._change(target, Command.INHERIT, name, None)
 
     def scope_layers(self, scope: Scope) -> tuple[inheritance.Layer, ...]:
-        """What is set on a scope, and above it: for `tzfs.properties`, as `FilesystemInfo.layers`."""
+        """What is set on a scope, and above it: for `tzfs.inheritance`, as `FilesystemInfo.layers`."""
         with self._session.read() as txn:
             return Layers(txn).of_scope(scope)
 

@@ -60,7 +60,7 @@ class FilesystemInfo:
     """A filesystem as the catalog had it at one moment.
 
     `guid` is what identifies it.  `folder` is where it lies; `layers` are the values set on it and above it, nearest
-    first, for `tzfs.properties`.
+    first, for `tzfs.inheritance`.
     """
 
     name: FilesystemName

@@ -298,9 +298,12 @@ OnFailure = Callable[[TzfsError], None]
 
 
 def text_about(what: object, error: TzfsError) -> str:
-    """What an error says, with the name of what it is about before it, unless that is in it before the first colon."""
-    text = str(error)
-    named = re.match(rf"(?:[^:]* )?{re.escape(str(what))}[:@#]", text)
+    """What an error says, with the name of what it is about before it, unless it begins with that.
+
+    Before its first colon a name is followed by a colon, `@` or `#`, or comes after `filesystem`: else it is a word.
+    """
+    text, name = str(error), re.escape(str(what))
+    named = re.match(rf"(?:[^:]* )?{name}[:@#]|(?:[^:]* )?filesystem {name}(?![^ ])", text)
     return text if named else f"{what}: {text}"
 
 

@@ -327,51 +327,64 @@ class Store(Access):
         facts = {"used": used, "available": min(left, max(0, quota - used)) if quota else left}
         return {name: Value(name, str(value), COMPUTED) for name, value in facts.items()} | found
 
-    def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> Value:
-        """Sets a property, and tells the mounts that it concerns.  A scope is `/` or `NAMESPACE/`."""
-        value = self.change_property(target, name, text)
-        _all_told(self._tell_mounts(target))
-        return value
+    def set_property(self, target: str | FilesystemName | Scope, name: str, text: str) -> None:
+        """Sets one property of one target: see `set_properties`."""
+        self.set_properties([target], {name: text})
 
     def set_properties(
         self, targets: Sequence[str | FilesystemName | Scope], changes: Mapping[str, str | None]
     ) -> None:
-        """Sets several properties on several targets, and tells the mounts; one that is None is taken away.
+        """Sets properties, or takes away those given as None, and tells the mounts.  A scope is `/` or `NAMESPACE/`.
 
-        All values and targets are looked at before the first is changed, and all are changed whatever keeps a mount
-        from being told: that is raised in the end.
+        All values and targets are looked at before the first is changed, and all are changed before the first mount is
+        told.  What keeps one from being told keeps no other; it is raised in the end, of all in one error.
         """
+        wheres = list(dict.fromkeys(map(props_target, targets)))
+        known = self.check_changes(wheres, changes)
+        reached: list[FilesystemName | Scope] = []
+        failures: list[TzfsError] = []
+        try:
+            for where in wheres:
+                reached.append(where)
+                for name, text in changes.items():
+                    self.change_property(where, name, text, settle=False)
+        except TzfsError as error:
+            failures.append(error)  # the mounts hear of what is changed already
+        untold = self._tell_mounts(reached, known)
+        if untold and not failures:
+            untold[0].hint = (
+                "it is changed all the same; the same command once more tells a mount that has not heard of it; "
+                "tzfs status shows which do not answer"
+            )
+        failures += untold
+        if failures:
+            failures[0].args = ("; ".join(dict.fromkeys(map(str, failures))),)
+            raise failures[0]
+
+    def check_changes(
+        self, targets: Sequence[str | FilesystemName | Scope], changes: Mapping[str, str | None]
+    ) -> dict[FilesystemName, FilesystemInfo]:
+        """Raises what `set_properties` would refuse the changes for; the filesystems among the targets."""
         command = Command.INHERIT if None in changes.values() else Command.SET
         for name, text in changes.items():
             if text is None:
                 props.check_settable(name)
             else:
                 props.parse(name, text)
+        known: dict[FilesystemName, FilesystemInfo] = {}
         for where in map(props_target, targets):
             if isinstance(where, FilesystemName):
-                self.catalog.get(where, command)
+                known[where] = self.catalog.get(where, command)
             for name, text in changes.items():
                 self._check_change(where, name, text)
-        untold: list[TzfsError] = []
-        for target in targets:
-            for name, text in changes.items():
-                self.change_property(target, name, text)
-            untold += self._tell_mounts(target)
-        _all_told(untold)
-
-    def inherit_property(self, target: str | FilesystemName | Scope, name: str) -> Value:
-        """Takes a set value away, and tells the mounts that it concerns; the value that holds now."""
-        value = self.change_property(target, name, None)
-        _all_told(self._tell_mounts(target))
-        return value
+        return known
 
     def change_property(
         self, target: str | FilesystemName | Scope, name: str, text: str | None, *, settle: bool = True
     ) -> Value:
         """Sets a property, or with None takes it away, and tells nobody.  `settle`: as for `snapshots`.
 
-        `readonly` is what a filesystem is opened by: where it would change for one that is in use, `Busy` names by
-        whom.
+        `readonly` is what a filesystem is opened by: where it may change for one that is in use, `Busy` names by whom.
         """
         self._check_change(props_target(target), name, text, settle=settle)
         if text is None:
@@ -399,15 +412,16 @@ class Store(Access):
             sums = committed_state(info.folder).accounts.charged
         check_quota(where, name, exact, sums.used if name == "quota" else sums.referenced)
 
-    def _tell_mounts(self, target: str | FilesystemName | Scope) -> list[TzfsError]:
-        """Each of them, whatever keeps another from being told; what did."""
+    def _tell_mounts(
+        self, wheres: Sequence[FilesystemName | Scope], known: Mapping[FilesystemName, FilesystemInfo]
+    ) -> list[TzfsError]:
+        """Each of them once, whatever keeps another from being told; what did."""
         failures: list[TzfsError] = []
-        where = props_target(target)
-        if isinstance(where, Scope):
-            infos = self.catalog.list(where, on_damage=failures.append)
-        else:
-            infos = [self.catalog.get(where)]
-        for info in infos:
+        concerned: dict[str, FilesystemInfo] = {}
+        for where in wheres:
+            infos = self.catalog.list(where, on_damage=failures.append) if isinstance(where, Scope) else [known[where]]
+            concerned |= {info.guid: info for info in infos}
+        for info in concerned.values():
             # A program has read its properties when it opened; a mount that has just gone needs none.
             with self.passing_over(info, failures.append):
                 mount = None
@@ -436,15 +450,6 @@ class Store(Access):
 def props_target(target: str | FilesystemName | Scope) -> FilesystemName | Scope:
     """A target as `set` takes it, parsed."""
     return parse_property_target(target) if isinstance(target, str) else target
-
-
-def _all_told(failures: Sequence[TzfsError]) -> None:
-    """Raises what kept mounts from being told of a change, of all, as the first of them."""
-    if failures:
-        first = failures[0]
-        first.args = ("; ".join(dict.fromkeys(map(str, failures))),)
-        first.hint = "it is changed all the same; a mount that did not hear of it has it once it is mounted again"
-        raise first
 
 
 __all__ = ["Checked", "Collected", "MountStatus", "SnapshotInfo", "Store", "open_store"]

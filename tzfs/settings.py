@@ -43,8 +43,9 @@ def check_changeable(catalog: Catalog, where: FilesystemName | Scope, readonly: 
     """`Busy` where `readonly` would change for a filesystem that is in use: it is what that was opened by."""
     for info in catalog.list(where) if isinstance(where, Scope) else [catalog.get(where)]:
         now = info.property("readonly")
-        if now.exact == readonly or (isinstance(where, Scope) and now.source == LOCAL):
-            continue
+        own = now.source == LOCAL
+        if now.exact == readonly or (own if isinstance(where, Scope) else readonly is None and not own):
+            continue  # as it is, or another place's value counts, or there is none to take away
         with about(info.name):
             holder = catalog.holder(info)
         if holder is not None:

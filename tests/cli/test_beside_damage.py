@@ -143,7 +143,7 @@ def test_one_that_may_have_no_more_snapshots_keeps_no_other_from_its_own(tzfs: C
     with open_store(tzfs.store) as store, store.open("b"):
         answer = tzfs("snapshot", "-r", "/@t")
     assert answer.code == exit_code_of(Busy(""))
-    assert answer.err.startswith("tzfs: b: filesystem b is in use by pid ")
+    assert answer.err.startswith("tzfs: filesystem b is in use by pid ")
     tzfs.ok("set", "snapshot_limit=1", "a")
     answer = tzfs("snapshot", "-r", "/@u")
     assert re.fullmatch(r"tzfs: a: .*snapshot_limit is 1\n(hint: [^\n]+\n)?", answer.err)

@@ -18,9 +18,19 @@ import tzfs.access
 import tzfs.management
 from tests.cli.command_line import CommandLine, check_words
 from tests.damaging import damage_row
-from tzfs import catalog_rows, destroying, events, failpoints
+from tzfs import catalog_rows, destroying, events, failpoints, properties
 from tzfs.catalog import Catalog, FilesystemInfo
-from tzfs.errors import Busy, Exists, NotFound, StoreError, TzfsError, WrongState, exit_code_of, text_about
+from tzfs.errors import (
+    Busy,
+    Exists,
+    LimitReached,
+    NotFound,
+    StoreError,
+    TzfsError,
+    WrongState,
+    exit_code_of,
+    text_about,
+)
 from tzfs.format.keys import CATALOG_TABLES, Table
 from tzfs.management import Store, open_store
 from tzfs.origins import open_tables
@@ -185,7 +195,7 @@ def test_what_was_done_in_part_can_be_done_for_the_rest(three: CommandLine) -> N
     with open_store(three.store) as store, store.open("b"):
         answer = three("hold", "-r", "k", "/@s")
     assert answer.code == exit_code_of(Busy(""))
-    assert answer.err.startswith("tzfs: b: filesystem b is in use by pid ")
+    assert answer.err.startswith("tzfs: filesystem b is in use by pid ")
     assert three("hold", "-r", "k", "/@s").code == exit_code_of(Exists(""))
     assert len(three.ok("holds", "-rH", "/@s").splitlines()) == 3
     three.ok("release", "k", "b@s")
@@ -251,7 +261,10 @@ def test_each_mount_is_told_of_a_property_whatever_keeps_another_from_it(
 
     monkeypatch.setattr(Store, "mounted", mounted)
     monkeypatch.setattr(Catalog, "holder", lambda *_: holder)
-    hint = "hint: it is changed all the same; a mount that did not hear of it has it once it is mounted again\n"
+    hint = (
+        "hint: it is changed all the same; the same command once more tells a mount that has not heard of it; "
+        "tzfs status shows which do not answer\n"
+    )
     both = three.refused("set", "snapdir=visible", "/", code=74)
     assert both == "tzfs: a: its lock is not a file; b: the mount answers nobody\n" + hint
     assert told == ["c"]
@@ -291,11 +304,60 @@ def test_a_mount_that_is_not_told_keeps_nothing_else_from_being_changed(
     assert sources == [changed] * 2 * len(properties)
 
 
-@pytest.mark.parametrize("line", [["inherit", "retention", "a", "gone"], ["policy", "inherit", "a", "gone"]])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["inherit", "u:x", "a", "gone"],
+        ["inherit", "u:x", "gone", "a@s"],
+        ["inherit", "u:x", "a@s", "gone"],
+        ["policy", "inherit", "a", "gone"],
+    ],
+)
 def test_nothing_is_inherited_where_one_of_several_is_not_there(three: CommandLine, line: list[str]) -> None:
     three.ok("policy", "set", "a", "24x1h")
+    three.ok("set", "u:x=1", "a", "a@s")
+    assert three(*line).err.startswith("tzfs: cannot clear a property of gone: there is no such filesystem\n")
     assert three(*line).code == exit_code_of(NotFound(""))
-    assert three.ok("get", "-H", "-o", "source", "retention", "a") == "local\n"
+    assert three.ok("get", "-H", "-o", "value", "retention", "a") == "24x1h\n"
+    assert three.ok("get", "-H", "-o", "value", "u:x", "a", "a@s") == "1\n1\n"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_changed_before_another_cannot_be_is_told_to_the_mounts(
+    three: CommandLine, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """The properties of one are too long together, which is seen when the last of them is set."""
+    told: list[str] = []
+
+    def mounted(self: Store, info: FilesystemInfo, **how: object) -> None:
+        told.append(str(info.name))
+        if kept:
+            raise StoreError("the mount answers nobody")
+
+    long = "x" * properties.USER_VALUE_BYTES_MAX
+    three.ok("set", *(f"u:{number}={long}" for number in range(30)), "b")
+    monkeypatch.setattr(Store, "mounted", mounted)
+    answer = three("set", "snapdir=visible", f"u:30={long}", f"u:31={long}", "a", "b", "a", "c")
+    first, *rest = answer.err.splitlines()
+    reason, *untold = first.split("; at most 256000 are allowed")
+    assert re.fullmatch(r"tzfs: the properties of b would take \d+ bytes", reason)
+    assert untold == ["; a: the mount answers nobody; b: the mount answers nobody" if kept else ""]
+    assert not any("changed all the same" in line for line in rest)
+    assert answer.code == exit_code_of(LimitReached(""))
+    assert told == ["a", "b"], "once each, and not the one that was not reached"
+    monkeypatch.undo()
+    assert three.ok("get", "-H", "-o", "value", "snapdir", "a", "b", "c") == "visible\nvisible\nhidden\n"
+
+
+def test_all_are_changed_before_the_first_mount_is_told(three: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def mounted(self: Store, info: FilesystemInfo, **how: object) -> None:
+        seen.append([self.properties(name, settle=False)["snapdir"].exact or "" for name in ("a", "b", "c")])
+
+    monkeypatch.setattr(Store, "mounted", mounted)
+    three.ok("set", "snapdir=visible", "a", "b", "a", "/")
+    assert seen == [["visible"] * 3] * 3, "each of the three is told once"
 
 
 @pytest.mark.parametrize(
@@ -352,6 +414,9 @@ def test_a_name_that_is_a_word_of_the_reason_is_told_all_the_same() -> None:
         ("a", "a process has its tables open", "a: a process has its tables open"),
         ("the", "cannot look into the mount: gone", "the: cannot look into the mount: gone"),
         ("a", "a: damaged", "a: damaged"),
+        ("b", "filesystem b is in use by pid 5", "filesystem b is in use by pid 5"),
+        ("b", "filesystem bc is in use by pid 5", "b: filesystem bc is in use by pid 5"),
+        ("b", "filesystem b/c is in use by pid 5", "b: filesystem b/c is in use by pid 5"),
     ):
         assert text_about(name, StoreError(text)) == told
 

@@ -343,7 +343,7 @@ def test_a_filesystem_that_is_set_readonly_refuses_changes_and_can_be_snapshotte
         with store.open_readonly("ws") as tree:
             assert tree.read_bytes("file") == b"content"
         store.snapshot("ws@t")
-        store.inherit_property("ws", "readonly")
+        store.set_properties(["ws"], {"readonly": None})
         store.open("ws").close()
 
 
@@ -357,6 +357,7 @@ def test_readonly_of_a_mounted_filesystem_stays_as_it_is_and_the_refusal_names_t
     assert mounted.tzfs("get", "-H", "-o", "value,source", "readonly", "ws").split() == ["off", "default"]
     with pytest.raises(Busy):
         mounted.call("property.set", name="readonly", value="on")
+    mounted.tzfs("inherit", "readonly", "ws")  # there is none to take away
     mounted.tzfs("set", "readonly=off", "ws")  # as it is
     mounted.tzfs("set", "readonly=on", "/")  # does not concern one that has its own
     with pytest.raises(Busy):

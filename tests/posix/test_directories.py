@@ -140,7 +140,7 @@ def test_rm_rf_of_5000_files_in_nested_directories(root: Path) -> None:
     assert os.listdir(root) == []
 
 
-@pytest.mark.modes("disk", "tzfs", "writeback-xattr", "noanswers", "stock-loop")  # what else differs is not listed
+@pytest.mark.modes("disk", "tzfs", "writeback-xattr", "noanswers", "stock-loop")  # no other mode lists differently
 def test_directory_of_20000_entries(root: Path) -> None:
     directory = root / "large"
     directory.mkdir()

@@ -144,6 +144,9 @@ def inherit_command(ctx: click.Context, name: str, targets: tuple[str, ...]) -> 
 
 def _change(store: Store, targets: Sequence[str], values: Mapping[str, str | None]) -> None:
     snapshots = [target for target in targets if "@" in target]
+    others = [target for target in targets if target not in snapshots]
     if snapshots:
+        if others:
+            store.check_changes(others, values)  # before a snapshot is changed
         marking.label(store, snapshots, values)
-    store.set_properties([target for target in targets if target not in snapshots], values)
+    store.set_properties(others, values)
