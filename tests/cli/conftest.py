@@ -25,6 +25,15 @@ def tzfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
 
 
 @pytest.fixture
+def three(tzfs: CommandLine) -> CommandLine:
+    """`a`, `b` and `c`, each with a snapshot s."""
+    for name in "abc":
+        tzfs.ok("create", name)
+        tzfs.ok("snapshot", f"{name}@s")
+    return tzfs
+
+
+@pytest.fixture
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A store with the filesystem `ws`, not mounted; whatever the test has mounted goes at the end."""
     made = Workspace(tmp_path_factory.mktemp("workspace"))
