@@ -348,6 +348,9 @@ class Store(Access):
                 reached.append(where)
                 for name, text in changes.items():
                     self.change_property(where, name, text, settle=False)
+                if isinstance(where, FilesystemName):
+                    with suppress(NotFound):  # whose name it was when it was changed; it may have lost it again
+                        known[where] = self.catalog.get(where)
         except TzfsError as error:
             failures.append(error)  # the mounts hear of what is changed already
         untold = self._tell_mounts(reached, known)

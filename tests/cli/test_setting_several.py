@@ -10,7 +10,7 @@ from tests.cli.command_line import CommandLine
 from tzfs import properties
 from tzfs.catalog import Catalog, FilesystemInfo
 from tzfs.errors import Busy, LimitReached, NotFound, StoreError, TzfsError, exit_code_of
-from tzfs.management import Store
+from tzfs.management import Store, open_store
 
 
 @pytest.mark.parametrize("refusal", [StoreError, Busy])
@@ -141,3 +141,30 @@ def test_all_are_changed_before_the_first_mount_is_told(three: CommandLine, monk
     monkeypatch.setattr(Store, "mounted", mounted)
     three.ok("set", "snapdir=visible", "a", "b", "a", "/")
     assert seen == [["visible"] * 3] * 3, "each of the three is told once"
+
+
+@pytest.mark.parametrize("of", ["c", None])
+def test_the_mount_of_what_has_the_name_when_it_is_changed_is_told(
+    three: CommandLine, monkeypatch: pytest.MonkeyPatch, of: str | None
+) -> None:
+    """The name goes to another filesystem after it was looked at, or is gone once it was changed."""
+    told: list[str] = []
+    with open_store(three.store) as store:
+        guids = {store.get(name).guid: name for name in "abc"}
+    change = Store.change_property
+
+    def changing(self: Store, target: str, name: str, text: str, *, settle: bool) -> None:
+        if str(target) == "b" and of is not None:
+            self.rename("b", "d")
+            self.rename(of, "b")
+        change(self, target, name, text, settle=settle)
+        if str(target) == "b" and of is None:
+            self.rename("b", "d")
+
+    def mounted(self: Store, info: FilesystemInfo, **how: object) -> None:
+        told.append(guids[info.guid])
+
+    monkeypatch.setattr(Store, "change_property", changing)
+    monkeypatch.setattr(Store, "mounted", mounted)
+    three.ok("set", "snapdir=visible", "a", "b")
+    assert told == ["a", of or "b"]
